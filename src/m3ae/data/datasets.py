@@ -1,0 +1,268 @@
+"""Samples of prepared corpora, and their assembly into batches for the model.
+
+Letters: `B` pairs, `L` text tokens, `N` patches, `M` scored tokens (padded). Every random choice
+comes from a generator keyed by seed and place, so a batch is a function of both and nothing else.
+"""
+
+import logging
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from m3ae.config import Config, ModelConfig
+from m3ae.data.sampler import GROUP, SAMPLE, SUBSET, Order, Plan, keyed
+from m3ae.data.shards import Shards
+from m3ae.data.texts import assemble, encode, mask_tokens, max_scored, mlm_scored, ordinary_ids
+from m3ae.data.texts import special_ids as find_special_ids
+from m3ae.pretraining.masking import draw_in_batch_negatives, draw_matches, draw_patch_order
+from m3ae.pretraining.objectives import scored_positions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Sample:
+    """One text with its image: image uint8 (C, H, W), ids and words int64 (L,)."""
+
+    index: int
+    key: str
+    corpus: int
+    image_id: int
+    image: np.ndarray
+    ids: np.ndarray
+    words: np.ndarray
+
+
+class Pairs:
+    """Several prepared folders as one list of image-text pairs.
+
+    Raises ValueError or FileNotFoundError naming the folder that is wrong.
+    """
+
+    def __init__(
+        self, folders: Sequence[str], tokenizer: Any, text_length: int, image_px: int
+    ) -> None:
+        self.corpora = [Shards(folder, tokenizer) for folder in folders]
+        self.tokenizer, self.text_length, self.image_px = tokenizer, text_length, image_px
+        self.special = find_special_ids(tokenizer)
+        self.sizes = [len(corpus) for corpus in self.corpora]
+        self.starts = np.cumsum([0, *self.sizes])
+        self.image_starts = np.cumsum([0, *(corpus.num_images for corpus in self.corpora)])
+        for corpus in self.corpora:
+            if not corpus.manifest["tokenizer"]:
+                log.info("%s holds no tokens: tokenising while reading", corpus.folder)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def find(self, index: int) -> tuple[int, int]:
+        """Corpus and row in it of a sample."""
+        corpus = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return corpus, int(index - self.starts[corpus])
+
+    def text(self, index: int) -> str:
+        """The text as it was written."""
+        corpus, row = self.find(index)
+        return self.corpora[corpus].text(row)
+
+    def image(self, image_id: int) -> np.ndarray:
+        """Image by its number through all corpora, uint8 (C, H, W)."""
+        corpus = int(np.searchsorted(self.image_starts, image_id, side="right")) - 1
+        return self.corpora[corpus].image(image_id - self.image_starts[corpus], self.image_px)
+
+    def __getitem__(self, index: int) -> Sample:
+        corpus, row = self.find(index)
+        shards = self.corpora[corpus]
+        tokens = shards.tokens(row)
+        if tokens is None:
+            ids, words = encode(self.tokenizer, [shards.text(row)])[0]
+            tokens = np.array(ids, dtype=np.int64), np.array(words, dtype=np.int64)
+        ids, words = assemble(*tokens, self.text_length, self.special)
+        image_row = int(shards.image_of_text[row])
+        image = shards.image(image_row, self.image_px)
+        image_id = image_row + int(self.image_starts[corpus])
+        return Sample(index, shards.text_key(row), corpus, image_id, image, ids, words)
+
+
+class Assembler:
+    """Samples -> a batch with masks, patch orders and ITM pairs drawn ."""
+
+    def __init__(self, model: ModelConfig, pairs: Pairs) -> None:
+        self.model, self.pairs = model, pairs
+        self.patches = (model.image_encoder.image_px // model.image_encoder.patch_px) ** 2
+        self.ordinary = ordinary_ids(pairs.tokenizer)
+        self.most_scored = max_scored(pairs.text_length, model.mlm.ratio, model.mlm.sampling)
+
+    def __call__(
+        self,
+        samples: list[Sample],
+        sample_rngs: list[np.random.Generator],
+        group_rngs: list[np.random.Generator],
+    ) -> dict[str, Tensor]:
+        """One generator a sample, one an ITM group of consecutive samples."""
+        batch = {
+            "index": torch.tensor([sample.index for sample in samples]),
+            "image": stack_images([sample.image for sample in samples]),
+            "text_ids": torch.from_numpy(np.stack([sample.ids for sample in samples])),
+        }
+        batch["text_keep"] = torch.from_numpy(
+            np.stack([text_keep(sample.words) for sample in samples])
+        )
+        if self.model.mlm.weight:
+            self._mask_texts(batch, samples, sample_rngs)
+        if self.model.mim.weight:
+            orders = [draw_patch_order(self.patches, rng) for rng in sample_rngs]
+            batch["patch_order"] = torch.from_numpy(np.stack(orders))
+        if self.model.itm.weight:
+            self._draw_matches(batch, samples, group_rngs)
+        return trim(batch)
+
+    def _mask_texts(
+        self, batch: dict, samples: list[Sample], rngs: list[np.random.Generator]
+    ) -> None:
+        config, mask = self.model.mlm, self.pairs.special["mask"]
+        rows = []
+        for sample, rng in zip(samples, rngs, strict=True):
+            scored = mlm_scored(sample.words, config.ratio, config.sampling, rng)
+            rows.append(mask_tokens(sample.ids, scored, mask, self.ordinary, rng))
+        masked, labels = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*rows, strict=True))
+        batch["mlm_ids"], batch["mlm_labels"] = masked, labels
+        # Padded to one length here, so that a step on a GPU need not wait to learn the length.
+        positions, targets = scored_positions(labels, self.most_scored)
+        batch["mlm_positions"], batch["mlm_targets"] = positions, targets
+
+    def _draw_matches(
+        self, batch: dict, samples: list[Sample], rngs: list[np.random.Generator]
+    ) -> None:
+        group, matches, shown = self.model.itm.group, [], []
+        for number, rng in enumerate(rngs):
+            first = number * group
+            members = samples[first : first + group]
+            images = np.array([sample.image_id for sample in members])
+            corpora = np.array([sample.corpus for sample in members])
+            if self.model.itm.negatives == "in_batch":
+                match, rows = draw_in_batch_negatives(images, corpora, rng)
+                shown.append(rows + first)
+            else:
+                match = draw_matches(len(members), rng)
+                starts = self.pairs.image_starts
+                shown.append(rng.integers(starts[corpora], starts[corpora + 1]))
+            matches.append(match)
+        match, shown = np.concatenate(matches), np.concatenate(shown)
+        batch["itm_match"] = torch.from_numpy(match)
+        if self.model.itm.negatives == "in_batch":
+            batch["itm_image"] = torch.from_numpy(shown)
+        else:
+            # Uniform over the corpus, so possibly the same image: the reference's draw.
+            images = [
+                sample.image if own else self.pairs.image(int(image))
+                for sample, own, image in zip(samples, match, shown, strict=True)
+            ]
+            batch["negative_image"] = stack_images(images)
+            batch["itm_negative_rows"] = torch.from_numpy(np.flatnonzero(~match))
+
+
+def trim(batch: dict[str, Tensor], multiple: int = 8) -> dict[str, Tensor]:
+    """Cut the padding that all texts of a batch share: columns up to the longest, rounded up.
+
+    Padding is no key of any attention, so no loss changes; masks were drawn before.
+    """
+    longest = int(batch["text_keep"].sum(dim=1).max())
+    length = min(-(-longest // multiple) * multiple, batch["text_keep"].shape[1])
+    columns = ("text_ids", "text_keep", "mlm_ids", "mlm_labels")
+    return batch | {key: batch[key][:, :length] for key in columns if key in batch}
+
+
+def text_keep(words: np.ndarray) -> np.ndarray:
+    """Which of the tokens (L,) are real: words and the two special ones around them, bool (L,)."""
+    real = int((words >= 0).sum()) + 2
+    return np.arange(len(words)) < real
+
+
+def stack_images(images: list[np.ndarray]) -> Tensor:
+    """Images (C, H, W) -> (B, C, H, W), C = 1 where all are grey, else 3."""
+    channels = max(image.shape[0] for image in images)
+    full = [np.broadcast_to(image, (channels, *image.shape[1:])) for image in images]
+    return torch.from_numpy(np.stack(full))
+
+
+class TrainBatches(Dataset):
+    """Item i = the i-th micro-batch of one process, counted from step 0."""
+
+    def __init__(
+        self, pairs: Pairs, order: Order, plan: Plan, model: ModelConfig, seed: int, rank: int
+    ) -> None:
+        self.pairs, self.order, self.plan = pairs, order, plan
+        self.seed, self.rank, self.group = seed, rank, model.itm.group
+        self.assemble = Assembler(model, pairs)
+
+    def __len__(self) -> int:
+        return self.plan.steps * self.plan.accumulation
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        step, micro = divmod(item, self.plan.accumulation)
+        positions = self.plan.positions(step, self.rank, micro)
+        samples = [self.pairs[self.order[position]] for position in positions]
+        # A position is counted through all epochs, so it says the epoch too.
+        rngs = [keyed(self.seed, SAMPLE, position) for position in positions]
+        groups = range(positions.start // self.group, -(-positions.stop // self.group))
+        return self.assemble(samples, rngs, [keyed(self.seed, GROUP, group) for group in groups])
+
+
+class EvalBatches(Dataset):
+    """Held-out pairs with fixed masks and pairings: batch i of `batches`, the same every time.
+
+    `samples` 0 takes all pairs, else a fixed random subset. `draw` numbers the mask draw. A
+    sample's masks follow from (seed, its key, draw), so they do not depend on its neighbours.
+    """
+
+    def __init__(
+        self, pairs: Pairs, model: ModelConfig, seed: int, samples: int, batch: int, draw: int = 0
+    ) -> None:
+        self.pairs, self.seed, self.draw, self.group = pairs, seed, draw, model.itm.group
+        indices = keyed(seed, SUBSET).permutation(len(pairs))
+        self.indices = indices[: samples or len(pairs)]
+        self.batch = batch
+        self.assemble = Assembler(model, pairs)
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        if item >= len(self):
+            raise IndexError(item)
+        chosen = self.indices[item * self.batch : (item + 1) * self.batch]
+        samples = [self.pairs[int(index)] for index in chosen]
+        ids = [zlib.crc32(sample.key.encode()) for sample in samples]
+        rngs = [keyed(self.seed, SAMPLE, number, self.draw) for number in ids]
+        groups = [keyed(self.seed, GROUP, number, self.draw) for number in ids[:: self.group]]
+        return self.assemble(samples, rngs, groups)
+
+
+def train_loader(
+    config: Config, pairs: Pairs, plan: Plan, rank: int, start_step: int, device: torch.device
+) -> DataLoader:
+    """Micro-batches of process `rank` from `start_step` to the end, in order."""
+    order = Order(pairs.sizes, config.data.train_weights, config.seed)
+    dataset = TrainBatches(pairs, order, plan, config.model, config.seed, rank)
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(start_step * plan.accumulation, len(dataset)),
+        num_workers=config.data.workers,
+        prefetch_factor=4 if config.data.workers else None,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator().manual_seed(config.seed),  # leaves the global one alone
+    )
+
+
+def eval_batches(dataset: EvalBatches, rank: int, processes: int) -> Iterator[dict[str, Tensor]]:
+    """The batches of process `rank`: every `processes`-th."""
+    for item in range(rank, len(dataset), processes):
+        yield dataset[item]

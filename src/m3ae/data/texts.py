@@ -1,0 +1,162 @@
+"""Texts: tokenisers, and which tokens are masked for masked language modelling.
+
+Letters: `L` text tokens, special tokens and padding included.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from m3ae.pretraining.masking import NOT_SCORED
+
+SAMPLINGS = ("exact", "whole_word", "reference")
+
+# Fixed strings that any difference in vocabulary, case folding or merging shows up in.
+_PROBES = ("Axial CT of the chest: 5.6 cm mass.", "T2-weighted MRI, naïve FLAIR; x-ray", "PHANTOM  a")
+
+
+def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
+    """Tokeniser of a hub id or a local folder; raises ValueError when it is no fast tokeniser."""
+    tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder), use_fast=True)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"{name_or_folder}: only fast tokenisers give word ids; convert it first")
+    for role in ("cls_token", "sep_token", "mask_token", "pad_token"):
+        if getattr(tokenizer, role) is None:
+            raise ValueError(f"{name_or_folder}: the tokeniser has no {role}")
+    return tokenizer
+
+
+def train_wordpiece(texts: Iterable[str], size: int, folder: Path) -> PreTrainedTokenizerFast:
+    """Train a lower-casing WordPiece of at most `size` entries on `texts`, save it in `folder`."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=special, show_progress=False
+    )
+    core.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]", mask_token="[MASK]",
+    )  # fmt: skip
+    tokenizer.save_pretrained(str(folder))
+    return tokenizer
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Sixteen hex digits that change with the vocabulary, special ids or splitting rules."""
+    facts = {
+        "vocab": sorted(tokenizer.get_vocab().items()),
+        "special": special_ids(tokenizer),
+        "probes": [ids for ids, _ in encode(tokenizer, list(_PROBES))],
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Ids of the four special tokens a model input needs."""
+    return {
+        "cls": tokenizer.cls_token_id,
+        "sep": tokenizer.sep_token_id,
+        "mask": tokenizer.mask_token_id,
+        "pad": tokenizer.pad_token_id,
+    }
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str]
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids and the word index of each token, without special tokens and without truncation."""
+    if not texts:
+        return []
+    # verbose=False: lengths beyond the model's limit are cut by `assemble`, not an accident here.
+    out = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)
+    return [
+        (ids, [int(word) for word in out.word_ids(row)]) for row, ids in enumerate(out["input_ids"])
+    ]
+
+
+def assemble(
+    ids: np.ndarray, words: np.ndarray, length: int, special: dict[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add the special tokens, cut and pad to `length`.
+
+    Returns token ids (L,) int64 and word indices (L,) int64: -1 at special tokens and padding.
+    """
+    kept = min(len(ids), length - 2)
+    out_ids = np.full(length, special["pad"], dtype=np.int64)
+    out_words = np.full(length, -1, dtype=np.int64)
+    out_ids[0], out_ids[kept + 1] = special["cls"], special["sep"]
+    out_ids[1 : kept + 1] = ids[:kept]
+    out_words[1 : kept + 1] = words[:kept]
+    return out_ids, out_words
+
+
+def mlm_scored(
+    words: np.ndarray, ratio: float, sampling: str, rng: np.random.Generator
+) -> np.ndarray:
+    """Which tokens are scored: bool (L,), from the word indices (L,) of `assemble`.
+
+    exact: max(1, round(ratio x real tokens)) real tokens, uniformly. whole_word: whole words in
+    random order until that many tokens are reached. reference: max(1, round(ratio x L)) positions
+    over the padded length, specials and padding then cancelled, so a short text may get none
+    (the published sampling, a flaw kept for comparison).
+    """
+    length, real = len(words), np.flatnonzero(words >= 0)
+    scored = np.zeros(length, dtype=bool)
+    if sampling == "reference":
+        drawn = rng.permutation(length)[: max(1, round(ratio * length))]
+        scored[drawn] = True
+        scored &= words >= 0
+    elif sampling == "exact":
+        count = min(len(real), max(1, round(ratio * len(real))))
+        scored[rng.permutation(real)[:count]] = True
+    elif sampling == "whole_word":
+        budget = max(1, round(ratio * len(real)))
+        for word in rng.permutation(np.unique(words[real])):
+            if scored.sum() >= budget:
+                break
+            scored |= words == word
+    else:
+        raise ValueError(f"mlm.sampling: {sampling!r} is not one of {', '.join(SAMPLINGS)}")
+    return scored
+
+
+def mask_tokens(
+    ids: np.ndarray,
+    scored: np.ndarray,
+    mask_id: int,
+    ordinary_ids: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """BERT's 80/10/10: of the scored tokens 80 % become the mask, 10 % another word, 10 % stay.
+
+    ids (L,), scored bool (L,), ordinary_ids (V',) = the vocabulary without special tokens.
+    Returns masked ids (L,) and labels (L,), -100 where not scored.
+    """
+    draw = rng.random(len(ids))
+    words = ordinary_ids[rng.integers(0, len(ordinary_ids), len(ids))]
+    masked = np.where(scored & (draw < 0.8), mask_id, ids)
+    masked = np.where(scored & (draw >= 0.8) & (draw < 0.9), words, masked)
+    return masked, np.where(scored, ids, NOT_SCORED)
+
+
+def max_scored(length: int, ratio: float, sampling: str) -> int | None:
+    """The most tokens `mlm_scored` can score in a text of `length`; None when words set it."""
+    if sampling == "whole_word":
+        return None
+    return max(1, round(ratio * (length if sampling == "reference" else length - 2)))
+
+
+def ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """Every id of the vocabulary that is no special token, int64 (V',)."""
+    special = set(tokenizer.all_special_ids)
+    ids = sorted(index for index in tokenizer.get_vocab().values() if index not in special)
+    return np.array(ids, dtype=np.int64)

@@ -1,0 +1,5 @@
+"""The model: two encoders, fusion, heads, and their assembly."""
+
+from m3ae.models.m3ae import M3AE, build_model
+
+__all__ = ["M3AE", "build_model"]

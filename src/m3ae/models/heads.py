@@ -1,0 +1,152 @@
+"""Reconstruction, matching and fine-tuning heads (paper sections 2.2, 2.3; reference, facts 3-6).
+
+Letters: `B` pairs, `L` text tokens, `N` patches, `K` kept patches, `D` fusion width, `V` words.
+Either modality can have either decoder: `mlp` (the paper's for text) or `transformer` (its for
+images); the paper's pair is the default, the other two are for ablations.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m3ae.models.layers import PreNormBlock, sincos_2d, take
+
+MLM_LAYER_NORM_EPS = 1e-12  # reference, model fact 6
+DECODER_LAYER_NORM_EPS = 1e-5
+
+
+def decoder_blocks(width: int, depth: int, heads: int) -> nn.ModuleList:
+    """CLIP's blocks, QuickGELU and no dropout (reference, model fact 1)."""
+    return nn.ModuleList(
+        PreNormBlock(width, heads, 4 * width, "quick_gelu", DECODER_LAYER_NORM_EPS)
+        for _ in range(depth)
+    )
+
+
+class MLMHead(nn.Module):
+    """Text features -> word logits: dense, GELU, LayerNorm, untied vocabulary projection."""
+
+    def __init__(
+        self, width: int, vocab_size: int, decoder: str, decoder_width: int, decoder_depth: int,
+        decoder_heads: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.has_context = decoder == "transformer"
+        if self.has_context:
+            self.embed = nn.Linear(width, decoder_width)
+            self.blocks = decoder_blocks(decoder_width, decoder_depth, decoder_heads)
+            width = decoder_width
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=MLM_LAYER_NORM_EPS)
+        self.vocabulary = nn.Linear(width, vocab_size)
+
+    def context(self, text: Tensor, keep: Tensor) -> Tensor:
+        """The transformer decoder's blocks over all tokens (B, L, D); nothing with `mlp`."""
+        if not self.has_context:
+            return text
+        text = self.embed(text)
+        for block in self.blocks:
+            text = block(text, keep)
+        return text
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Features at any positions (..., D), after `context` -> logits (..., V)."""
+        return self.vocabulary(self.norm(F.gelu(self.dense(text))))
+
+
+class MIMHead(nn.Module):
+    """Image features of the kept patches -> normalised pixels of the removed ones."""
+
+    def __init__(
+        self, width: int, grid: int, patch_px: int, decoder: str, decoder_width: int,
+        decoder_depth: int, decoder_heads: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        pixels = 3 * patch_px**2
+        self.mask_before_fusion = decoder == "mlp"
+        table_width = width if self.mask_before_fusion else decoder_width
+        self.mask_token = nn.Parameter(torch.empty(table_width))
+        # Fixed, and rebuilt for every image size: not part of a checkpoint.
+        self.register_buffer("positions", sincos_2d(table_width, grid), persistent=False)
+        if self.mask_before_fusion:
+            self.dense = nn.Linear(width, width)
+        else:
+            self.embed = nn.Linear(width, decoder_width)
+            self.blocks = decoder_blocks(decoder_width, decoder_depth, decoder_heads)
+            width = decoder_width
+        self.norm = nn.LayerNorm(width, eps=DECODER_LAYER_NORM_EPS)
+        self.pixels = nn.Linear(width, pixels)
+
+    def fill(self, image: Tensor, patch_order: Tensor) -> Tensor:
+        """Kept tokens (B, 1+K, W) -> all tokens in their places (B, 1+N, W), positions added.
+
+        patch_order int64 (B, N) begins with the kept patches, in the order of the tokens.
+        """
+        missing = patch_order.shape[1] - (image.shape[1] - 1)
+        mask = self.mask_token.to(image.dtype).expand(len(image), missing, -1)
+        patches = torch.cat([image[:, 1:], mask], dim=1)  # (B, N, W) in patch_order
+        patches = take(patches, patch_order.argsort(dim=1))
+        return torch.cat([image[:, :1], patches], dim=1) + self.positions
+
+    def join(self, image: Tensor, patch_order: Tensor) -> Tensor:
+        """Before fusion, with decoder `mlp`: mask tokens with positions appended (B, 1+N, D).
+
+        A per-token decoder could not see the kept patches, so the mask tokens travel through
+        fusion. Order: CLS, kept, removed.
+        """
+        removed = patch_order[:, image.shape[1] - 1 :]
+        tokens = self.mask_token + self.positions[1:][removed]  # (B, N-K, D)
+        return torch.cat([image, tokens.to(image.dtype)], dim=1)
+
+    def forward(self, image: Tensor, patch_order: Tensor, kept: int) -> Tensor:
+        """Image stream at layer k -> predicted pixels of the removed patches (B, N-K, pixels)."""
+        removed = patch_order[:, kept:]
+        if self.mask_before_fusion:
+            x = F.gelu(self.dense(image[:, 1 + kept :]))
+            return self.pixels(self.norm(x))
+        x = self.fill(self.embed(image), patch_order)
+        for block in self.blocks:
+            x = block(x)
+        return self.pixels(self.norm(take(x, 1 + removed)))  # row 0 is CLS
+
+
+class ITMHead(nn.Module):
+    """Both poolers -> 2 classes, 1 = the image and the text belong together."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.classes = nn.Linear(2 * width, 2)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, 2D) -> logits (B, 2)."""
+        return self.classes(pooled)
+
+
+class AnswerHead(nn.Sequential):
+    """Both poolers -> answers (VQA) or classes (classification): the paper's two-layer MLP.
+
+    Pooled features (B, 2D) -> logits (B, classes).
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__(
+            nn.Linear(2 * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(),
+            nn.Linear(2 * width, classes),
+        )  # fmt: skip
+
+
+class RetrievalHead(nn.Linear):
+    """Both poolers -> one score, the higher the better the image fits the text.
+
+    Pooled features (..., 2D) -> scores (..., 1).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(2 * width, 1)
+
+
+@torch.no_grad()
+def start_retrieval_head(head: RetrievalHead, itm_head: ITMHead) -> None:
+    """Copy the "match" row of the ITM head (reference, fact 14); the two share no memory."""
+    head.weight.copy_(itm_head.classes.weight[1:])
+    head.bias.copy_(itm_head.classes.bias[1:])

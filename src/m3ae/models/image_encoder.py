@@ -1,0 +1,85 @@
+"""Image encoder: CLIP's ViT or a plain ViT (paper section 2.1; reference, model facts 1, 2, 9).
+
+Letters: `B` images, `N` patches, `K` kept patches, `D` width.
+CLIP differs from a plain ViT in four places: no bias in the patch embedding, a LayerNorm before
+the blocks, QuickGELU, and an image normalisation of its own.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m3ae.models.layers import PreNormBlock, take
+
+# Mean and standard deviation of the pixels (0-1), red, green, blue.
+NORMALISATION = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "vit": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+class ImageEncoder(nn.Module):
+    """ViT on whole images or on kept patches; LayerNorm on all tokens, no projection.
+
+    `depth` counts the blocks that are built: the published model uses 11 of CLIP's 12.
+    """
+
+    def __init__(
+        self, kind: str, image_px: int, patch_px: int, width: int, depth: int, heads: int,
+        mlp_ratio: float, activation: str, layer_norm_eps: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if kind not in NORMALISATION:
+            raise ValueError(f"image encoder kind {kind!r} is not one of {sorted(NORMALISATION)}")
+        if image_px % patch_px:
+            raise ValueError(f"image_px {image_px} is not a multiple of patch_px {patch_px}")
+        self.kind, self.grid, self.patch_px = kind, image_px // patch_px, patch_px
+        self.patch_embedding = nn.Conv2d(3, width, patch_px, patch_px, bias=kind == "vit")
+        self.class_token = nn.Parameter(torch.empty(width))
+        self.position_embedding = nn.Parameter(torch.empty(1 + self.grid**2, width))
+        self.norm_pre = nn.LayerNorm(width, eps=layer_norm_eps) if kind == "clip" else nn.Identity()
+        hidden = int(width * mlp_ratio)
+        self.blocks = nn.ModuleList(
+            PreNormBlock(width, heads, hidden, activation, layer_norm_eps) for _ in range(depth)
+        )
+        self.norm_post = nn.LayerNorm(width, eps=layer_norm_eps)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> patch embeddings with positions (B, N, D)."""
+        patches = self.patch_embedding(image).flatten(2).transpose(1, 2)  # (B, N, D)
+        return patches + self.position_embedding[1:]
+
+    def encode(self, patches: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Embedded patches (B, N, D), kept int64 (B, K) or None -> (B, 1+K or 1+N, D), CLS first.
+
+        Kept patches stay in the order given (reference, model fact 2).
+        """
+        if kept is not None:
+            patches = take(patches, kept)
+        cls = (self.class_token + self.position_embedding[0]).expand(len(patches), 1, -1)
+        x = self.norm_pre(torch.cat([cls.to(patches.dtype), patches], dim=1))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm_post(x)
+
+    def forward(self, image: Tensor, kept: Tensor | None = None) -> Tensor:
+        """`embed`, then `encode`."""
+        return self.encode(self.embed(image), kept)
+
+
+def resize_positions(table: Tensor, grid: int) -> Tensor:
+    """Position embeddings (1+N, D) resized to a grid x grid image, CLS row kept -> (1+grid^2, D).
+
+    Bicubic, align_corners False, no antialiasing (reference, model fact 9). Raises ValueError if
+    the table is not one of a square image.
+    """
+    old = math.isqrt(len(table) - 1)
+    if 1 + old * old != len(table):
+        raise ValueError(f"position embedding of {len(table)} rows is not 1 + a square")
+    if old == grid:
+        return table
+    patches = table[1:].float().T.reshape(1, -1, old, old)  # (1, D, old, old)
+    patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([table[:1], patches[0].flatten(1).T.to(table.dtype)])

@@ -1,0 +1,174 @@
+"""Attention and the three kinds of Transformer block the model is made of.
+
+Letters: `B` rows, `Q` queries, `S` keys, `D` width, `H` heads.
+`keep` is bool (B, S): True = a real token, False = padding, never attended to.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """CLIP's approximation of GELU, x sigmoid(1.702 x)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+
+
+def attention_with_maps(
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Slow twin of `scaled_dot_product_attention` that also returns the maps.
+
+    q (B, H, Q, d), k and v (B, H, S, d) -> values (B, H, Q, d), maps (B, H, Q, S), rows sum to 1.
+    """
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    if keep is not None:
+        scores = scores.masked_fill(~keep[:, None, None, :], float("-inf"))
+    maps = scores.softmax(dim=-1)
+    return maps @ v, maps
+
+
+class Attention(nn.Module):
+    """Multi-head attention, self (`source` = the input) or cross (`source` = the other stream)."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, S, d)
+
+    def forward(
+        self, x: Tensor, source: Tensor, keep: Tensor | None = None, maps: list | None = None
+    ) -> Tensor:
+        """x (B, Q, D) attends to source (B, S, D) -> (B, Q, D).
+
+        With a list in `maps`, the attention maps (B, H, Q, S) are appended to it and the slow
+        twin runs (no dropout: for pictures and parity only).
+        """
+        q, k, v = (
+            self._split(self.query(x)),
+            self._split(self.key(source)),
+            self._split(self.value(source)),
+        )
+        if maps is not None:
+            mixed, attention = attention_with_maps(q, k, v, keep)
+            maps.append(attention)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                q, k, v,
+                attn_mask=None if keep is None else keep[:, None, None, :],
+                dropout_p=self.dropout if self.training else 0.0,
+            )  # fmt: skip
+        return self.out(mixed.transpose(1, 2).flatten(2))  # (B, Q, D)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.down(self.activation(self.up(x)))
+
+
+class PreNormBlock(nn.Module):
+    """The block of ViT and CLIP: x + attention(norm(x)), x + feed_forward(norm(x)). No dropout."""
+
+    def __init__(
+        self, width: int, heads: int, hidden: int, activation: str, layer_norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.attention = Attention(width, heads)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.feed_forward = FeedForward(width, hidden, activation)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        normed = self.attention_norm(x)
+        x = x + self.attention(normed, normed, keep)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class PostNormBlock(nn.Module):
+    """The block of BERT and RoBERTa: norm(x + attention(x)), norm(x + feed_forward(x)).
+
+    With `cross=True` it is one stream of a fusion layer: norm(x + cross_attention(x, other))
+    stands between the two (paper section 2.1).
+    """
+
+    def __init__(
+        self, width: int, heads: int, hidden: int, layer_norm_eps: float,
+        dropout: float, attention_dropout: float, cross: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.attention = Attention(width, heads, attention_dropout)
+        self.attention_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        if cross:
+            self.cross_attention = Attention(width, heads, attention_dropout)
+            self.cross_attention_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.feed_forward = FeedForward(width, hidden, "gelu")
+        self.feed_forward_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        keep: Tensor | None = None,
+        other: Tensor | None = None,
+        other_keep: Tensor | None = None,
+        read: Tensor | None = None,
+        maps: list | None = None,
+    ) -> Tensor:
+        """x (B, S, D), the other stream (B, S', D) if `cross` -> (B, S, D).
+
+        `read` int64 (B, Q) names the positions whose output is wanted: only those are computed
+        as queries, -> (B, Q, D). `maps` collects the cross-attention maps (B, H, Q, S').
+        """
+        queries = x if read is None else take(x, read)
+        x = self.attention_norm(queries + self.dropout(self.attention(queries, x, keep)))
+        if other is not None:
+            crossed = self.cross_attention(x, other, other_keep, maps)
+            x = self.cross_attention_norm(x + self.dropout(crossed))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """x (B, S, D) at positions `rows` int64 (B, Q) -> (B, Q, D)."""
+    return x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[-1]))
+
+
+def sincos_2d(width: int, grid: int) -> Tensor:
+    """Fixed 2-D sine-cosine position table (1 + grid^2, width); row 0, of the CLS token, is zero.
+
+    The first half of the channels encodes the column (x), the second the row (y); each half is
+    sines, then cosines (reference, model fact 3). Raises ValueError if width is no multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"a 2-D sine-cosine table needs a width divisible by 4, not {width}")
+    omega = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    halves = []
+    for axis in (x, y):
+        angle = axis.flatten().double()[:, None] * omega[None]  # (N, width / 4)
+        halves.append(torch.cat([angle.sin(), angle.cos()], dim=1))
+    table = torch.cat(halves, dim=1)
+    return torch.cat([torch.zeros(1, width), table.float()])

@@ -1,0 +1,344 @@
+"""M3AE: two encoders, a fusion module, three heads, and one step of pre-training (paper fig. 1).
+
+Letters: `B` pairs, `N` patches, `K` kept patches, `L` text tokens, `D` fusion width.
+Differences from the reference, all of them: MLM, MIM and ITM share what is equal (`share: true`),
+so with dropout on MIM and ITM see one draw of the text encoder's dropout where the reference draws
+one a pass; the losses without dropout are equal (tests/models/test_share.py).
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from m3ae.config import Config, ModelConfig
+from m3ae.models.fusion import Fusion
+from m3ae.models.heads import ITMHead, MIMHead, MLMHead
+from m3ae.models.image_encoder import NORMALISATION, ImageEncoder
+from m3ae.models.layers import PostNormBlock, PreNormBlock, take
+from m3ae.models.text_encoder import TextEncoder
+from m3ae.pretraining.masking import NOT_SCORED, kept_patches
+from m3ae.pretraining.objectives import (
+    OBJECTIVES,
+    Outputs,
+    mim_target,
+    reduce_losses,
+    sample_sums,
+    scored_positions,
+)
+
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class Pair:
+    """Features of a pair: text (B, L, D), image (B, 1+N, D), pooled (B, 2D) text then image."""
+
+    text: Tensor
+    image: Tensor
+    pooled: Tensor
+
+
+class M3AE(nn.Module):
+    """The published model; `model(batch)` is a pre-training step's forward pass."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        image, text, fusion = config.image_encoder, config.text_encoder, config.fusion
+        # ---- encoders
+        self.image_encoder = ImageEncoder(
+            image.kind, image.image_px, image.patch_px, image.width, image.depth, image.heads,
+            image.mlp_ratio, image.activation, image.layer_norm_eps,
+        )  # fmt: skip
+        self.text_encoder = TextEncoder(
+            text.kind, text.vocab_size, text.type_vocab_size, text.width, text.depth, text.heads,
+            text.mlp_width, text.max_positions, text.layer_norm_eps, text.dropout,
+            text.attention_dropout, text.pad_id,
+        )  # fmt: skip
+        # ---- fusion
+        self.fusion = Fusion(
+            text.width, image.width, fusion.width, fusion.depth, fusion.heads, fusion.mlp_ratio,
+            fusion.dropout, fusion.attention_dropout, fusion.layer_norm_eps,
+        )  # fmt: skip
+        # ---- heads, only those that a loss uses
+        mlm, mim = config.mlm, config.mim
+        self.weights = {name: getattr(config, name).weight for name in OBJECTIVES}
+        self.weights = {name: weight for name, weight in self.weights.items() if weight}
+        self.mlm_layer = fusion.depth if mlm.layer == -1 else mlm.layer
+        self.mim_layer = fusion.depth if mim.layer == -1 else mim.layer
+        if mlm.weight:
+            self.mlm_head = MLMHead(
+                fusion.width, text.vocab_size, mlm.decoder, mlm.decoder_width, mlm.decoder_depth,
+                mlm.decoder_heads,
+            )  # fmt: skip
+        if mim.weight:
+            self.mim_head = MIMHead(
+                fusion.width, self.image_encoder.grid, image.patch_px, mim.decoder,
+                mim.decoder_width, mim.decoder_depth, mim.decoder_heads,
+            )  # fmt: skip
+        if config.itm.weight:
+            self.itm_head = ITMHead(fusion.width)
+        mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in NORMALISATION[image.kind])
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
+        initialise(self)
+
+    # ------------------------------------------------------------------------------ inputs
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """uint8 (B, 1 or 3, H, W) -> normalised float32 (B, 3, H, W); floats pass unchanged."""
+        if image.is_floating_point():
+            return image
+        return (image.float() / 255 - self.pixel_mean) / self.pixel_std  # 1 channel broadcasts to 3
+
+    def kept(self, batch: Batch) -> Tensor:
+        """The kept patches (B, K) of MIM."""
+        order = batch["patch_order"]
+        return order[:, : kept_patches(order.shape[1], self.config.mim.ratio)]
+
+    # ------------------------------------------------------------------------------ features
+
+    def encode_pair(
+        self, image: Tensor, text_ids: Tensor, text_keep: Tensor, maps: list | None = None
+    ) -> Pair:
+        """Whole image and text through encoders, all fusion layers and poolers.
+
+        image as in a batch, text_ids int64 (B, L), text_keep bool (B, L). `maps` collects the
+        cross-attention maps of every layer (see `Fusion.run`).
+        """
+        image = self.fusion.enter_image(self.image_encoder(self.normalise(image)))
+        text = self.fusion.enter_text(self.text_encoder(text_ids, text_keep))
+        text, image = self.fusion.run(text, image, text_keep, 0, self.fusion.depth, maps)[-1]
+        return Pair(text, image, self.fusion.pool(text, image))
+
+    # ------------------------------------------------------------------------------ a step
+
+    def forward(
+        self, batch: Batch, totals: dict[str, Tensor] | None = None, per_sample: bool = False
+    ) -> dict[str, Tensor]:
+        """Losses, counts and correct counts of the active objectives; `loss` = weighted sum.
+
+        `totals` (from `counts`, summed over micro-batches and processes) replaces this batch's
+        own denominators. `per_sample` gives (B,) sums instead of scalars, without `loss`.
+        """
+        sums = sample_sums(self.outputs(batch))
+        return sums if per_sample else reduce_losses(sums, self.weights, totals)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Denominators of the active losses, from the batch alone: int64 scalars."""
+        size = torch.tensor(len(batch["text_ids"]), device=batch["text_ids"].device)
+        counts = {}
+        if "mlm" in self.weights:
+            counts["mlm"] = batch["mlm_labels"].ne(NOT_SCORED).sum()
+        if "mim" in self.weights:
+            patches = batch["patch_order"].shape[1]
+            counts["mim"] = size * (patches - kept_patches(patches, self.config.mim.ratio))
+        if "itm" in self.weights:
+            counts["itm"] = size
+        return counts
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """What the heads of the active objectives predict for a batch, with their targets."""
+        out = self._outputs_shared(batch) if self.config.share else self._outputs_plain(batch)
+        if "mim" in self.weights:
+            out.mim_targets = mim_target(
+                self.normalise(batch["image"]), batch["patch_order"], self.kept(batch).shape[1],
+                self.image_encoder.patch_px, self.config.mim.normalise_target,
+            )  # fmt: skip
+        if "itm" in self.weights:
+            out.itm_targets = batch["itm_match"]
+        return out
+
+    def _outputs_shared(self, batch: Batch) -> Outputs:
+        """Everything that two passes have in common is computed once."""
+        has = self.weights.__contains__
+        out, keep = Outputs(), batch["text_keep"]
+        # Images: patches embedded once, whole images encoded once, kept patches once.
+        patches = self.image_encoder.embed(self.normalise(batch["image"]))
+        whole = None
+        if has("mlm") or has("itm"):
+            whole = self.fusion.enter_image(self.image_encoder.encode(patches))
+        # Texts: masked ones for MLM, unmasked ones for MIM and ITM, in one call.
+        ids = [batch["mlm_ids"]] * has("mlm") + [batch["text_ids"]] * (has("mim") or has("itm"))
+        texts = self.text_encoder(torch.cat(ids), torch.cat([keep] * len(ids)))
+        texts = self.fusion.enter_text(texts).chunk(len(ids))
+        # MIM: kept patches, only as far as layer k, whose text side nobody reads.
+        if has("mim"):
+            kept = self.kept(batch)
+            image = self.fusion.enter_image(self.image_encoder.encode(patches, kept))
+            image = self._join_masks(image, batch["patch_order"])
+            image = self.fusion.read_image(texts[-1], image, keep, 0, self.mim_layer)
+            out.mim_pixels = self.mim_head(image, batch["patch_order"], kept.shape[1])
+        # MLM and ITM see whole images: one call as far as both go, then each its own last layer.
+        pairs, ends = [], []
+        if has("mlm"):
+            pairs.append((texts[0], whole))
+            ends.append(self.mlm_layer)
+        if has("itm"):
+            pairs.append((texts[-1], self._itm_images(batch, whole)))
+            ends.append(self.fusion.depth)
+        if not pairs:
+            return out
+        common = max(0, min(ends) - 1)
+        text, image = (torch.cat(stream) for stream in zip(*pairs, strict=True))
+        text, image = self.fusion.run(text, image, torch.cat([keep] * len(pairs)), 0, common)[-1]
+        pairs = list(zip(text.chunk(len(pairs)), image.chunk(len(pairs)), strict=True))
+        if has("mlm"):
+            out.mlm_logits, out.mlm_targets = self._mlm(*pairs[0], keep, common, batch)
+        if has("itm"):
+            out.itm_logits = self._itm(*pairs[-1], keep, common)
+        return out
+
+    def _mlm(
+        self, text: Tensor, image: Tensor, keep: Tensor, start: int, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """The last MLM layer: text side only, and without a decoder scored positions only."""
+        if "mlm_positions" in batch:
+            positions, targets = batch["mlm_positions"], batch["mlm_targets"]
+        else:
+            positions, targets = scored_positions(batch["mlm_labels"])
+        head = self.mlm_head
+        read = None if head.has_context else positions
+        text = self.fusion.read_text(text, image, keep, start, self.mlm_layer, read)
+        if head.has_context:
+            text = take(head.context(text, keep), positions)
+        return head(text), targets
+
+    def _itm(self, text: Tensor, image: Tensor, keep: Tensor, start: int) -> Tensor:
+        """The last layer at the two CLS tokens only, poolers, head."""
+        depth = self.fusion.depth
+        if start < depth:
+            text, image = self.fusion.run(text, image, keep, start, depth - 1)[-1]
+            cls = torch.zeros(len(text), 1, dtype=torch.int64, device=text.device)
+            text, image = (
+                self.fusion.read_text(text, image, keep, depth - 1, depth, cls),
+                self.fusion.read_image(text, image, keep, depth - 1, depth, cls),
+            )
+        return self.itm_head(self.fusion.pool(text, image))
+
+    def _itm_images(self, batch: Batch, whole: Tensor) -> Tensor:
+        """Image streams of the ITM pairs (B, 1+N, D): own ones re-used, others' where no match."""
+        if "itm_image" in batch:
+            return whole[batch["itm_image"]]
+        rows = batch.get("itm_negative_rows")
+        if rows is None:
+            rows = batch["itm_match"].logical_not().nonzero()[:, 0]
+        negatives = self.image_encoder(self.normalise(batch["negative_image"][rows]))
+        return whole.index_copy(0, rows, self.fusion.enter_image(negatives).to(whole.dtype))
+
+    def _join_masks(self, image: Tensor, patch_order: Tensor) -> Tensor:
+        head = self.mim_head
+        return head.join(image, patch_order) if head.mask_before_fusion else image
+
+    def _outputs_plain(self, batch: Batch) -> Outputs:
+        """The reference's step: three whole passes. The twin that `share: true` must equal."""
+        out, keep = Outputs(), batch["text_keep"]
+        image = self.normalise(batch["image"])
+
+        def fuse(image: Tensor, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+            text = self.fusion.enter_text(self.text_encoder(ids, keep))
+            return self.fusion.run(text, image, keep, 0, self.fusion.depth)
+
+        if "mlm" in self.weights:
+            states = fuse(self.fusion.enter_image(self.image_encoder(image)), batch["mlm_ids"])
+            text = self.mlm_head.context(states[self.mlm_layer][0], keep)
+            out.mlm_logits, out.mlm_targets = self.mlm_head(text), batch["mlm_labels"]
+        if "mim" in self.weights:
+            kept, order = self.kept(batch), batch["patch_order"]
+            entered = self.fusion.enter_image(self.image_encoder(image, kept))
+            states = fuse(self._join_masks(entered, order), batch["text_ids"])
+            out.mim_pixels = self.mim_head(states[self.mim_layer][1], order, kept.shape[1])
+        if "itm" in self.weights:
+            if "itm_image" in batch:
+                shown = image[batch["itm_image"]]
+            else:
+                match = batch["itm_match"][:, None, None, None]
+                shown = torch.where(match, image, self.normalise(batch["negative_image"]))
+            states = fuse(self.fusion.enter_image(self.image_encoder(shown)), batch["text_ids"])
+            out.itm_logits = self.itm_head(self.fusion.pool(*states[-1]))
+        return out
+
+    # ------------------------------------------------------------------------------ parameters
+
+    def unreached(self) -> list[str]:
+        """Names of the parameters that no active loss reaches, by the rules of this forward."""
+        has, depth = self.weights.__contains__, self.fusion.depth
+        text_layers = max(
+            has("mlm") * self.mlm_layer, has("mim") * (self.mim_layer - 1), has("itm") * depth
+        )
+        image_layers = max(
+            has("mlm") * (self.mlm_layer - 1), has("mim") * self.mim_layer, has("itm") * depth
+        )
+        unused = [f"fusion.text_layers.{i}." for i in range(max(0, text_layers), depth)]
+        unused += [f"fusion.image_layers.{i}." for i in range(max(0, image_layers), depth)]
+        if not has("itm"):
+            unused += ["fusion.text_pooler.", "fusion.image_pooler."]
+        if not (has("mlm") or has("itm") or (has("mim") and self.mim_layer)):
+            unused += ["text_encoder.", "fusion.text_projection."]
+        if not (has("mim") or has("itm") or (has("mlm") and self.mlm_layer)):
+            unused += ["image_encoder.", "fusion.image_projection."]
+        return [name for name, _ in self.named_parameters() if name.startswith(tuple(unused))]
+
+    # ------------------------------------------------------------------------------ files
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> "M3AE":
+        """The model that `save_pretrained` wrote, from a folder or a hub id; strict."""
+        from m3ae.models.pretrained import load_pretrained  # it builds an M3AE: no cycle at import
+
+        return load_pretrained(path_or_hub_id)
+
+    def save_pretrained(self, path: str | Path, tokenizer: object = None) -> None:
+        """Weights (safetensors), config.json, model card and, if given, the tokeniser."""
+        from m3ae.models.pretrained import save_pretrained
+
+        save_pretrained(self, path, tokenizer)
+
+
+def build_model(config: Config) -> M3AE:
+    """A freshly initialised M3AE with the encoders' weights loaded where the config names any.
+
+    Initial weights follow from `config.seed`. Parameters that no loss reaches are frozen. Raises
+    ValueError when a weight file does not fit the sizes in the config.
+    """
+    from m3ae.models.pretrained import load_image_encoder, load_text_encoder
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = M3AE(config.model)
+    image, text = config.model.image_encoder, config.model.text_encoder
+    if image.weights is not None:
+        load_image_encoder(model.image_encoder, image.weights)
+    if text.weights is not None:
+        load_text_encoder(model.text_encoder, text.weights)
+    unreached = set(model.unreached())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in unreached)
+    for block in model.modules():
+        if isinstance(block, PreNormBlock | PostNormBlock):
+            if config.model.activation_checkpointing:
+                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            if config.model.compile:
+                block.compile()
+    return model
+
+
+def initialise(model: nn.Module) -> None:
+    """Everything normal(0, 0.02), biases 0, LayerNorm 1 and 0 (reference, model fact 10).
+
+    The MIM decoder's attention inputs are Xavier-uniform over query, key and value as one matrix.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 and not name.endswith(("class_token", "mask_token")):
+            nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
+        elif "mim_head.blocks" in name and name.endswith(
+            ("query.weight", "key.weight", "value.weight")
+        ):
+            bound = (6 / (parameter.shape[0] * 4)) ** 0.5  # fan in D, fan out 3 D
+            nn.init.uniform_(parameter, -bound, bound)
+        else:
+            nn.init.normal_(parameter, std=0.02)

@@ -1,0 +1,354 @@
+"""Weights from elsewhere and our own files: CLIP, plain ViT, RoBERTa, BERT, reference checkpoints.
+
+Every name map is a table of rules. A tensor that no rule takes is an error, as is a parameter of
+ours that no tensor fills and a shape that differs. What a family may drop is named in its table
+and listed in the log when it happens.
+"""
+
+import dataclasses
+import io
+import json
+import logging
+import os
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from m3ae.config import ModelConfig, from_dict
+from m3ae.models.image_encoder import ImageEncoder, resize_positions
+from m3ae.models.layers import sincos_2d
+from m3ae.models.name_maps import (
+    BERT,
+    CLIP_HF,
+    CLIP_OPENAI,
+    REFERENCE,
+    VIT_HF,
+    VIT_TIMM,
+    Rules,
+)
+from m3ae.models.text_encoder import TextEncoder
+
+log = logging.getLogger(__name__)
+State = dict[str, Tensor]
+
+def convert_names(
+    state: Mapping[str, Tensor], rules: Rules, source: str
+) -> tuple[State, list[str]]:
+    """Rename by the first rule that matches a whole name -> converted tensors, names dropped.
+
+    Raises ValueError naming the tensors that no rule takes.
+    """
+    compiled = [(re.compile(pattern), name) for pattern, name in rules]
+    out: State = {}
+    dropped, unknown = [], []
+    for key, tensor in state.items():
+        match, name = next(
+            ((m, name) for pattern, name in compiled if (m := pattern.fullmatch(key))), (None, None)
+        )
+        if match is None:
+            unknown.append(key)
+        elif name is None:
+            dropped.append(key)
+        elif isinstance(name, tuple):
+            for part, piece in zip(name, tensor.chunk(len(name)), strict=True):
+                out[match.expand(part)] = piece.clone()
+        else:
+            out[match.expand(name)] = tensor
+    if unknown:
+        raise ValueError(f"{source}: no place for {_some(unknown)}")
+    return out, dropped
+
+
+def convert_reference(state: Mapping[str, Any]) -> State:
+    """A reference checkpoint (its `state_dict`, or the checkpoint around it) under our names.
+
+    Drops exactly the tensors the reference never uses: CLIP's text embeddings and final LayerNorm,
+    the text encoder's pooler and position ids, and the fixed MIM position table after checking that
+    it equals ours. Downstream heads are kept. Raises ValueError for any other tensor.
+    """
+    if isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    tensors = dict(state)
+    table = tensors.get("mim_head.decoder_pos_embed")
+    if table is not None:
+        ours = sincos_2d(table.shape[-1], round((table.shape[-2] - 1) ** 0.5))
+        if not torch.allclose(table.float().view_as(ours), ours, atol=1e-5):
+            raise ValueError("mim_head.decoder_pos_embed is not the fixed sine-cosine table")
+    out, _ = convert_names(tensors, REFERENCE, "reference checkpoint")
+    if "mim_head.mask_token" in out:
+        out["mim_head.mask_token"] = out["mim_head.mask_token"].flatten()
+    return out
+
+
+# ------------------------------------------------------------------------------------- encoders
+
+
+def load_image_encoder(encoder: ImageEncoder, source: str) -> None:
+    """Fill an image encoder from a hub id, folder or file of its family; positions are resized.
+
+    Raises ValueError when the file is of another family or its sizes differ from the config's.
+    """
+    state = read_weights(source)
+    prefixes = {"clip": ("vision_model.", "visual."), "vit": ("vit.", "deit.", "dinov2.")}
+    towers = r"(text_model|transformer|token_embedding|ln_final|visual_projection|text_projection"
+    towers += r"|logit_scale|positional_embedding|context_length|input_resolution|vocab_size)"
+    prefix = _prefix(state, prefixes[encoder.kind])
+    dropped = [key for key in state if prefix and not key.startswith(prefix)]
+    strange = [key for key in dropped if not re.match(towers + r"|(classifier|pooler)\.", key)]
+    if strange:
+        raise ValueError(f"{source}: beside the image tower stand {_some(strange)}")
+    state = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key not in
+             set(dropped)}  # fmt: skip
+    families = {"clip": (CLIP_OPENAI, CLIP_HF), "vit": (VIT_TIMM, VIT_HF)}[encoder.kind]
+    rules = max(families, key=lambda table: _matches(state, table))
+    converted, unused = convert_names(state, rules, source)
+    for key in [key for key in converted if key.endswith(".scale")]:
+        scale, layer = converted.pop(key), key.removesuffix(".scale")
+        converted[f"{layer}.weight"] = converted[f"{layer}.weight"] * scale[:, None]
+        converted[f"{layer}.bias"] = converted[f"{layer}.bias"] * scale
+    converted["class_token"] = converted["class_token"].flatten()
+    positions = converted["position_embedding"]
+    positions = positions.view(-1, positions.shape[-1])
+    converted["position_embedding"] = resize_positions(positions, encoder.grid)
+    _fill(encoder, converted, source, dropped + unused)
+
+
+def load_text_encoder(encoder: TextEncoder, source: str) -> None:
+    """Fill a text encoder from a hub id, folder or file of a RoBERTa or BERT; strict likewise."""
+    state = read_weights(source)
+    prefix = _prefix(state, ("roberta.", "bert."))
+    if prefix and prefix != f"{encoder.kind}.":
+        raise ValueError(f"{source}: its tensors begin with {prefix!r}, the config's "
+                         f"text_encoder.kind is {encoder.kind!r}")  # fmt: skip
+    state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    state = {key.replace(".gamma", ".weight").replace(".beta", ".bias"): tensor for key, tensor in
+             state.items()}  # fmt: skip
+    converted, dropped = convert_names(state, BERT, source)
+    _fill(encoder, converted, source, dropped)
+
+
+def _fill(module: nn.Module, state: State, source: str, dropped: list[str]) -> None:
+    """Strict load, less blocks beyond the module's depth; what was dropped goes to the log."""
+    depth = len(module.blocks)
+    beyond = [key for key in state if (m := re.match(r"blocks\.(\d+)", key)) and
+              int(m[1]) >= depth]  # fmt: skip
+    state = {key: tensor for key, tensor in state.items() if key not in beyond}
+    if dropped or beyond:
+        log.info("%s: dropped %s", source, _some(sorted({*dropped, *beyond})))
+    check_state(module, state, source)
+    module.load_state_dict(state)
+
+
+def check_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Raise ValueError, on one line, unless `state` has the module's names and shapes exactly."""
+    ours = module.state_dict()
+    missing, extra = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
+    if missing or extra:
+        parts = [f"lacks {_some(missing)}"] if missing else []
+        parts += [f"has no place for {_some(extra)}"] if extra else []
+        raise ValueError(f"{source}: {' and '.join(parts)}; do the config's sizes fit the file?")
+    for key, tensor in ours.items():
+        if tensor.shape != state[key].shape:
+            raise ValueError(
+                f"{source}: {key} is {tuple(state[key].shape)} in the file, "
+                f"{tuple(tensor.shape)} by the config"
+            )
+
+
+def _prefix(state: State, prefixes: tuple[str, ...]) -> str:
+    return next((p for p in prefixes if any(key.startswith(p) for key in state)), "")
+
+
+def _matches(state: State, rules: Rules) -> int:
+    patterns = [re.compile(pattern) for pattern, name in rules if name is not None]
+    return sum(any(pattern.fullmatch(key) for pattern in patterns) for key in state)
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+def read_weights(source: str | Path) -> State:
+    """All tensors of a file, a folder or a hub id. Nothing stored in a file is ever executed.
+
+    Raises FileNotFoundError naming what was looked for.
+    """
+    path = Path(source)
+    if not path.exists():
+        return read_weights(_from_hub(str(source)))
+    if path.is_dir():
+        names = ("model.safetensors", "pytorch_model.bin")
+        path = next((path / name for name in names if (path / name).is_file()), path)
+        if path.is_dir():
+            raise FileNotFoundError(f"{path} holds neither {' nor '.join(names)}")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    content = read_checkpoint(path)
+    content = content.get("state_dict", content)
+    return {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+def _from_hub(source: str) -> Path:
+    if source.startswith(("/", ".", "~")) or source.count("/") > 1:
+        raise FileNotFoundError(f"{source} does not exist")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        try:
+            return Path(hf_hub_download(source, name))
+        except LocalEntryNotFoundError as error:
+            raise FileNotFoundError(
+                f"{source} is no local folder, and the hub cannot be reached: give a folder"
+            ) from error
+        except EntryNotFoundError:
+            continue
+        except HfHubHTTPError as error:
+            raise FileNotFoundError(f"{source}: not on the hub ({error})") from error
+    raise FileNotFoundError(f"{source} holds neither model.safetensors nor pytorch_model.bin")
+
+
+class _Inert:
+    """Stands for any foreign object in a checkpoint: takes whatever it is given, does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Inert":
+        return self
+
+    def append(self, item: Any) -> None:
+        """A pickled list may be filled item by item."""
+
+    def extend(self, items: Any) -> None:
+        """Or all at once."""
+
+    def add(self, item: Any) -> None:
+        """Or be a set."""
+
+
+_ALLOWED = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): torch.Size,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+}
+
+
+class _TensorsOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        if module in ("torch", "torch.storage") and name.endswith("Storage"):
+            return getattr(torch.storage if module == "torch.storage" else torch, name)
+        return _Inert
+
+
+class _TensorsOnlyPickle:
+    """What `torch.load` needs of a pickle module."""
+
+    __name__ = "pickle"
+    Unpickler = _TensorsOnly
+
+    @staticmethod
+    def load(file: io.IOBase, **options: Any) -> Any:
+        return _TensorsOnly(file, **options).load()
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """A pickled PyTorch checkpoint, tensors and plain values only, on the CPU.
+
+    Foreign objects in it (hyper-parameters, callbacks) become inert stand-ins: no class or
+    function of the file is looked up or called but the few that rebuild a tensor. Raises
+    ValueError when the file is no checkpoint.
+    """
+    try:
+        # weights_only=True refuses such files whole; the unpickler above is at least as strict
+        # about what may run, and reads on.
+        content = torch.load(
+            path, map_location="cpu", pickle_module=_TensorsOnlyPickle, weights_only=False
+        )
+    except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is no PyTorch checkpoint, or is cut short: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
+    return content
+
+
+# ------------------------------------------------------------------------------------- our own
+
+_CARD = """---
+license: apache-2.0
+tags: [medical, vision-language, masked-autoencoder]
+---
+# M3AE
+
+A multi-modal masked autoencoder (Chen et al., MICCAI 2022): {parameters} parameters, images of
+{image_px} px, patches of {patch_px} px, text encoder of the {kind} family.
+
+    from m3ae.models import M3AE
+    model = M3AE.from_pretrained("this folder")
+
+`config.json` is the model section of the configuration it was trained with. For research; not a
+medical device.
+"""
+
+
+def save_pretrained(model: nn.Module, path: str | Path, tokenizer: Any = None) -> None:
+    """Write model.safetensors, config.json, README.md and the tokeniser into folder `path`."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    save_file(state, path / "model.safetensors.part", metadata={"format": "pt"})
+    os.replace(path / "model.safetensors.part", path / "model.safetensors")
+    config = {"format": "m3ae", "version": 1, "model": dataclasses.asdict(model.config)}
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    card = _CARD.format(
+        parameters=f"{sum(p.numel() for p in model.parameters()):,}",
+        image_px=model.config.image_encoder.image_px,
+        patch_px=model.config.image_encoder.patch_px,
+        kind=model.config.text_encoder.kind,
+    )
+    (path / "README.md").write_text(card, encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(path))
+
+
+def load_pretrained(path_or_hub_id: str | Path) -> nn.Module:
+    """The model in a folder that `save_pretrained` wrote, or in a hub repository of that form."""
+    from m3ae.models.m3ae import M3AE  # it imports this file
+
+    folder = Path(path_or_hub_id)
+    if not folder.exists():
+        folder = _from_hub(str(path_or_hub_id)).parent
+        from huggingface_hub import hf_hub_download
+
+        hf_hub_download(str(path_or_hub_id), "config.json")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json: not a folder of save_pretrained")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("format") != "m3ae" or config.get("version") != 1:
+        raise ValueError(f"{folder}/config.json: format {config.get('format')!r}, version "
+                         f"{config.get('version')!r}; expected 'm3ae', 1")  # fmt: skip
+    model = M3AE(from_dict(ModelConfig, config["model"]))
+    state = load_file(folder / "model.safetensors")
+    check_state(model, state, str(folder))
+    model.load_state_dict(state)
+    return model

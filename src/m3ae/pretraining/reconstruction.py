@@ -1,0 +1,196 @@
+"""Pictures of what masked image modelling predicts: original | masked | reconstructed.
+
+Letters: `B` pairs, `N` patches, `K` kept patches.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from m3ae.models.m3ae import M3AE
+from m3ae.pretraining.objectives import patch_pixels
+
+TILE_PX = 192  # tiles are at least this wide, so that small images can be seen
+GAP, MARGIN = 12, 16
+GREY = 0.5  # of removed patches, 0-1
+LINES = 4  # of one paragraph of a text, at most
+TEXT_SHARE, NOTE_SHARE = 40, 46  # size of the letters: the picture's width over this
+INK, MUTED, RULE = "#1a1a1a", "#5f5f5f", "#d0d0d0"
+NOTE = "Grey: the {percent} of the patches that were removed. Reconstructed: kept patches are the \
+original's, removed ones are the model's prediction from the kept ones and the text."
+NORMALISED_NOTE = " It predicts each patch at mean 0 and variance 1; the picture puts back the \
+original patch's own mean and variance, which the model was not shown."
+
+
+def unpatch(pixels: Tensor, patch_px: int) -> Tensor:
+    """Pixels of each patch (B, N, 3 patch_px^2) -> square images (B, 3, H, H).
+
+    The inverse of `patch_pixels`. Raises ValueError if N is not a square number.
+    """
+    side = round(pixels.shape[1] ** 0.5)
+    if side**2 != pixels.shape[1]:
+        raise ValueError(f"{pixels.shape[1]} patches do not fill a square image")
+    x = pixels.reshape(len(pixels), side, side, patch_px, patch_px, 3)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(len(pixels), 3, side * patch_px, side * patch_px)
+
+
+def reconstruct(model: M3AE, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Original, masked and reconstructed images of a batch, each float32 (B, 3, H, H), 0-1, CPU.
+
+    Kept patches are the original's. With `mim.normalise_target` predictions are un-normalised with
+    the original patch's mean and variance, which the model never saw: contrast and brightness of a
+    removed patch are given, not predicted. Runs in eval mode and restores the mode it found.
+    Raises ValueError if the model has no masked image modelling.
+    """
+    if "mim" not in model.weights:
+        raise ValueError("no reconstruction to draw: masked image modelling is off (mim.weight 0)")
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            image = model.normalise(batch["image"])
+            predicted = model.outputs(batch).mim_pixels
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    image = image.float().expand(-1, 3, -1, -1)
+    original = patch_pixels(image, model.image_encoder.patch_px)
+    removed = batch["patch_order"][:, model.kept(batch).shape[1] :, None]
+    removed = removed.expand(-1, -1, original.shape[-1])
+    predicted = predicted.float()
+    if model.config.mim.normalise_target:
+        variance, mean = torch.var_mean(original.gather(1, removed), dim=-1, keepdim=True)
+        predicted = predicted * (variance + 1e-6).sqrt() + mean  # undoes `mim_target`
+
+    def show(pixels: Tensor) -> Tensor:
+        images = unpatch(pixels, model.image_encoder.patch_px)
+        return (images * model.pixel_std + model.pixel_mean).clamp(0, 1).cpu()
+
+    # Grey is a colour of the screen, so it goes through the normalisation before it comes back.
+    grey = patch_pixels(
+        ((GREY - model.pixel_mean) / model.pixel_std).expand_as(image),
+        model.image_encoder.patch_px,
+    ).gather(1, removed)
+    return (
+        show(original),
+        show(original.scatter(1, removed, grey)),
+        show(original.scatter(1, removed, predicted)),
+    )
+
+
+def draw_reconstructions(
+    model: M3AE, batch: dict[str, Tensor], texts: list[str], path: Path
+) -> None:
+    """A PNG with one row a pair: original | masked | reconstructed, and its text below.
+
+    `texts` has one text a pair; line breaks in it are kept. With `mim.normalise_target` removed
+    patches show the prediction at the *original* patch's mean and variance (see `reconstruct`), and
+    the picture says so. Raises ValueError if MIM is off or the texts do not fit the batch.
+    """
+    if len(texts) != len(batch["image"]):
+        raise ValueError(f"{len(texts)} texts for {len(batch['image'])} pairs")
+    images = reconstruct(model, batch)
+    rows = list(zip(*([tile(image) for image in column] for column in images), strict=True))
+    side = rows[0][0].width
+    width = 3 * side + 2 * GAP
+    size, note_size = width // TEXT_SHARE, width // NOTE_SHARE
+    note = NOTE.format(percent=f"{removed_share(model, batch):.0%}")
+    if model.config.mim.normalise_target:
+        note += NORMALISED_NOTE
+    captions = [wrap(text, width, size) for text in texts]
+    note_lines = wrap(note, width, note_size, lines=100)
+
+    text_height, note_height = line_height(size), line_height(note_size)
+    heights = [side + GAP // 2 + len(lines) * text_height + 2 * GAP for lines in captions]
+    top = MARGIN + text_height + GAP // 2
+    height = top + sum(heights) + len(note_lines) * note_height + MARGIN
+    picture = Image.new("RGB", (width + 2 * MARGIN, height), "white")
+    draw = ImageDraw.Draw(picture)
+    for column, heading in enumerate(("original", "masked", "reconstructed")):
+        x = MARGIN + column * (side + GAP)
+        draw.text((x, MARGIN), heading, font=font(size, bold=True), fill=INK)
+    y = top
+    for tiles, lines, row_height in zip(rows, captions, heights, strict=True):
+        for column, image in enumerate(tiles):
+            x = MARGIN + column * (side + GAP)
+            picture.paste(image, (x, y))
+            draw.rectangle((x - 1, y - 1, x + side, y + side), outline=RULE)  # white images end too
+        write_lines(draw, lines, y + side + GAP // 2, size, INK)
+        y += row_height
+        draw.line((MARGIN, y - GAP, MARGIN + width, y - GAP), fill=RULE)
+    write_lines(draw, note_lines, y, note_size, MUTED)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, format="PNG", optimize=True)
+
+
+def removed_share(model: M3AE, batch: dict[str, Tensor]) -> float:
+    """Share of the patches that were removed, 0-1."""
+    return 1 - model.kept(batch).shape[1] / batch["patch_order"].shape[1]
+
+
+def tile(image: Tensor) -> Image.Image:
+    """float (3, H, W) 0-1 -> an image enlarged by a whole factor to `TILE_PX` or more."""
+    pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+    factor = -(-TILE_PX // pixels.shape[1])
+    size = (pixels.shape[1] * factor, pixels.shape[0] * factor)
+    # Nearest neighbour: what is seen is the pixels themselves.
+    return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+
+
+@cache
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A sans-serif font of `size` pixels."""
+    # Pillow's own font lacks µ, ≥ and é; matplotlib, a dependency, ships one that has them.
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", name)
+    return ImageFont.truetype(str(path), size) if path.exists() else ImageFont.load_default(size)
+
+
+def line_height(size: int) -> int:
+    """Distance between two lines of text, pixels."""
+    return round(size * 1.35)
+
+
+def wrap(text: str, width: int, size: int, lines: int = LINES) -> list[str]:
+    """Lines that fit `width` pixels; a paragraph over `lines` lines ends in an ellipsis."""
+    measure = font(size).getlength
+    out: list[str] = []
+    for paragraph in text.splitlines():
+        wrapped = wrap_paragraph(paragraph.split(), width, measure)
+        if len(wrapped) > lines:
+            last = wrapped[lines - 1]
+            while last and measure(last + " …") > width:
+                last = last[:-1]
+            wrapped = [*wrapped[: lines - 1], last + " …"]
+        out += wrapped
+    return out
+
+
+def wrap_paragraph(words: list[str], width: int, measure: Callable[[str], float]) -> list[str]:
+    """Greedy lines of at most `width`; a word longer than a line is cut where the line ends."""
+    out, line = [], ""
+    for word in words:
+        if measure(f"{line} {word}".strip()) <= width:
+            line = f"{line} {word}".strip()
+            continue
+        if line:
+            out.append(line)
+        while measure(word) > width:
+            end = next(i for i in range(len(word), 0, -1) if measure(word[:i]) <= width)
+            out.append(word[:end])
+            word = word[end:]
+        line = word
+    return [*out, line] if line else out
+
+
+def write_lines(
+    draw: ImageDraw.ImageDraw, lines: list[str], y: int, size: int, colour: str
+) -> None:
+    """Lines of text from the left margin down, the first at height `y`."""
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, y + number * line_height(size)), line, font=font(size), fill=colour)

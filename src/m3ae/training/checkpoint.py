@@ -1,0 +1,165 @@
+"""Checkpoints: folders that hold all that the next step depends on.
+
+    checkpoints/step-00002000/
+        model.safetensors, config.json, tokeniser   what M3AE.from_pretrained reads
+        optimizer.pt, rng-0.pt, rng-1.pt, ...        tensors and plain values (weights_only)
+        state.json                                   step, processes, format
+        config.yaml                                  the resolved config
+
+A folder is written under a temporary name, synced and renamed: it is whole or not there.
+"""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import nn
+
+from m3ae.config import Config, to_yaml
+from m3ae.models.pretrained import check_state, save_pretrained
+from m3ae.training.distributed import Processes
+
+VERSION = 1
+# What may differ between a run and its continuation: it changes no number of the training.
+FREE_KEYS = (
+    "output", "data.workers", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
+    "eval.every", "eval.pictures",
+)  # fmt: skip
+
+
+def rng_state() -> dict[str, Any]:
+    """Every global random state of this process, as tensors and plain values."""
+    version, keys, gauss = random.getstate()
+    name, words, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": [version, list(keys), gauss],
+        "numpy": [name, torch.from_numpy(words.astype(np.int64)), position, has_gauss, cached],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what `rng_state` returned."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, words, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, words.numpy().astype(np.uint32), position, has_gauss, cached))
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    config: Config,
+    tokenizer: Any,
+    processes: Processes,
+) -> Path:
+    """Write the checkpoint of `step` finished steps; every process must call it."""
+    final = run / "checkpoints" / f"step-{step:08d}"
+    part = final.with_name(final.name + ".part")
+    if processes.first:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    processes.wait()
+    torch.save(rng_state(), part / f"rng-{processes.rank}.pt")
+    if processes.first:
+        save_pretrained(model, part, tokenizer)
+        torch.save(
+            {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()},
+            part / "optimizer.pt",
+        )
+        (part / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        state = {"version": VERSION, "step": step, "processes": processes.count}
+        (part / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+    processes.wait()
+    if processes.first:
+        for file in [*part.iterdir(), part]:
+            _sync(file)
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(part, final)
+        _sync(final.parent)
+        for old in checkpoints(run)[: -config.train.keep_checkpoints]:
+            shutil.rmtree(old)
+    processes.wait()
+    return final
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = (run / "checkpoints").glob("step-*")
+    return sorted(path for path in found if path.suffix != ".part")
+
+
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    config: Config,
+    processes: Processes,
+) -> int:
+    """Restore everything and return the number of finished steps.
+
+    Raises ValueError when the config or the number of processes is not the checkpoint's.
+    """
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if state["version"] != VERSION:
+        raise ValueError(f"{path}: version {state['version']}, this code reads {VERSION}")
+    if state["processes"] != processes.count:
+        raise ValueError(
+            f"{path} was written by {state['processes']} processes, this run has "
+            f"{processes.count}; start as many, or give another output="
+        )
+    saved = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    check_same_config(saved, config, state["step"], path)
+    weights = load_file(path / "model.safetensors")
+    check_state(model, weights, str(path))
+    model.load_state_dict(weights)
+    rest = torch.load(path / "optimizer.pt", map_location=processes.device, weights_only=True)
+    optimizer.load_state_dict(rest["optimizer"])
+    scaler.load_state_dict(rest["scaler"])
+    set_rng_state(torch.load(path / f"rng-{processes.rank}.pt", weights_only=True))
+    return state["step"]
+
+
+def check_same_config(saved: dict, config: Config, step: int, path: Path) -> None:
+    """Raise ValueError listing the keys in which a config differs from a checkpoint's.
+
+    Logging, workers and a later end may differ.
+    """
+    old, new = _flat(saved), _flat(yaml.safe_load(to_yaml(config)))
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    differing = [key for key in differing if key not in FREE_KEYS]
+    if "train.steps" in differing and new["train.steps"] >= step:
+        differing.remove("train.steps")
+    if differing:
+        changes = ", ".join(f"{k} ({old.get(k)} there, {new.get(k)} now)" for k in differing)
+        raise ValueError(f"{path} was made with another config: {changes}; give another output=")
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {k: v for key, value in tree.items() for k, v in
+            _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}  # fmt: skip

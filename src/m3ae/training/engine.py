@@ -1,0 +1,182 @@
+"""One training step and one evaluation, for pre-training and fine-tuning alike.
+
+The engine knows no objective: a model gives a dict with `loss`; its `counts` the denominators.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from m3ae.training.distributed import Processes
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto`: bf16 on GPUs that have it, else fp16 there, fp32 on CPUs."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision; with fp32 it does nothing."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A batch on the device."""
+    return {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}
+
+
+@dataclass
+class Trainer:
+    """What a step needs, and what it adds up between two log lines."""
+
+    model: nn.Module  # the plain model, also when it is wrapped for several processes
+    optimizer: torch.optim.Optimizer
+    processes: Processes
+    precision: str
+    clip_norm: float | None
+    parallel: nn.Module = field(init=False)
+    sums: dict[str, Tensor] = field(init=False, default_factory=dict)
+    failed: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parallel = self.model
+        if self.processes.count > 1:
+            gpu = self.processes.device.type == "cuda"
+            self.parallel = DistributedDataParallel(
+                self.model,
+                device_ids=[self.processes.local_rank] if gpu else None,
+                gradient_as_bucket_view=True,
+            )
+        self.scaler = torch.amp.GradScaler(
+            self.processes.device.type, enabled=self.precision == "fp16"
+        )
+        # 1 once a step was not finite. It stays 1 and no later step changes the weights, so they
+        # are still those that failed when the host looks; reading it every step would stall a GPU.
+        self.failed = torch.zeros((), device=self.processes.device)
+
+    def train_step(self, batches: list[dict[str, Tensor]]) -> None:
+        """One optimiser step over this process's micro-batches of the step.
+
+        Losses are divided by the units of the whole global batch, so any split over processes and
+        micro-batches gives the same gradient.
+        """
+        device, count = self.processes.device, self.processes.count
+        batches = [to_device(batch, device) for batch in batches]
+        totals = self._totals(batches)
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            wait = self.parallel.no_sync() if count > 1 and not last else contextlib.nullcontext()
+            with wait:
+                with autocast(device, self.precision):
+                    losses = self.parallel(batch, totals=totals)
+                # DDP averages over processes, but the totals already are everybody's.
+                self.scaler.scale(losses["loss"] * count).backward()
+            self._add({key: value.detach() for key, value in losses.items()})
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm(self._gradients())
+        if self.clip_norm is not None:
+            parameters = [p for p in self.model.parameters() if p.grad is not None]
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        self._check(norm)
+        if self.precision != "fp16":  # fp16's scaler sets this itself, and skips what overflows
+            self.optimizer.found_inf = self.failed
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self._add({"grad_norm": norm, "steps": torch.ones((), device=device)})
+
+    def _totals(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        counts = [self.model.counts(batch) for batch in batches]
+        names = list(counts[0])
+        totals = torch.stack([sum(count[name] for count in counts) for name in names])
+        totals = self.processes.sum(totals)
+        return dict(zip(names, totals.unbind(), strict=True))
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
+    def _check(self, norm: Tensor) -> None:
+        """Note on the device whether this step was finite; all processes agree."""
+        finite = torch.isfinite(self.sums["loss"])
+        if self.precision != "fp16":
+            finite = finite & torch.isfinite(norm)
+        self.failed = self.processes.sum(torch.maximum(self.failed, (~finite).float())).clamp(max=1)
+
+    def _add(self, values: dict[str, Tensor]) -> None:
+        for key, value in values.items():
+            self.sums[key] = self.sums[key] + value if key in self.sums else value
+
+    def read(self) -> dict[str, float]:
+        """Means over the steps since the last call: losses, accuracies, gradient norm.
+
+        Every process must call it; it waits for the device.
+        """
+        shared = ("grad_norm", "steps")  # the same in every process; all else is a share
+        names = sorted(key for key in self.sums if key not in shared)
+        summed = self.processes.sum(torch.stack([self.sums[name].double() for name in names]))
+        values = dict(zip(names, summed.tolist(), strict=True))
+        steps = self.sums["steps"].item()
+        out = {key: value / steps for key, value in values.items() if key.endswith("loss")}
+        out |= accuracies(values)
+        out["grad_norm"] = self.sums["grad_norm"].item() / steps
+        self.sums = {}
+        return out
+
+
+def accuracies(values: dict[str, float]) -> dict[str, float]:
+    """`{name}_correct / {name}_count` for every objective that counts correct units."""
+    names = [key.removesuffix("_correct") for key in values if key.endswith("_correct")]
+    return {f"{n}_accuracy": values[f"{n}_correct"] / max(1.0, values[f"{n}_count"]) for n in names}
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, and back."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[dict[str, Tensor]], processes: Processes, precision: str
+) -> dict[str, np.ndarray]:
+    """Per-sample sums over a fixed set: arrays (samples,) by key, `index` sorted, no duplicates.
+
+    Every process must call it, each with its own share of the batches.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    with evaluating(model):
+        for batch in batches:
+            batch = to_device(batch, processes.device)
+            with autocast(processes.device, precision):
+                sums = model(batch, per_sample=True)
+            for key, value in ({"index": batch["index"]} | sums).items():
+                parts.setdefault(key, []).append(value.cpu().numpy())
+    mine = {key: np.concatenate(arrays) for key, arrays in parts.items()}
+    everyone = [share for share in processes.gather(mine) if share]
+    joined = {key: np.concatenate([share[key] for share in everyone]) for key in everyone[0]}
+    _, first = np.unique(joined["index"], return_index=True)  # a sample counts once
+    return {key: array[first] for key, array in joined.items()}
+
+
+def summarise(arrays: dict[str, np.ndarray], weights: dict[str, float]) -> dict[str, float]:
+    """Means of `evaluate`'s arrays: `{name}_loss`, `{name}_accuracy`, `loss`, `samples`."""
+    sums = {key: float(array.sum()) for key, array in arrays.items()}
+    out = {f"{n}_loss": sums[f"{n}_loss"] / max(1.0, sums[f"{n}_count"]) for n in weights}
+    out["loss"] = sum(weight * out[f"{name}_loss"] for name, weight in weights.items())
+    return out | accuracies(sums) | {"samples": len(arrays["index"])}

@@ -1,0 +1,123 @@
+"""What a run writes about itself: log.jsonl, TensorBoard events, environment.json."""
+
+import importlib.util
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+log = logging.getLogger("m3ae")
+
+
+class _ThroughProgressBars(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def start_logging(first: bool) -> None:
+    """Messages to stderr, past the progress bars; from the first process only, errors from all."""
+    handler = _ThroughProgressBars()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(logging.INFO if first else logging.ERROR)
+
+
+class RunLog:
+    """The run's log.jsonl, one JSON object a line, and TensorBoard events where installed.
+
+    Lines of steps beyond `step`, left by a run that went on after its last checkpoint, are removed:
+    those steps are run again.
+    """
+
+    def __init__(self, run: Path, step: int, active: bool) -> None:
+        self.path, self.active = run / "log.jsonl", active
+        self.board = None
+        if not active:
+            return
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and _step(line) <= step]
+            if len(kept) < len(lines):
+                temporary = self.path.with_suffix(".part")
+                temporary.write_text("".join(kept), encoding="utf-8")
+                os.replace(temporary, self.path)
+        if importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append a line; numbers go to TensorBoard too."""
+        if not self.active:
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
+        if self.board is not None:
+            for key, value in values.items():
+                if isinstance(value, int | float):
+                    self.board.add_scalar(f"{kind}/{key}", value, step)
+
+    def close(self) -> None:
+        """Flush the TensorBoard events."""
+        if self.board is not None:
+            self.board.close()
+
+
+def _step(line: str) -> int:
+    return json.loads(line)["step"]
+
+
+def read_log(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of one kind of a run's log."""
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Largest memory so far: of the GPU's tensors, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # not on every platform, so only where it is needed
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
+    """Versions, hardware, commit and command: what a number must be quoted with."""
+    packages = ("torch", "torchvision", "transformers", "numpy", "pillow", "safetensors")
+    root = Path(__file__).parents[3]
+    git = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": git.stdout.strip() or "not a git checkout",
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+        "device": name,
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "cpu_cores": os.cpu_count(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
