@@ -5,11 +5,12 @@ Letters: `L` text tokens, special tokens and padding included.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from m3ae.pretraining.masking import NOT_SCORED
@@ -17,7 +18,11 @@ from m3ae.pretraining.masking import NOT_SCORED
 SAMPLINGS = ("exact", "whole_word", "reference")
 
 # Fixed strings that any difference in vocabulary, case folding or merging shows up in.
-_PROBES = ("Axial CT of the chest: 5.6 cm mass.", "T2-weighted MRI, naïve FLAIR; x-ray", "PHANTOM  a")
+_PROBES = (
+    "Axial CT of the chest: 5.6 cm mass.",
+    "T2-weighted MRI, naïve FLAIR; x-ray",
+    "PHANTOM  a",
+)
 
 
 def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
@@ -32,16 +37,27 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
 
 
 def train_wordpiece(texts: Iterable[str], size: int, folder: Path) -> PreTrainedTokenizerFast:
-    """Train a lower-casing WordPiece of at most `size` entries on `texts`, save it in `folder`."""
+    """A lower-casing WordPiece of at most `size` entries for `texts`, saved in `folder`.
+
+    Its vocabulary: special tokens, every character (first and later in a word), then the most
+    frequent words. The library's own trainer breaks ties at random, so that two preparations of
+    one corpus would differ.
+    """
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    core.normalizer = normalizers.BertNormalizer(lowercase=True)
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    normaliser = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    for text in texts:
+        words = splitter.pre_tokenize_str(normaliser.normalize_str(text))
+        counts.update(word for word, _ in words)
+    letters = sorted({letter for word in counts for letter in word})
+    entries = special + letters + ["##" + letter for letter in letters]
+    words = sorted((word for word in counts if len(word) > 1), key=lambda w: (-counts[w], w))
+    entries = [*entries, *words][: max(size, len(entries))]
+    vocabulary = {entry: number for number, entry in enumerate(entries)}
+    core = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    core.normalizer, core.pre_tokenizer = normaliser, splitter
     core.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=special, show_progress=False
-    )
-    core.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
         sep_token="[SEP]", mask_token="[MASK]",

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import logging
+import math
 import os
 import pickle
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -78,8 +80,10 @@ def convert_reference(state: Mapping[str, Any]) -> State:
     tensors = dict(state)
     table = tensors.get("mim_head.decoder_pos_embed")
     if table is not None:
-        ours = sincos_2d(table.shape[-1], round((table.shape[-2] - 1) ** 0.5))
-        if not torch.allclose(table.float().view_as(ours), ours, atol=1e-5):
+        ours = sincos_2d(table.shape[-1], math.isqrt(table.shape[-2] - 1))
+        if table.numel() != ours.numel() or not torch.allclose(
+            table.float().view_as(ours), ours, atol=1e-5
+        ):
             raise ValueError("mim_head.decoder_pos_embed is not the fixed sine-cosine table")
     out, _ = convert_names(tensors, REFERENCE, "reference checkpoint")
     if "mim_head.mask_token" in out:
@@ -193,10 +197,19 @@ def read_weights(source: str | Path) -> State:
         if path.is_dir():
             raise FileNotFoundError(f"{path} holds neither {' nor '.join(names)}")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return _read_safetensors(path)
     content = read_checkpoint(path)
     content = content.get("state_dict", content)
     return {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+def _read_safetensors(path: Path) -> State:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or is cut short: {error}") from error
 
 
 def _from_hub(source: str) -> Path:
@@ -205,17 +218,20 @@ def _from_hub(source: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    unreachable = None
     for name in ("model.safetensors", "pytorch_model.bin"):
         try:
             return Path(hf_hub_download(source, name))
-        except LocalEntryNotFoundError as error:
-            raise FileNotFoundError(
-                f"{source} is no local folder, and the hub cannot be reached: give a folder"
-            ) from error
+        except LocalEntryNotFoundError as error:  # the other file may still be in the cache
+            unreachable = error
         except EntryNotFoundError:
             continue
         except HfHubHTTPError as error:
             raise FileNotFoundError(f"{source}: not on the hub ({error})") from error
+    if unreachable is not None:
+        raise FileNotFoundError(
+            f"{source} is no local folder, and the hub cannot be reached: give a folder"
+        ) from unreachable
     raise FileNotFoundError(f"{source} holds neither model.safetensors nor pytorch_model.bin")
 
 
@@ -285,8 +301,11 @@ def read_checkpoint(path: str | Path) -> dict:
         content = torch.load(
             path, map_location="cpu", pickle_module=_TensorsOnlyPickle, weights_only=False
         )
-    except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is no PyTorch checkpoint, or is cut short: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can make the unpickler fail in any way
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is no PyTorch checkpoint, or is cut short: {reason}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
     return content
@@ -343,12 +362,15 @@ def load_pretrained(path_or_hub_id: str | Path) -> nn.Module:
         hf_hub_download(str(path_or_hub_id), "config.json")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json: not a folder of save_pretrained")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder}/config.json is not valid JSON: {error}") from error
     if config.get("format") != "m3ae" or config.get("version") != 1:
         raise ValueError(f"{folder}/config.json: format {config.get('format')!r}, version "
                          f"{config.get('version')!r}; expected 'm3ae', 1")  # fmt: skip
     model = M3AE(from_dict(ModelConfig, config["model"]))
-    state = load_file(folder / "model.safetensors")
+    state = _read_safetensors(folder / "model.safetensors")
     check_state(model, state, str(folder))
     model.load_state_dict(state)
     return model

@@ -40,7 +40,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; padding: .4rem .8rem .4rem 0; vertical-align: top;
   border-bottom: 1px solid var(--rule); }
 thead th { font-size: .8125rem; font-weight: 600; color: var(--muted); vertical-align: bottom; }
-tbody th { font-weight: 500; } small { color: var(--muted); font-size: .8125rem; }
+tbody th { font-weight: 500; } small { font-weight: 400; color: var(--muted); font-size: .8125rem; }
 .interval, .unit { white-space: nowrap; } .absent { color: var(--muted); font-style: italic; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem;
   margin: 1rem 0; }
@@ -48,9 +48,11 @@ tbody th { font-weight: 500; } small { color: var(--muted); font-size: .8125rem;
   padding: .5rem .7rem; }
 .tile b { display: block; font-size: 1.1rem; font-weight: 600; }
 .tile span { color: var(--muted); font-size: .8125rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem;
+  align-items: end; }
 figure { margin: 0; } figcaption { font-size: .875rem; font-weight: 600; }
-.key { font-weight: 400; color: var(--muted); white-space: nowrap; margin-left: .7rem; }
+.keys { font-size: .8125rem; font-weight: 400; color: var(--muted); }
+.keys span { margin-right: .8rem; white-space: nowrap; }
 .chart > svg { width: 100%; height: auto; display: block; }
 .chart > svg text { font-family: inherit !important; }
 .pictures { display: grid; gap: 1.2rem;
@@ -66,8 +68,9 @@ pre { overflow-x: auto; font-size: .8125rem; line-height: 1.4; } .facts td, .fac
   table.stack, .stack tbody, .stack tr, .stack th, .stack td { display: block; border: 0; }
   .stack thead { display: none; } .stack tr { border-bottom: 1px solid var(--rule);
   padding: .6rem 0; } .stack tbody th { font-weight: 600; } .stack th, .stack td { padding: .1rem 0;
-  } .stack td[data-label]::before { content: attr(data-label); color: var(--muted);
-  display: inline-block; min-width: 10rem; font-size: .875rem; } }
+  } .stack td[data-label] { padding-left: 10.4rem; } .stack td[data-label]::before {
+  content: attr(data-label); color: var(--muted); font-size: .875rem; display: inline-block;
+  width: 10.4rem; margin-left: -10.4rem; } }
 """
 
 
@@ -298,13 +301,12 @@ def chart(
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     keys = (
-        f'<span class="key">{swatch(line)} {html.escape(line.label)}</span>'
-        for line in series
-        if line.label
+        f"<span>{swatch(line)} {html.escape(line.label)}</span>" for line in series if line.label
     )
-    unit = f' <span class="key">{html.escape(unit)}</span>' if unit else ""
+    name = html.escape(f"{title}, {unit}" if unit else title)
     return (
-        f'<figure class="chart"><figcaption>{html.escape(title)}{unit}{"".join(keys)}</figcaption>'
+        f'<figure class="chart"><figcaption>{name}<div class="keys">{"".join(keys)}</div>'
+        "</figcaption>"
         f"{inline_svg(file.getvalue(), title)}</figure>"
     )
 

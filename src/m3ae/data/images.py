@@ -1,0 +1,149 @@
+"""Images: from the bytes of a file to the pixels that the model normalises.
+
+`decode` then `resize_crop` is the reference's deterministic transform up to normalisation
+(reference, base_transforms and base_dataset: open as RGBA, resize the shorter side, centre crop,
+drop alpha). Opaque images take the RGB path and grey ones the L path: the same pixels, cheaper.
+
+Letters: `C` channels (1 = grey, 3 = RGB).
+"""
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# What Pillow's decoders raise on damaged files, besides OSError.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError,
+           OverflowError, AttributeError, struct.error, zlib.error)  # fmt: skip
+_EXIF_ORIENTATION = 0x0112
+_DEEP_GREY = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; `reason` is one of a few short phrases, for counting."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+def decode(
+    source: bytes | Path, window: tuple[float, float] | None = None
+) -> tuple[Image.Image, list[str]]:
+    """Open an image; returns it as L, RGB or, where some pixel is transparent, RGBA, and notes.
+
+    RGBA is kept because alpha takes part in the resize (reference, data fact 19); `resize_crop`
+    and `resize_shorter` drop it afterwards. `window` = (low, high) maps 16-bit and float grey
+    values to 0-255. Raises ImageError, and FileNotFoundError for a path that does not exist.
+    """
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if not data:
+        raise ImageError("zero bytes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # metadata warnings; the two that matter are errors:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(data))
+            notes = _notes(image)
+            deep_colour = image.mode not in _DEEP_GREY and _is_deep(image)
+            image.load()
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ImageError("too many pixels", f"more than {Image.MAX_IMAGE_PIXELS}") from error
+        except Image.UnidentifiedImageError as error:
+            raise ImageError("unreadable", "not a known image format") from error
+        except _BROKEN as error:
+            cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
+            raise ImageError("truncated" if cut else "unreadable", str(error)) from error
+    if deep_colour:
+        notes.append("16-bit colour, high bytes taken")
+    return _to_eight_bit(image, window, notes), notes
+
+
+def _notes(image: Image.Image) -> list[str]:
+    notes = []
+    if getattr(image, "is_animated", False):
+        notes.append("first frame of several taken")
+    if image.mode == "CMYK":
+        notes.append("CMYK converted")
+    if image.mode in ("P", "PA"):
+        notes.append("palette")
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _BROKEN:  # the rotation is ignored anyway, as in the reference
+        orientation = 1
+        notes.append("EXIF unreadable")
+    if orientation not in (0, 1):
+        notes.append("EXIF rotation ignored")
+    return notes
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the file holds 16 bits a channel in a mode that Pillow cuts to 8 (PNG, TIFF)."""
+    return any(";16" in str(tile.args) for tile in image.tile)
+
+
+def _to_eight_bit(
+    image: Image.Image, window: tuple[float, float] | None, notes: list[str]
+) -> Image.Image:
+    if image.mode in _DEEP_GREY:
+        if window is None:
+            raise ImageError("16-bit", f"mode {image.mode} needs a grey-value window")
+        low, high = window
+        if not high > low:
+            raise ValueError(f"window: high ({high}) must be above low ({low})")
+        grey = (np.asarray(image, dtype=np.float64) - low) * (255 / (high - low))
+        grey = np.nan_to_num(grey, nan=0.0, posinf=255.0, neginf=0.0)
+        return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema() != (255, 255):
+            notes.append("alpha")
+            return rgba
+        return rgba.convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+
+
+def resized_size(size: tuple[int, int], px: int) -> tuple[int, int]:
+    """(width, height) after the shorter side is resized to `px`; the longer one is cut to a whole
+    number as torchvision does. Raises ImageError for an image so elongated that the result would
+    have more pixels than Pillow's limit.
+    """
+    width, height = size
+    longer = int(px * max(size) / min(size))
+    if Image.MAX_IMAGE_PIXELS and px * longer > Image.MAX_IMAGE_PIXELS:
+        raise ImageError("too many pixels", f"{width} x {height} resized to {px} x {longer}")
+    return (px, longer) if width <= height else (longer, px)
+
+
+def resize_shorter(image: Image.Image, px: int) -> Image.Image:
+    """Resize so that the shorter side is `px` (bicubic, antialiased) and drop alpha: L or RGB."""
+    size = resized_size(image.size, px)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    # After the resize a fully transparent pixel is black (Pillow resizes premultiplied colours).
+    return image.convert("RGB") if image.mode == "RGBA" else image
+
+
+def resize_crop(image: Image.Image, px: int) -> np.ndarray:
+    """The reference's deterministic transform up to normalisation: uint8 (C, px, px).
+
+    C = 1 if the three channels are equal at every pixel, else 3.
+    """
+    image = resize_shorter(image, px)
+    left, top = (round((side - px) / 2) for side in image.size)  # half to even, as torchvision
+    return to_array(image.crop((left, top, left + px, top + px)))
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """An L or RGB image as uint8 (C, H, W), C = 1 if its channels are equal at every pixel."""
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        return pixels[None].copy()
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    if np.array_equal(red, green) and np.array_equal(red, blue):
+        return red[None].copy()
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,0 +1,335 @@
+"""Raw corpus to shards: what every script of data_prep/ shares.
+
+A script parses its corpus into `Item`s and calls `prepare`. Finished chunks stay in
+OUT/SPLIT.partial, so that the same command continues an interrupted run. What is written does not
+depend on the number of workers or on interruptions.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from m3ae.data import shards
+from m3ae.data.chunks import Drops, Item, Settings, Stored, clean, is_unicode, run_chunks
+
+__all__ = ["Drops", "Item", "Stored", "add_arguments", "need", "prepare", "read_lines", "run"]
+
+TEXT_TOKENS = 64  # the paper's text length, special tokens included
+_NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
+
+
+# ------------------------------------------------------------------ command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that every preparation script has."""
+    add = parser.add_argument
+    add("--raw", type=Path, required=True, metavar="DIR", help="the corpus as downloaded")
+    add("--out", type=Path, required=True, metavar="DIR", help="where the prepared corpus goes")
+    add("--encoding", choices=shards.ENCODINGS, default="raw",
+        help="raw: pixels after resize and centre crop (fastest); jpeg: shorter side resized, "
+             "quality 90; original: the file's bytes (default: %(default)s)")  # fmt: skip
+    add("--px", type=int, default=288, help="image side in pixels (default: %(default)s)")
+    add("--tokenizer", metavar="NAME", help="hub id, folder, or train:N (a WordPiece of N entries "
+        "trained on the train texts); without it texts are tokenised at training time")  # fmt: skip
+    add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes; 0: none")
+    add("--limit", type=int, metavar="N", help="only the first N images of each split")
+    add("--split", action="append", metavar="NAME", help="only this split; may be repeated")
+    # fmt: off
+    add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="grey values of 16-bit images that become 0 and 255; else these are left out")
+    add("--exclude", type=Path, metavar="FILE",
+        help="image ids to leave out, one a line (anything after a tab is a remark)")
+    add("--min-words", type=int, default=3, metavar="N",
+        help="texts of fewer words are left out (default: %(default)s, the paper's)")
+    # fmt: on
+
+
+def run(body: Callable[[], Any]) -> int:
+    """Run a script's work; a user's mistake ends as one line and exit code 1."""
+    try:
+        body()
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def need(path: Path, what: str) -> Path:
+    """The path itself; raises FileNotFoundError saying what should be there."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not there; it should be {what}")
+    return path
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of each line that is not blank.
+
+    Bytes that are not UTF-8 come as lone surrogates: `prepare` drops the texts that hold them.
+    """
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, line.rstrip("\r\n")
+
+
+def read_exclusions(path: Path) -> set[str]:
+    """Ids of an exclusion list: the part of each line before the first tab; # starts a remark."""
+    lines = need(path, "a list of image ids").read_text(encoding="utf-8").splitlines()
+    ids = {line.split("\t")[0].strip() for line in lines if not line.startswith("#")}
+    return ids - {""}
+
+
+# ------------------------------------------------------------------ options and tokenizer
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that decide what is written; a file counts by its content, not its place."""
+    options: dict[str, Any] = {}
+    for name, value in sorted(vars(args).items()):
+        if name in _NOT_OPTIONS:
+            continue
+        if isinstance(value, Path):
+            digest = hashlib.sha256(value.read_bytes()).hexdigest()[:16] if value.is_file() else ""
+            value = f"{value.name} {digest}".strip()
+        options[name] = value
+    return options
+
+
+def _same_or_raise(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise ValueError naming what differs between the options of `place` and today's."""
+    differing = [f"{name} was {found.get(name)!r}, is {wanted.get(name)!r}"
+                 for name in sorted(found | wanted) if found.get(name) != wanted.get(name)]
+    if differing:
+        raise ValueError(f"{place}: prepared with other options ({'; '.join(differing)}); "
+                         "give those, another --out, or delete that folder")
+
+
+def _tokenizer(
+    args: argparse.Namespace, splits: dict[str, Iterable[Item]]
+) -> tuple[str | None, dict[str, Any] | None]:
+    """Where workers load the tokenizer from, and its manifest entry (name, fingerprint, size)."""
+    name = args.tokenizer
+    if name is None:
+        return None, None
+    from m3ae.data.texts import fingerprint, load_tokenizer  # transformers takes seconds to import
+
+    place = name
+    if name.startswith("train:"):
+        place = str(args.out / "tokenizer")
+        _train_tokenizer(args, splits, args.out / "tokenizer")
+    tokenizer = load_tokenizer(place)
+    size = max(tokenizer.get_vocab().values()) + 1
+    return place, {"name": name, "fingerprint": fingerprint(tokenizer), "size": size}
+
+
+def _train_tokenizer(
+    args: argparse.Namespace, splits: dict[str, Iterable[Item]], folder: Path
+) -> None:
+    """Train on the kept texts of split `train`, unless an earlier run of this command did."""
+    from m3ae.data.texts import train_wordpiece
+
+    size = args.tokenizer.removeprefix("train:")
+    if not size.isdigit() or int(size) < 10:
+        raise ValueError(f"--tokenizer {args.tokenizer}: train:N needs a whole number of entries")
+    if "train" not in splits:
+        raise ValueError(f"--tokenizer {args.tokenizer}: the corpus has no split 'train'")
+
+    def texts() -> Iterator[str]:
+        for item in _select(splits["train"], args, Drops()):
+            yield from (text for _, text in clean(item, args.min_words, Drops()))
+
+    digest = hashlib.sha256()
+    for text in texts():
+        digest.update(text.encode() + b"\n")
+    facts = {"entries": int(size), "texts": digest.hexdigest()[:16]}
+    record = folder / "trained_on.json"
+    if record.exists():
+        _same_or_raise(folder, json.loads(record.read_text()), facts)
+        return
+    train_wordpiece(texts(), int(size), folder)
+    shards.write_json(record, facts)
+
+
+def _select(items: Iterable[Item], args: argparse.Namespace, drops: Drops) -> Iterator[Item]:
+    """The items to prepare: excluded ones and repeated keys left out, at most --limit of them."""
+    excluded = read_exclusions(args.exclude) if args.exclude else set()
+    known: set[str] = set()
+    for item in items:
+        if args.limit is not None and len(known) >= args.limit:
+            return
+        if (item.image_id or item.key) in excluded or item.key in excluded:
+            drops.add("image: in the --exclude list", item.key)
+        elif not is_unicode(item.key):
+            drops.add("image: key not UTF-8", item.key)
+        elif item.key in known:
+            drops.add("image: key occurs twice, first one kept", item.key)
+        else:
+            known.add(item.key)
+            yield item
+
+
+# ------------------------------------------------------------------ splits
+
+
+def prepare(
+    splits: dict[str, Iterable[Item]],
+    dropped: dict[str, Drops],
+    args: argparse.Namespace,
+    source: str,
+    kind: str = "pairs",
+) -> dict[str, Any]:
+    """Write the shards of every split and OUT/report.json; returns the report.
+
+    `splits`: items by split, each an iterable that can be run through more than once.
+    `dropped`: what the parser left out, by split. `source`: name of the corpus. `args`: of
+    `add_arguments`; further options of a script count as options of the shards. Raises ValueError
+    where OUT holds a split made with other options, or where no image is left.
+    """
+    unknown = set(args.split or ()) - set(splits)
+    if unknown:
+        raise ValueError(f"--split {sorted(unknown)[0]}: the corpus has {', '.join(splits)}")
+    if args.px < 1 or args.workers < 0:
+        raise ValueError(f"--px {args.px} --workers {args.workers}: out of range")
+    args.out.mkdir(parents=True, exist_ok=True)
+    place, tokenizer = _tokenizer(args, splits)
+    window = tuple(args.window) if args.window else None
+    settings = Settings(args.encoding, args.px, window, args.min_words, place)
+    for name, items in splits.items():
+        if args.split and name not in args.split:
+            continue
+        facts = {"format": shards.FORMAT, "version": shards.VERSION, "kind": kind,
+                 "source": source, "encoding": args.encoding, "px": args.px,
+                 "tokenizer": tokenizer, "options": _options(args)}  # fmt: skip
+        drops = Drops()
+        drops.merge(dropped.get(name, Drops()).as_dict())
+        _prepare_split(_select(items, args, drops), args.out / name, facts, settings, drops, args)
+    return write_report(args.out, source)
+
+
+def _prepare_split(
+    items: Iterator[Item],
+    final: Path,
+    facts: dict[str, Any],
+    settings: Settings,
+    drops: Drops,
+    args: argparse.Namespace,
+) -> None:
+    """Bring one split from nothing, from a part or from a whole to `final`."""
+    partial = final.with_name(final.name + ".partial")
+    wanted = {**facts["options"], "source": facts["source"], "kind": facts["kind"],
+              "tokenizer": facts["tokenizer"] and facts["tokenizer"]["fingerprint"]}  # fmt: skip
+    if final.exists():
+        made = shards.read_manifest(final)
+        found = {**made["options"], "source": made["source"], "kind": made["kind"],
+                 "tokenizer": made["tokenizer"] and made["tokenizer"]["fingerprint"]}  # fmt: skip
+        _same_or_raise(final, found, wanted)
+        print(f"{final}: already prepared with these options; delete it to do it again")
+        return
+    partial.mkdir(exist_ok=True)
+    begun = partial / "options.json"
+    if begun.exists():
+        _same_or_raise(partial, json.loads(begun.read_text(encoding="utf-8")), wanted)
+    else:
+        shards.write_json(begun, wanted)
+    if not (partial / "manifest.json").exists():
+        results = run_chunks(items, partial, settings, args.workers)
+        manifest = {**facts, **_summary(results, drops, settings)}
+        if not manifest["counts"]["images"]:
+            shutil.rmtree(partial)
+            raise ValueError(f"{final}: no image is left to prepare: {_first_drops(drops)}")
+        _number(partial, manifest["files"])
+        shards.write_json(partial / "manifest.json", manifest)
+    for path in [*partial.glob("chunk-*"), begun]:
+        path.unlink()
+    os.replace(partial, final)
+
+
+def _number(folder: Path, files: list[dict[str, Any]]) -> None:
+    """Rename the chunks' files to shard-00000, ...; an interrupted renaming may be repeated."""
+    for index, file in enumerate(files):
+        chunk, file["name"] = folder / file["name"], f"shard-{index:05d}.safetensors"
+        shard = folder / file["name"]
+        if chunk.exists():
+            os.replace(chunk, shard)
+        if not shard.exists() or shard.stat().st_size != file["bytes"]:
+            raise ValueError(f"{chunk}: damaged or gone; delete {folder} to start again")
+
+
+def _first_drops(drops: Drops) -> str:
+    return "; ".join(f"{reason}: {entry['count']} (e.g. {entry['examples'][0]})"
+                     for reason, entry in drops.as_dict().items()) or "the corpus is empty"
+
+
+# ------------------------------------------------------------------ report
+
+
+def _summary(
+    results: list[dict[str, Any]], drops: Drops, settings: Settings
+) -> dict[str, Any]:
+    """counts, files and report of a split's manifest from the results of its chunks."""
+    notes, lengths = Drops(), Counter()
+    for result in results:
+        drops.merge(result["dropped"])
+        notes.merge(result["notes"])
+        lengths.update(dict(result["lengths"]))
+    files = [file for result in results for file in result["files"]]
+    counts = {what: sum(file[what] for file in files) for what in ("images", "texts")}
+    report = {
+        "images_seen": sum(result["images"] for result in results),
+        "texts_seen": sum(result["texts"] for result in results),
+        "dropped": drops.as_dict(),
+        "notes": notes.as_dict(),
+        "text_lengths": _length_statistics(lengths, settings.tokenizer is not None),
+    }
+    return {"counts": counts, "files": files, "report": report}
+
+
+def _length_statistics(lengths: Counter, tokens: bool) -> dict[str, Any]:
+    """Mean, percentiles and the share that 64 tokens cut; in words without a tokenizer."""
+    total = sum(lengths.values())
+    result: dict[str, Any] = {"unit": "tokens without specials" if tokens else "words"}
+    if not total:
+        return result
+    result["mean"] = round(sum(length * n for length, n in lengths.items()) / total, 2)
+    ordered, running, shares = sorted(lengths), 0, [5, 25, 50, 75, 95, 99, 100]
+    for length in ordered:
+        running += lengths[length]
+        while shares and running * 100 >= shares[0] * total:
+            result[f"p{shares.pop(0)}"] = length
+    if tokens:
+        cut = sum(n for length, n in lengths.items() if length > TEXT_TOKENS - 2)
+        result[f"share_cut_at_{TEXT_TOKENS}"] = round(cut / total, 4)
+    return result
+
+
+def write_report(out: Path, source: str) -> dict[str, Any]:
+    """OUT/report.json from the manifests of all finished splits, and a table on the screen."""
+    report: dict[str, Any] = {"source": source, "splits": {}}
+    for path in sorted(out.glob("*/manifest.json")):
+        if path.parent.suffix == ".partial":
+            continue
+        manifest = shards.read_manifest(path.parent)
+        kept = ("counts", "encoding", "px", "tokenizer", "options", "report")
+        report["splits"][path.parent.name] = {name: manifest[name] for name in kept}
+    shards.write_json(out / "report.json", report)
+    print(f"\n{source} -> {out}\n{'split':<12}{'images':>9}{'of':>9}{'texts':>9}{'of':>9}")
+    for name, split in report["splits"].items():
+        counts, seen = split["counts"], split["report"]
+        print(f"{name:<12}{counts['images']:>9}{seen['images_seen']:>9}"
+              f"{counts['texts']:>9}{seen['texts_seen']:>9}")
+        for what in ("dropped", "notes"):
+            for reason, entry in seen[what].items():
+                print(f"    {what} {entry['count']:>7}  {reason}  (e.g. {entry['examples'][0]})")
+        print(f"    text lengths: {seen['text_lengths']}")
+    return report

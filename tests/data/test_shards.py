@@ -1,0 +1,215 @@
+"""The shard format: what is written comes back, and what is damaged is named."""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from m3ae.data import shards
+from m3ae.data.shards import Shards, verify
+from m3ae.data.texts import fingerprint, train_wordpiece
+
+CHANNELS = [1, 3, 3]  # of the shards below
+PX = 6
+
+
+def write_split(folder: Path, encoding="raw", tokenizer=None) -> Path:
+    """Three shards of 2 images and 3 texts each: texts 0 and 2 belong to image 1, text 1 to 0."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    files = []
+    for k, channels in enumerate(CHANNELS):
+        images = rng.integers(0, 256, (2, channels, PX, PX), dtype=np.uint8)
+        tensors = {"image_of_text": np.array([1, 0, 1])}
+        tensors |= shards.ragged("text", (f"naïve text {k}{i}".encode() for i in range(3)))
+        tensors |= shards.ragged("text_key", (f"{k}/{i}".encode() for i in range(3)))
+        tensors |= shards.ragged("image_key", (f"image {k}{j}".encode() for j in range(2)))
+        if encoding == "raw":
+            tensors["images"] = images
+        else:
+            tensors |= shards.ragged("image", (as_png(image) for image in images))
+        if tokenizer:
+            tensors |= shards.ragged_tokens([([5 + k, 6], [0, 0]), ([], []), ([7], [0])])
+        name = f"shard-{k:05d}.safetensors"
+        files.append({"name": name, **shards.write_shard(folder / name, tensors), "images": 2,
+                      "texts": 3, "channels": channels if encoding == "raw" else None})
+    made = tokenizer and {"name": "mine", "fingerprint": fingerprint(tokenizer), "size": 40}
+    shards.write_json(folder / "manifest.json", {
+        "format": shards.FORMAT, "version": shards.VERSION, "kind": "pairs", "source": "test",
+        "counts": {"images": 6, "texts": 9}, "encoding": encoding, "px": PX, "options": {},
+        "tokenizer": made, "files": files})  # fmt: skip
+    return folder
+
+
+def as_png(image: np.ndarray) -> bytes:
+    import io
+
+    out = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    corpora = {"mine": ["axial mri of the head"] * 4, "other": ["chest film, two views"] * 4}
+    return {name: train_wordpiece(texts, 40, folder / name) for name, texts in corpora.items()}
+
+
+@pytest.mark.parametrize("encoding", ["raw", "original"])
+def test_round_trip(tmp_path, tokenizers, encoding):
+    """A text, key, token or image of another row; a global index that forgets earlier shards."""
+    split = Shards(write_split(tmp_path / "s", encoding, tokenizers["mine"]), tokenizers["mine"])
+    assert (len(split), split.num_images) == (9, 6)
+    assert split.image_of_text.tolist() == [1, 0, 1, 3, 2, 3, 5, 4, 5]
+    assert split.image_of_text.dtype == np.int64
+    rng = np.random.default_rng(0)
+    images = [image for c in CHANNELS for image in rng.integers(0, 256, (2, c, PX, PX), np.uint8)]
+    for i in (8, 0, 4, 3):
+        assert split.text(i) == f"naïve text {i // 3}{i % 3}"
+        assert split.text_key(i) == f"{i // 3}/{i % 3}"
+        ids, words = split.tokens(i)
+        assert ids.tolist() == [[5 + i // 3, 6], [], [7]][i % 3] and len(ids) == len(words)
+        assert ids.dtype == words.dtype == np.int64
+    for j in (5, 0, 2):
+        assert split.image_key(j) == f"image {j // 2}{j % 2}"
+        assert np.array_equal(split.image(j, PX), images[j])
+    with pytest.raises(IndexError, match="text 9 of 9"):
+        split.text(9)
+    assert verify(split.folder) == []
+
+
+def test_files_are_safetensors(tmp_path):
+    """Our writer produces something that the library cannot open, or reads as other values."""
+    folder = write_split(tmp_path / "s")
+    with safe_open(folder / "shard-00001.safetensors", "np") as file:
+        assert file.get_tensor("images").shape == (2, 3, PX, PX)
+        assert file.get_tensor("image_of_text").tolist() == [1, 0, 1]
+
+
+def test_pickle_carries_no_open_file(tmp_path):
+    """A worker process receives the pixels, or a mapping of another process, with the object."""
+    split = Shards(write_split(tmp_path / "s"))
+    split.image(0, PX)
+    split.image(0, PX)[:] = 0  # a sample is the caller's own: changing it leaves the file alone
+    copied = pickle.loads(pickle.dumps(split))
+    assert copied._open == {} and np.array_equal(copied.image(0, PX), split.image(0, PX))
+    assert copied.image(0, PX).any()
+
+
+def test_many_shards_few_files(tmp_path, monkeypatch):
+    """A corpus of more shards than the process may open files."""
+    monkeypatch.setattr(shards, "_OPEN_SHARDS", 2)
+    split = Shards(write_split(tmp_path / "s"))
+    assert [split.text_key(i) for i in (0, 3, 6, 0)] == ["0/0", "1/0", "2/0", "0/0"]
+    assert len(split._open) == 2
+
+
+def test_other_sizes(tmp_path):
+    """Raw pixels silently resized; encoded images refused another size."""
+    with pytest.raises(ValueError, match=r"raw shards of 6 px cannot give 8 px; prepare with --px"):
+        Shards(write_split(tmp_path / "raw")).image(0, 8)
+    assert Shards(write_split(tmp_path / "original", "original")).image(5, 8).shape == (3, 8, 8)
+
+
+def test_another_tokenizer(tmp_path, tokenizers):
+    """Token ids of one vocabulary fed to a model of another."""
+    folder = write_split(tmp_path / "s", tokenizer=tokenizers["mine"])
+    with pytest.raises(ValueError, match=r"/s: its tokens are of tokenizer mine \(.*\), not of "):
+        Shards(folder, tokenizers["other"])
+    without = Shards(write_split(tmp_path / "t"), tokenizers["other"])  # tokenised on the fly
+    assert without.tokens(0) is None
+
+
+def change_manifest(folder: Path, **changes) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+
+
+def damage_header(folder: Path) -> None:
+    path = folder / "shard-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[20:24] = b"\xff{]}"
+    path.write_bytes(data)
+
+
+def shape_of_another(folder: Path) -> None:
+    path = folder / "shard-00001.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"shape":[2,3,6,6]', b'"shape":[2,6,3,6]'))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda f: change_manifest(f, version=2), r"manifest.json: .*version 2, this code reads"),
+        (lambda f: change_manifest(f, format="other"), r"manifest.json: format other"),
+        (lambda f: (f / "manifest.json").write_text("[1"), r"manifest.json: not a manifest"),
+        (lambda f: (f / "manifest.json").write_text(
+            '{"format": "m3ae-shards", "version": 1, "px": 6}'), r"manifest.json: no kind, source"),
+        (lambda f: (f / "manifest.json").unlink(), r"manifest.json: not there"),
+        (lambda f: change_manifest(f, counts={"images": 9, "texts": 9}), "not the sums"),
+        (lambda f: (f / "shard-00001.safetensors").unlink(), "00001.safetensors: missing"),
+        (lambda f: (f / "shard-00001.safetensors").open("ab").truncate(500), "00001.*cut short"),
+        (damage_header, "00001.safetensors: corrupt header"),
+        (shape_of_another, r"00001.safetensors: images is \(2, 6, 3, 6\), the manifest says"),
+    ],
+)
+def test_damage_is_named(tmp_path, damage, message):
+    """A damaged corpus is trained on, or fails later without naming the file."""
+    folder = write_split(tmp_path / "s")
+    damage(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        Shards(folder)
+    assert "\n" not in str(caught.value)
+    assert len(verify(folder)) == 1
+
+
+def test_verify_finds_a_flipped_bit(tmp_path):
+    """Bit rot in pixels, which no size or shape shows."""
+    folder = write_split(tmp_path / "s")
+    path = folder / "shard-00002.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert len(Shards(folder)) == 9
+    assert verify(folder) == [f"{path}: sha256 is not the manifest's; {shards.AGAIN}"]
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("text_offsets", [0, 5, 4, 3], "text_offsets do not rise"),
+        ("image_of_text", [0, 1, 2], "points outside"),
+        ("token_ids", [5, 6, 99], "outside the tokenizer's 0-39"),
+    ],
+)
+def test_verify_finds_wrong_contents(tmp_path, tokenizers, name, value, message):
+    """Shards written whole but wrong: their checksum is right and their offsets are not."""
+    folder = write_split(tmp_path / "s", tokenizer=tokenizers["mine"])
+    path = folder / "shard-00001.safetensors"
+    tensors = {key: array.copy() for key, array in shards._map_shard(path).items()}
+    tensors[name] = np.array(value, dtype=tensors[name].dtype)
+    manifest = copy.deepcopy(shards.read_manifest(folder))
+    manifest["files"][1].update(shards.write_shard(path, tensors))
+    shards.write_json(folder / "manifest.json", manifest)
+    problems = verify(folder)
+    assert len(problems) == 1 and message in problems[0] and "00001" in problems[0]
+
+
+def test_verify_finds_an_undecodable_image(tmp_path):
+    """An encoded image that turns out broken only in the middle of a training run."""
+    folder = write_split(tmp_path / "s", "original")
+    path = folder / "shard-00000.safetensors"
+    tensors = {key: array.copy() for key, array in shards._map_shard(path).items()}
+    tensors["image_bytes"][:8] = 0
+    manifest = shards.read_manifest(folder)
+    manifest["files"][0].update(shards.write_shard(path, tensors))
+    shards.write_json(folder / "manifest.json", manifest)
+    assert len(verify(folder)) == 1 and "image image 00: unreadable" in verify(folder)[0]
+    with pytest.raises(ValueError, match="image 00: unreadable"):
+        Shards(folder).image(0, PX)

@@ -1,0 +1,140 @@
+"""A user's own table of images and texts."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import pairs
+from m3ae.data.shards import Shards
+
+
+def as_bytes(seed: int) -> bytes:
+    array = np.random.default_rng(seed).integers(0, 256, (18, 20, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    folder = tmp_path / "raw"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.png", "b.png", "sub/c.png"):
+        (folder / name).write_bytes(as_bytes(len(name)))
+    (tmp_path / "secret.png").write_bytes(as_bytes(9))
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    return folder
+
+
+def run(table: Path, raw: Path, *more: str) -> int:
+    return pairs.main(["--table", str(table), "--raw", str(raw), "--out", str(raw.parent / "out"),
+                       "--px", "16", "--workers", "0", *more])  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, str]:
+    split = Shards(folder)
+    return {split.text_key(i): split.text(i) for i in range(len(split))}
+
+
+ROWS = [
+    {"image": "a.png", "text": "first text of a", "id": "A"},
+    {"image": "sub/c.png", "text": 'quoted, with "comma"\nand a new line', "id": "C"},
+    {"image": "a.png", "text": "second text of a", "id": ""},
+    {"image": "b.png", "text": "held out text here", "id": "B", "split": "valid"},
+    {"image": "link.png", "text": "a link inside raw", "id": "L"},
+    {"image": "../secret.png", "text": "path out of raw", "id": "X"},
+    {"image": "sub/../../secret.png", "text": "path out of raw", "id": "Y"},
+    {"image": "", "text": "no image at all", "id": "Z"},
+    {"image": "a.png", "text": "bad split name", "split": "../x"},
+]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_every_kind_of_table(tmp_path, raw, kind, capsys):
+    """Quoting, grouping by image, split or the check of paths differ between kinds of table."""
+    table = tmp_path / f"pairs.{kind}"
+    rows = [{"image": "", "text": "", "split": "", "id": "", **row} for row in ROWS]
+    absolute = str(tmp_path / "secret.png")
+    rows.append({"image": absolute, "text": "path out of raw", "split": "", "id": "W"})
+    if kind in ("csv", "tsv"):
+        import csv
+
+        with open(table, "w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == "jsonl":
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), table, row_group_size=2)
+    assert run(table, raw) == 0
+    assert contents(raw.parent / "out" / "train") == {
+        "A/0": "first text of a", "A/1": "second text of a", "L/0": "a link inside raw",
+        "C/0": 'quoted, with "comma" and a new line',
+    }  # fmt: skip
+    assert contents(raw.parent / "out" / "valid") == {"B/0": "held out text here"}
+    report = Shards(raw.parent / "out" / "train").manifest["report"]["dropped"]
+    assert {reason: entry["count"] for reason, entry in report.items()} == {
+        "row: image path leaves --raw": 3, "row: no image or no text": 1,
+        "row: a split is named by letters, digits, _ and -": 1,
+    }  # fmt: skip
+
+
+def test_parquet_with_images_inside(tmp_path, raw):
+    """Another row's image, or a whole parquet file in memory (image = struct of bytes, path)."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    images = [as_bytes(k) for k in range(5)]
+    rows = [{"image": {"bytes": data, "path": None if k == 3 else "image.png"},
+             "text": f"text of number {k}"} for k, data in enumerate(images)]  # fmt: skip
+    rows[4]["image"]["bytes"] = None
+    table = tmp_path / "hub.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), table, row_group_size=2)
+    assert run(table, raw, "--encoding", "original") == 0
+    split = Shards(raw.parent / "out" / "train")
+    assert [split.image_key(j) for j in range(4)] == ["hub-0-0", "hub-0-1", "hub-1-0", "hub-1-1"]
+    assert split._shard(0)["image_bytes"].tobytes() == b"".join(images[:4])
+    assert split.text(3) == "text of number 3"
+    assert split.manifest["report"]["dropped"]["image: zero bytes"]["count"] == 1
+
+
+def test_bytes_that_are_not_utf8(tmp_path, raw):
+    """One Latin-1 cell ends the reading of a table, or gets in as nonsense."""
+    table = tmp_path / "pairs.csv"
+    table.write_bytes(b"image,text\na.png,sch\xf6ner Text hier\nb.png,a clean text here\n")
+    assert run(table, raw) == 0
+    assert list(contents(raw.parent / "out" / "train").values()) == ["a clean text here"]
+
+
+def test_images_in_two_splits_are_named(tmp_path, raw, capsys):
+    """A user's own split leaks without a word."""
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,text,split\na.png,one two three,train\na.png,one two four,test\n")
+    assert run(table, raw) == 0
+    assert "1 images of split train are in another split too, e.g. a.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, data, message",
+    [
+        ("x.csv", "picture,text\na.png,b\n", "no column 'image'; it has picture, text"),
+        ("x.csv", "", "no column 'image'; it has none"),
+        ("x.csv", "image,text\n", "no usable row"),
+        ("x.jsonl", "{broken\n[1]\n", "no usable row: {'row: not JSON'"),
+        ("x.xlsx", "", "a table ends in .csv, .tsv, .jsonl, .parquet"),
+        ("x.parquet", "not parquet", "x.parquet: not a parquet file"),
+    ],
+)
+def test_wrong_tables(tmp_path, raw, capsys, name, data, message):
+    """A traceback where the table is not what it should be."""
+    (tmp_path / name).write_text(data)
+    assert run(tmp_path / name, raw) == 1
+    assert message in capsys.readouterr().err
+    assert run(tmp_path / "absent.csv", raw) == 1
+    assert "absent.csv: not there" in capsys.readouterr().err

@@ -1,0 +1,261 @@
+"""Preparation: what is kept, what is counted, and that interruptions change nothing.
+
+Run through the ROCO script, whose raw layout is the simplest.
+"""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import roco, verify
+from m3ae.data import chunks
+from m3ae.data import prepare as prepare_module
+from m3ae.data.images import decode, resize_crop
+from m3ae.data.shards import Shards
+from m3ae.data.texts import load_tokenizer, train_wordpiece
+
+
+def picture(seed: int, mode: str = "RGB", size=(20, 16)) -> Image.Image:
+    """A noisy picture; every third seed is grey."""
+    array = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    image = Image.fromarray(array).convert("RGB")
+    return (image.convert("L") if seed % 3 == 0 else image).convert(mode)
+
+
+def as_bytes(image: Image.Image, format: str = "JPEG", **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def write_roco(
+    folder: Path, images: dict[str, bytes | None], captions: bytes | None = None
+) -> Path:
+    """A `train` split; an image of None is not written."""
+    base = folder / "train" / "radiology"
+    (base / "images").mkdir(parents=True)
+    for key, data in images.items():
+        if data is not None:
+            (base / "images" / f"{key}.jpg").write_bytes(data)
+    if captions is None:
+        captions = "".join(f"{k}\t Axial  CT of\tcase {k}.\r\n" for k in images).encode()
+    (base / "captions.txt").write_bytes(captions)
+    return folder
+
+
+def ten(folder: Path) -> Path:
+    return write_roco(folder, {f"ROCO_{k:05d}": as_bytes(picture(k)) for k in range(10)})
+
+
+def run(raw: Path, out: Path, *more: str) -> int:
+    return roco.main(["--raw", f"{raw}", "--out", f"{out}", "--px", "16", "--workers", "0", *more])
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file()}  # fmt: skip
+
+
+@pytest.fixture
+def chunks_of_four(monkeypatch):
+    monkeypatch.setattr(chunks.Settings, "chunk_images", property(lambda self: 4))
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg", "original"])
+def test_written_is_what_was_read(tmp_path, encoding):
+    """Pixels other than the deterministic transform's, or a text beside another's image."""
+    raw = ten(tmp_path / "raw")
+    assert run(raw, tmp_path / "out", "--encoding", encoding, "--tokenizer", "train:60") == 0
+    split = Shards(tmp_path / "out" / "train", load_tokenizer(tmp_path / "out" / "tokenizer"))
+    assert len(split) == split.num_images == 10
+    assert split.manifest["tokenizer"]["name"] == "train:60"
+    for i in range(10):
+        key = split.image_key(int(split.image_of_text[i]))
+        assert split.text_key(i) == f"{key}/0" and split.text(i) == f"Axial CT of case {key}."
+        ids, words = split.tokens(i)
+        assert len(ids) == len(words) and words[-1] == words.max()
+        image, _ = decode(raw / "train" / "radiology" / "images" / f"{key}.jpg")
+        wanted, found = resize_crop(image, 16), split.image(int(split.image_of_text[i]), 16)
+        if encoding == "jpeg":  # lossy, so only about the same
+            assert np.abs(found.astype(int).mean() - wanted.astype(int).mean()) < 8
+        else:
+            assert np.array_equal(found, wanted)
+    if encoding == "raw":
+        assert [file["channels"] for file in split.manifest["files"]] == [1, 3]
+    assert verify.main([str(tmp_path / "out")]) == 0
+
+
+def test_bad_input_is_left_out_counted_and_listed(tmp_path, monkeypatch, capsys):
+    """A bad file stops the preparation, slips in, or vanishes without a trace."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    good = as_bytes(picture(1))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    deep = Image.fromarray(np.full((20, 20), 3000, dtype=np.uint16))
+    frames = [picture(1).convert("P"), picture(2).convert("P")]
+    images = {
+        "good": good, "missing": None, "empty": b"", "html": b"<html>404</html>",
+        "short": good[: len(good) // 2], "deep": as_bytes(deep, "PNG"),
+        "giant": as_bytes(picture(1, size=(100, 30))),
+        "cmyk": as_bytes(picture(1, "CMYK")), "turned": as_bytes(picture(1), exif=exif),
+        "animated": as_bytes(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "latin": good, "brief": good,
+    }  # fmt: skip
+    lines = [f"{key}\t A caption of {key}\n".encode() for key in images][:-2]
+    lines += [b"latin\tbl\xe4ue Kn\xf6chel im Bild\n", b"brief\ttwo  words\n"]
+    lines += [b"no tab here\n", b"\n", b"good\tanother caption of good\n"]
+    raw = write_roco(tmp_path / "raw", images, b"".join(lines))
+    assert run(raw, tmp_path / "out") == 0
+    split = Shards(tmp_path / "out" / "train")
+    assert {split.image_key(j) for j in range(4)} == {"good", "cmyk", "turned", "animated"}
+    assert split.num_images == 4
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["splits"]["train"]["report"]
+    dropped = {reason: entry["count"] for reason, entry in report["dropped"].items()}
+    assert dropped == {
+        "image: missing": 1, "image: zero bytes": 1, "image: unreadable": 1, "image: truncated": 1,
+        "image: 16-bit": 1, "image: too many pixels": 1, "image: no text left": 2,
+        "text: its image was left out": 6, "text: not UTF-8": 1, "text: fewer than 3 words": 1,
+        "line: not `id<TAB>caption`": 1, "line: id occurs twice, first one kept": 1,
+    }  # fmt: skip
+    assert report["dropped"]["image: truncated"]["examples"][0].startswith("short (short.jpg)")
+    assert set(report["notes"]) == {"CMYK converted", "EXIF rotation ignored", "palette",
+                                    "first frame of several taken"}  # fmt: skip
+    assert report["texts_seen"] == 12 == len(split) + 6 + 2
+    assert "image: zero bytes" in capsys.readouterr().out
+    assert run(raw, tmp_path / "windowed", "--window", "0", "4000") == 0
+    assert Shards(tmp_path / "windowed" / "train").num_images == 5
+
+
+def test_workers_and_interruptions_change_nothing(tmp_path, monkeypatch, chunks_of_four, capsys):
+    """A resumed or parallel run gives other bytes, or begins from the start."""
+    raw = ten(tmp_path / "raw")
+    train_wordpiece(["axial ct of case roco"], 60, tmp_path / "words")
+    more = ["--tokenizer", str(tmp_path / "words")]
+    assert run(raw, tmp_path / "whole", *more) == 0
+    wanted = everything(tmp_path / "whole")
+    assert run(raw, tmp_path / "two", *more, "--workers", "2") == 0
+    assert everything(tmp_path / "two") == wanted
+
+    out, true_chunk, true_replace = tmp_path / "again", chunks.prepare_chunk, os.replace
+    worked_on = []
+
+    def stops(items, index, *rest):
+        if index == 1 and len(worked_on) < 2:
+            raise KeyboardInterrupt
+        worked_on.append(index)
+        return true_chunk(items, index, *rest)
+
+    monkeypatch.setattr(chunks, "prepare_chunk", stops)
+    assert run(raw, out, *more) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    assert not (out / "train").exists()
+    worked_on.append("resumed")
+    # Then stop at every renaming of the end, one run after another.
+    for allowed in range(1, 30):
+        calls = []
+
+        def breaks(source, target, calls=calls, allowed=allowed):
+            calls.append(target)
+            if len(calls) > allowed:
+                raise OSError(28, "No space left on device")
+            true_replace(source, target)
+
+        monkeypatch.setattr(os, "replace", breaks)
+        if run(raw, out, *more) == 0:
+            break
+        assert "error: [Errno 28] No space left" in capsys.readouterr().err
+    assert allowed > 3 and everything(out) == wanted
+    assert worked_on[:2] == [0, "resumed"] and 0 not in worked_on[2:]
+
+
+def test_other_options_are_refused(tmp_path, monkeypatch, chunks_of_four, capsys):
+    """Shards of two sizes mixed in one split, or a finished split overwritten."""
+    raw = ten(tmp_path / "raw")
+    assert run(raw, tmp_path / "out") == 0
+    before = everything(tmp_path / "out")
+    assert run(raw, tmp_path / "out") == 0
+    assert "already prepared" in capsys.readouterr().out
+    assert run(raw, tmp_path / "out", "--encoding", "jpeg") == 1
+    assert "encoding was 'raw', is 'jpeg'" in capsys.readouterr().err
+    assert run(raw, tmp_path / "out", "--tokenizer", "train:60") == 1
+    assert "tokenizer was None" in capsys.readouterr().err
+    assert {k: v for k, v in everything(tmp_path / "out").items() if k in before} == before
+
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_summary", lambda *_: (_ for _ in ()).throw(OSError("x")))
+        assert run(raw, stopped) == 1
+    assert run(raw, stopped, "--min-words", "2") == 1
+    assert "min_words was 3, is 2" in capsys.readouterr().err
+    (raw / "train" / "radiology" / "captions.txt").write_text("ROCO_00001\tnow another text\n")
+    assert run(raw, stopped) == 1
+    assert "begun from other corpus files" in capsys.readouterr().err
+
+
+def test_a_trained_tokenizer_is_kept(tmp_path, capsys):
+    """A second split tokenised by a newly trained tokenizer, or one trained on other texts."""
+    raw, out = ten(tmp_path / "raw"), tmp_path / "out"
+    assert run(raw, out, "--tokenizer", "train:60") == 0
+    made = everything(out / "tokenizer")
+    (out / "train").rename(tmp_path / "aside")
+    assert run(raw, out, "--tokenizer", "train:60") == 0
+    assert everything(out / "tokenizer") == made
+    assert run(raw, out, "--tokenizer", "train:50") == 1
+    assert "tokenizer: prepared with other options (entries was 60, is 50)" in (
+        capsys.readouterr().err)  # fmt: skip
+
+
+def test_exclude_limit_and_split(tmp_path, capsys):
+    """Images known to be in an evaluation set get into the training data."""
+    raw, listed = ten(tmp_path / "raw"), tmp_path / "exclude.txt"
+    listed.write_text("# why\nROCO_00000\tsame as another\n\nROCO_00003\n")
+    assert run(raw, tmp_path / "out", "--exclude", str(listed), "--limit", "3") == 0
+    split = Shards(tmp_path / "out" / "train")
+    assert {split.image_key(j) for j in range(3)} == {f"ROCO_0000{k}" for k in (1, 2, 4)}
+    assert split.num_images == 3
+    assert split.manifest["report"]["dropped"]["image: in the --exclude list"]["count"] == 2
+    assert run(raw, tmp_path / "out", "--split", "test") == 1
+    assert "--split test: the corpus has train" in capsys.readouterr().err
+
+
+def test_mistakes_end_in_one_line(tmp_path, capsys):
+    """A traceback where a user mistyped a path or an option."""
+    raw = ten(tmp_path / "raw")
+    (tmp_path / "empty").mkdir()
+    cases = [
+        (tmp_path / "absent", [], "absent: not there; it should be the ROCO corpus"),
+        (tmp_path / "empty", [], "no train/radiology"),
+        (raw, ["--tokenizer", "train:many"], "--tokenizer train:many: train:N needs"),
+        (raw, ["--tokenizer", str(tmp_path / "nothing")], "nothing"),
+        (raw, ["--exclude", "absent.txt"], "absent.txt: not there"),
+        (raw, ["--references", str(tmp_path)], "dlinks.txt: not there"),
+        (raw, ["--min-words", "99"], "no image is left to prepare: image: no text left: 10"),
+        (raw, ["--px", "0"], "--px 0"),
+    ]
+    for number, (source, more, message) in enumerate(cases):
+        assert run(source, tmp_path / f"out{number}", *more) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and message in error
+    with pytest.raises(SystemExit) as caught:
+        run(raw, tmp_path / "out", "--encoding", "bmp")
+    assert caught.value.code == 2
+    with pytest.raises(SystemExit):
+        roco.main(["--help"])
+    assert "example: python data_prep/roco.py" in capsys.readouterr().out
+
+
+def test_verify_names_what_is_wrong(tmp_path, capsys):
+    """A damaged corpus verified as sound, or the exit code 0 beside a list of problems."""
+    assert run(ten(tmp_path / "raw"), tmp_path / "out") == 0
+    shard = tmp_path / "out" / "train" / "shard-00001.safetensors"
+    with open(shard, "r+b") as file:
+        file.truncate(3000)
+    assert verify.main([str(tmp_path / "out")]) == 1
+    assert "shard-00001.safetensors: 3000 bytes" in capsys.readouterr().out
+    assert verify.main([str(tmp_path)]) == 1
+    assert "no split in it" in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""run_pretrain from the command line: a run, its files, resuming, mistakes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import run_pretrain
+from m3ae.models import M3AE
+from m3ae.training.logs import read_log
+from tests.recipe import ROOT
+
+
+def test_a_run_writes_what_it_promises(small_run, tmp_path):
+    """Catches a run folder that lacks a file, or an evaluation without one of its measures."""
+    assert run_pretrain.main(small_run()) == 0
+    run = tmp_path / "run"
+    for name in ("config.yaml", "environment.json", "log.jsonl", "evaluation.json", "report.html"):
+        assert (run / name).stat().st_size > 0, name
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
+        "step-00000004", "step-00000008",
+    ]  # fmt: skip
+    assert len(list((run / "pictures").glob("*.png"))) == 3
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["samples"] == 16
+    assert {"mlm_accuracy", "mlm_attribute_accuracy", "mim_loss"} <= evaluation["measures"].keys()
+    assert {"random", "hard"} <= evaluation["itm"].keys()
+    train = read_log(run, "train")
+    assert [entry["step"] for entry in train] == [2, 4, 6, 8]
+    assert {"loss", "lr", "grad_norm", "samples_per_s", "data_wait_s", "mfu"} <= train[0].keys()
+    assert [entry["step"] for entry in read_log(run, "eval")] == [0, 4, 8]
+    model = M3AE.from_pretrained(run / "checkpoints" / "step-00000008")
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["fusion"]["width"] == 32
+    assert model.config.fusion.width == 32
+
+
+def test_a_finished_run_is_left_alone(small_run, tmp_path, capsys):
+    """Catches a second start that overwrites a result."""
+    assert run_pretrain.main(small_run(steps=4)) == 0
+    before = (tmp_path / "run" / "evaluation.json").stat().st_mtime_ns
+    assert run_pretrain.main(small_run(steps=4)) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert (tmp_path / "run" / "evaluation.json").stat().st_mtime_ns == before
+
+
+def states(folder):
+    weights = load_file(folder / "model.safetensors")
+    rest = torch.load(folder / "optimizer.pt", weights_only=True)
+    moments = rest["optimizer"]["state"]
+    return weights, {(k, n): t for k, state in moments.items() for n, t in state.items()}
+
+
+def test_a_killed_run_goes_on_bitwise(small_run, tmp_path):
+    """Catches anything that a checkpoint forgets: dropout's random state, order, moments."""
+    settings = ["train.threads=1", "model.fusion.dropout=0.1", "train.checkpoint_every=3"]
+    settings += ["model.text_encoder.attention_dropout=0.1", "train.log_every=3"]
+    assert run_pretrain.main(small_run(*settings, name="whole", steps=12)) == 0
+    arguments = small_run(*settings, name="killed", steps=12)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "run_pretrain.py", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not (killed / "checkpoints" / "step-00000006").exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "evaluation.json").exists(), "the run was over before it was killed"
+    assert run_pretrain.main(arguments) == 0
+    for one, two in zip(
+        states(tmp_path / "whole/checkpoints/step-00000012"),
+        states(killed / "checkpoints/step-00000012"), strict=True,
+    ):  # fmt: skip
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    logs = [read_log(tmp_path / name, "train") for name in ("whole", "killed")]
+    assert [e["loss"] for e in logs[0]] == [e["loss"] for e in logs[1]]
+
+
+def test_another_config_does_not_resume(small_run, tmp_path, capsys):
+    """Catches a run that goes on with other settings than it began with."""
+    assert run_pretrain.main(small_run(steps=4)) == 0
+    longer = small_run("optim.lr=2e-3", "data.workers=1", steps=6)
+    assert run_pretrain.main(longer) == 2
+    message = capsys.readouterr().err
+    assert "optim.lr (0.001 there, 0.002 now)" in message and "workers" not in message
+    assert run_pretrain.main(small_run("data.workers=1", steps=6)) == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, capsys):
+    """Catches training on after a NaN, and a message that does not say where."""
+    assert run_pretrain.main(small_run("optim.lr=1e38", "optim.clip_norm=null")) == 2
+    message = capsys.readouterr().err
+    assert "not finite" in message and "ROCO_" in message and "optim.lr" in message
+    assert message.count("error:") == 1
+    kept = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    for folder in kept:
+        assert all(t.isfinite().all() for t in load_file(folder / "model.safetensors").values())
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.mlm.ration=0.2", "did you mean model.mlm.ratio"),
+        ("optim.lr=fast", "optim.lr: expected float"),
+        ("data.train=[nowhere]", "nowhere"),
+        ("data.tokenizer=null", "data.tokenizer"),
+        ("model.text_encoder.vocab_size=10", "vocab_size: 10 is too small"),
+        ("model.image_encoder.image_px=96", "prepare with --px 96"),
+        ("train.batch_per_process=3", "train.batch_per_process"),
+        ("model.itm.group=3", "model.itm.group"),
+        ("model.text_encoder.pad_id=1", "pad_id"),
+    ],
+)
+def test_mistakes_end_in_one_line(small_run, tmp_path, capsys, override, says):
+    """Catches a traceback, or a message that does not name the key or file."""
+    assert run_pretrain.main(small_run(override)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and says in errors[0]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_dry_run_and_print_config(small_run, tmp_path, capsys):
+    """Catches a dry run that trains, or a printed config that does not load."""
+    assert run_pretrain.main(["--print-config", *small_run()]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert run_pretrain.main(["--dry-run", "--config", str(tmp_path / "printed.yaml")]) == 0
+    assert "gflop per sample" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
