@@ -139,7 +139,7 @@ def pretrain(config: Config, group: Processes, dry_run: bool = False) -> None:
     loader = iter(train_loader(config, pairs, plan, group.rank, step, group.device))
     model.train()
     bar = tqdm(total=plan.steps, initial=step, unit="step", disable=not group.first)
-    window = Window()
+    window = Window(step)
     while step < plan.steps:
         started = time.perf_counter()
         batches = [next(loader) for _ in range(plan.accumulation)]
@@ -186,10 +186,10 @@ def pretrain(config: Config, group: Processes, dry_run: bool = False) -> None:
 class Window:
     """Speed between two log lines, evaluation and checkpoints left out."""
 
-    def __init__(self) -> None:
-        self.restart(None)
+    def __init__(self, step: int) -> None:
+        self.restart(step)
 
-    def restart(self, step: int | None) -> None:
+    def restart(self, step: int) -> None:
         """Begin to measure again at a step."""
         self.step, self.waited, self.started = step, 0.0, time.perf_counter()
 
@@ -198,8 +198,7 @@ class Window:
     ) -> dict[str, float | None]:
         """Speed, waiting, FLOP utilisation and memory since the last reading."""
         seconds = time.perf_counter() - self.started
-        begun = self.step if self.step is not None else step - 1
-        rate = max(1, step - begun) * plan.batch_global / seconds
+        rate = (step - self.step) * plan.batch_global / seconds
         peak = peak_flops(device)
         values = {
             "samples_per_s": rate,

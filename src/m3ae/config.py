@@ -205,20 +205,25 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|false)$"), list("tf"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|nan)$"),
-    list("-+.0123456789"),
-)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes also the words that `_Loader`, unlike YAML 1.1, reads as numbers, such as 1e5."""
+
+
+_FLOAT = re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|nan)$")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict:
     seen: set[str] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
+        key, mark = loader.construct_object(key_node, deep=True), key_node.start_mark
+        if not isinstance(key, str):
+            raise ValueError(f"{mark.name}, line {mark.line + 1}: key {key!r} is no word")
         if key in seen:
-            line = key_node.start_mark.line + 1
-            raise ValueError(f"{key_node.start_mark.name}, line {line}: duplicate key {key!r}")
+            raise ValueError(f"{mark.name}, line {mark.line + 1}: duplicate key {key!r}")
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
@@ -227,9 +232,9 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def _parse(text: str, name: str) -> Any:
-    loader = _Loader(text)
-    loader.name = name
     try:
+        loader = _Loader(text)
+        loader.name = name
         return loader.get_single_data()
     except yaml.YAMLError as error:
         raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
@@ -247,6 +252,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
     base = content.pop("base", None)
     if base is None:
         return content
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base: expected the name of a file, got {base!r}")
     return _merge(_read(path.parent / base, (*seen, path.resolve())), content)
 
 
@@ -291,7 +298,7 @@ def default_output(path: Path) -> str:
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML that `load_config` reads back."""
     plain = _plain(dataclasses.asdict(config))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def from_dict(cls: type, content: dict) -> Any:

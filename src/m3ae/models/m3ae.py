@@ -18,7 +18,7 @@ from m3ae.config import Config, ModelConfig
 from m3ae.models.fusion import Fusion
 from m3ae.models.heads import ITMHead, MIMHead, MLMHead
 from m3ae.models.image_encoder import NORMALISATION, ImageEncoder
-from m3ae.models.layers import PostNormBlock, PreNormBlock, take
+from m3ae.models.layers import PostNormBlock, PreNormBlock, sincos_2d, take
 from m3ae.models.text_encoder import TextEncoder
 from m3ae.pretraining.masking import NOT_SCORED, kept_patches
 from m3ae.pretraining.objectives import (
@@ -163,7 +163,8 @@ class M3AE(nn.Module):
         if has("mlm") or has("itm"):
             whole = self.fusion.enter_image(self.image_encoder.encode(patches))
         # Texts: masked ones for MLM, unmasked ones for MIM and ITM, in one call.
-        ids = [batch["mlm_ids"]] * has("mlm") + [batch["text_ids"]] * (has("mim") or has("itm"))
+        ids = [batch["mlm_ids"]] if has("mlm") else []
+        ids += [batch["text_ids"]] if has("mim") or has("itm") else []
         texts = self.text_encoder(torch.cat(ids), torch.cat([keep] * len(ids)))
         texts = self.fusion.enter_text(texts).chunk(len(ids))
         # MIM: kept patches, only as far as layer k, whose text side nobody reads.
@@ -333,7 +334,13 @@ def initialise(model: nn.Module) -> None:
     The MIM decoder's attention inputs are Xavier-uniform over query, key and value as one matrix.
     """
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 and not name.endswith(("class_token", "mask_token")):
+        if name == "image_encoder.position_embedding":
+            # The reference always loads this one. From scratch, positions of std 0.02 are lost
+            # beside patch embeddings of about 0.6, so they start as the sine-cosine table.
+            table = sincos_2d(parameter.shape[1], round((parameter.shape[0] - 1) ** 0.5))
+            with torch.no_grad():
+                parameter.copy_(table)
+        elif parameter.ndim == 1 and not name.endswith(("class_token", "mask_token")):
             nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
         elif "mim_head.blocks" in name and name.endswith(
             ("query.weight", "key.weight", "value.weight")
