@@ -254,12 +254,9 @@ def short(values: dict[str, float]) -> str:
 def picture(model: M3AE, fixed: EvalBatches, rows: int, group: Processes, path: Path) -> None:
     """Reconstructions of the first `rows` held-out pairs, always the same ones."""
     path.parent.mkdir(exist_ok=True)
-    batch = {key: tensor for key, tensor in fixed[0].items()}
-    rows = min(rows, len(batch["index"]))
-    # The ITM rows point beyond the rows shown, and are not needed here.
-    batch = {key: tensor[:rows] for key, tensor in batch.items() if not key.startswith("itm")}
-    batch["itm_match"] = torch.ones(rows, dtype=torch.bool)
-    batch["itm_image"] = torch.arange(rows)
+    batch = fixed[0]
+    keys = ("index", "image", "text_ids", "text_keep", "patch_order")  # what MIM reads
+    batch = {key: batch[key][:rows] for key in keys}
     texts = [fixed.pairs.text(int(index)) for index in batch["index"]]
     draw_reconstructions(model, to_device(batch, group.device), texts, path)
 

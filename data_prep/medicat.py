@@ -5,7 +5,7 @@ The corpus: the release's jsonl (s2_full_figures_oa_nonroco_combined_medical_top
 that refer to the figure. The split is the reference's: a seeded shuffle of the kept figures in
 file order, before texts are looked at; the last N are test, the N before valid (N = 1,000).
 
-example: python data_prep/medicat.py --raw medicat/release --out prepared/medicat \
+example: python data_prep/medicat.py --raw medicat/release --out data/medicat \
              --tokenizer roberta-base
 """
 

@@ -6,7 +6,7 @@ also be the image itself (a struct with `bytes`), and then each row is an image 
 several rows with the same image in a split are several texts of it. Rows whose path leaves --raw
 are left out.
 
-example: python data_prep/pairs.py --table pairs.csv --raw images --out prepared/mine \
+example: python data_prep/pairs.py --table pairs.csv --raw images --out data/mine \
              --tokenizer roberta-base
 """
 

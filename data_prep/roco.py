@@ -5,7 +5,7 @@ fetch script leaves it; `val` for `validation` will do. With --references, the s
 refer to a figure (MedICaT's roco_{train,val,test}_references.jsonl) become further texts of it, as
 in the paper; they are joined through dlinks.txt or licences.txt.
 
-example: python data_prep/roco.py --raw roco-dataset/data --out prepared/roco \
+example: python data_prep/roco.py --raw roco-dataset/data --out data/roco \
              --tokenizer roberta-base
 """
 

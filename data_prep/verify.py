@@ -1,6 +1,6 @@
 """Check prepared splits: every checksum, offset, key, text, token id and image.
 
-example: python data_prep/verify.py prepared/roco
+example: python data_prep/verify.py data/roco
 """
 
 import argparse

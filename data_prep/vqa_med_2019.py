@@ -6,7 +6,7 @@ without its question and is left out, but for "is this a ct scan? yes", which gi
 Say wherever results are reported that these captions are composed. Only training images are
 used; a seeded part of them is held out as `valid`.
 
-example: python data_prep/vqa_med_2019.py --as captions --raw vqa_med_2019 --out prepared/vqa_med
+example: python data_prep/vqa_med_2019.py --as captions --raw vqa_med_2019 --out data/vqa_med
 """
 
 import argparse

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from data_prep import phantoms
+from m3ae.data import phantom_texts
 
 SMALL = ["--train", "9", "--validation", "2", "--test", "3", "--medicat", "6", "--vqa", "12"]
 SMALL += ["--px", "64"]
@@ -121,7 +122,7 @@ def test_facts_are_independent_and_uniform(many_facts):
         expected = sum(counts.values()) / len(words)
         assert all(abs(counts[word] - expected) < 5 * expected**0.5 for word in words), name
     share = sum("kind" in facts for facts in many_facts) / len(many_facts)
-    assert share == pytest.approx(phantoms.PRESENT, abs=0.02)
+    assert share == pytest.approx(phantom_texts.PRESENT, abs=0.02)
     for first, second in itertools.combinations(phantoms.COARSE + phantoms.FINE, 2):
         pairs = Counter((f[first], f[second]) for f in many_facts if {first, second} <= f.keys())
         table = np.array(

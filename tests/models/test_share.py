@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from m3ae.models import M3AE, build_model
+from m3ae.models.layers import sincos_2d
 from m3ae.pretraining.masking import draw_in_batch_negatives, kept_patches
 from tests.recipe import golden_batch, tiny_config
 
@@ -324,7 +325,9 @@ def test_initial_spread():
     """Fact 10 forgotten: another spread, a bias that is not 0, tokens at 1, Xavier left out."""
     model = build_model(tiny_config())
     for name, parameter in model.named_parameters():
-        if "mim_head.blocks" in name and ".attention." in name and "out" not in name:
+        if name == "image_encoder.position_embedding":
+            assert torch.equal(parameter, sincos_2d(128, 4))
+        elif "mim_head.blocks" in name and ".attention." in name and "out" not in name:
             if parameter.ndim == 2:
                 bound = (6 / (48 + 3 * 48)) ** 0.5
                 assert bound * 0.9 < parameter.abs().max() <= bound, name

@@ -74,7 +74,6 @@ def test_leaves_training_mode_and_random_numbers_alone(tmp_path):
     """Catches a run that goes on in eval mode, or differs once a picture was drawn."""
     model, batch = tiny("model.fusion.dropout=0.5")
     model.train()
-    model.text_encoder.eval()
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
     draw_reconstructions(model, batch, ["a"] * 4, tmp_path / "a.png")

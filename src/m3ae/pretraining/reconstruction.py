@@ -13,7 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from m3ae.models.m3ae import M3AE
+from m3ae.pretraining.evaluation import only
 from m3ae.pretraining.objectives import patch_pixels
+from m3ae.training.engine import evaluating
 
 TILE_PX = 192  # tiles are at least this wide, so that small images can be seen
 GAP, MARGIN = 12, 16
@@ -44,20 +46,15 @@ def reconstruct(model: M3AE, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, 
 
     Kept patches are the original's. With `mim.normalise_target` predictions are un-normalised with
     the original patch's mean and variance, which the model never saw: contrast and brightness of a
-    removed patch are given, not predicted. Runs in eval mode and restores the mode it found.
+    removed patch are given, not predicted. Grey images (one channel) come back grey: their three
+    predicted channels are averaged. Runs in eval mode and restores the mode it found.
     Raises ValueError if the model has no masked image modelling.
     """
     if "mim" not in model.weights:
         raise ValueError("no reconstruction to draw: masked image modelling is off (mim.weight 0)")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            image = model.normalise(batch["image"])
-            predicted = model.outputs(batch).mim_pixels
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    image = model.normalise(batch["image"])
+    with evaluating(model), only(model, "mim"):
+        predicted = model.outputs(batch).mim_pixels
     image = image.float().expand(-1, 3, -1, -1)
     original = patch_pixels(image, model.image_encoder.patch_px)
     removed = batch["patch_order"][:, model.kept(batch).shape[1] :, None]
@@ -69,7 +66,10 @@ def reconstruct(model: M3AE, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, 
 
     def show(pixels: Tensor) -> Tensor:
         images = unpatch(pixels, model.image_encoder.patch_px)
-        return (images * model.pixel_std + model.pixel_mean).clamp(0, 1).cpu()
+        images = (images * model.pixel_std + model.pixel_mean).clamp(0, 1)
+        if batch["image"].shape[1] == 1:
+            images = images.mean(dim=1, keepdim=True).expand_as(images)
+        return images.cpu()
 
     # Grey is a colour of the screen, so it goes through the normalisation before it comes back.
     grey = patch_pixels(
