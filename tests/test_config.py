@@ -8,7 +8,8 @@ import yaml
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from m3ae.config import Config, ModelConfig, default_output, from_dict, load_config, to_yaml
+from m3ae.config import Config, ModelConfig, default_output, load_config, to_yaml
+from m3ae.strict_yaml import build
 from tests.recipe import ROOT
 
 FOLDER = ROOT / "configs" / "pretrain"
@@ -318,14 +319,14 @@ def test_round_trip_of_any_value(tmp_path_factory, lr, seed, name, share, folder
     assert load_config(path) == config
 
 
-def test_frozen_and_from_dict():
+def test_frozen_and_build():
     """A config changed while it runs; a checkpoint's section read less strictly than a file."""
     config = load_config(BASE)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.model.mlm.ratio = 0.5
     section = dataclasses.asdict(config.model)
-    assert from_dict(ModelConfig, section) == config.model
+    assert build(ModelConfig, section) == config.model
     with pytest.raises(ValueError, match="unknown key extra"):
-        from_dict(ModelConfig, section | {"extra": 1})
+        build(ModelConfig, section | {"extra": 1})
     with pytest.raises(ValueError, match="missing key mlm"):
-        from_dict(ModelConfig, {key: x for key, x in section.items() if key != "mlm"})
+        build(ModelConfig, {key: x for key, x in section.items() if key != "mlm"})

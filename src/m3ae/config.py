@@ -6,16 +6,12 @@ disk but YAML is read here: no data folder, no weights, no process count.
 """
 
 import dataclasses
-import difflib
-import re
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from m3ae.strict_yaml import build, dump, merge, parse, read
 
 Decoder = Literal["mlp", "transformer"]
 
@@ -176,6 +172,7 @@ class EvalConfig:
     mask_draws: int
     attributes: dict[str, tuple[str, ...]]
     fine: tuple[str, ...]
+    text_only: tuple[str, ...]
     hard_negative_same: tuple[str, ...]
     pictures: int
 
@@ -193,78 +190,6 @@ class Config:
     eval: EvalConfig
 
 
-# -------------------------------------------------------------------------------------- reading
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose `1e-5` is a float, whose only booleans are true and false, without duplicates."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|false)$"), list("tf"))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes also the words that `_Loader`, unlike YAML 1.1, reads as numbers, such as 1e5."""
-
-
-_FLOAT = re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|nan)$")
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict:
-    seen: set[str] = set()
-    for key_node, _ in node.value:
-        key, mark = loader.construct_object(key_node, deep=True), key_node.start_mark
-        if not isinstance(key, str):
-            raise ValueError(f"{mark.name}, line {mark.line + 1}: key {key!r} is no word")
-        if key in seen:
-            raise ValueError(f"{mark.name}, line {mark.line + 1}: duplicate key {key!r}")
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-
-
-def _parse(text: str, name: str) -> Any:
-    try:
-        loader = _Loader(text)
-        loader.name = name
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
-    """The file merged over its chain of `base:` files."""
-    if path.resolve() in seen:
-        raise ValueError(f"{path}: `base:` leads back to this file")
-    if not path.is_file():
-        raise FileNotFoundError(f"config {path} does not exist")
-    content = _parse(path.read_text(encoding="utf-8"), str(path)) or {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected keys and values, got {type(content).__name__}")
-    base = content.pop("base", None)
-    if base is None:
-        return content
-    if not isinstance(base, str):
-        raise ValueError(f"{path}: base: expected the name of a file, got {base!r}")
-    return _merge(_read(path.parent / base, (*seen, path.resolve())), content)
-
-
-def _merge(base: dict, top: dict) -> dict:
-    merged = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, its `base:` files and `key=value` overrides into a `Config`.
 
@@ -272,18 +197,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     mistyped key (naming it and the nearest valid one) and for values that cannot work.
     """
     path = Path(path)
-    content = _read(path)
+    content = read(path)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ValueError(f"override {override!r} is not of the form key=value")
-        parsed: Any = _parse(value, f"override {key}")
+        parsed: Any = parse(value, f"override {key}")
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}
-        content = _merge(content, parsed)
+        content = merge(content, parsed)
     if content.get("output", ...) is None:
         content["output"] = default_output(path)
-    config = _build(Config, content, "")
+    config = build(Config, content, "")
     _check(config)
     return config
 
@@ -297,72 +222,13 @@ def default_output(path: Path) -> str:
 
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML that `load_config` reads back."""
-    plain = _plain(dataclasses.asdict(config))
-    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def from_dict(cls: type, content: dict) -> Any:
-    """A config dataclass (any section) from plain keys and values; as strict as `load_config`."""
-    return _build(cls, content, "")
+    return dump(_plain(dataclasses.asdict(config)))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-# ------------------------------------------------------------------------------------- checking
-
-
-def _build(cls: type, content: Any, where: str) -> Any:
-    if not isinstance(content, dict):
-        raise ValueError(f"{where or 'config'}: expected a section, got {content!r}")
-    hints = typing.get_type_hints(cls)
-    for key in content:
-        if key not in hints:
-            raise ValueError(f"unknown key {where}{key}{_nearest(key, hints, where)}")
-    missing = [where + key for key in hints if key not in content]
-    if missing:
-        raise ValueError(
-            f"missing key {', '.join(missing)}: put `base:` at the top or set it"
-        )
-    return cls(**{key: _typed(content[key], hint, where + key) for key, hint in hints.items()})
-
-
-def _nearest(key: str, valid: typing.Iterable[str], where: str) -> str:
-    close = difflib.get_close_matches(str(key), list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {where}{close[0]}?" if close else f"; valid: {', '.join(valid)}"
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` checked against the annotation; an int is good for a float, nothing else bends."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where + ".")
-    if origin is types.UnionType:
-        if value is None and type(None) in arguments:
-            return None
-        (inner,) = (argument for argument in arguments if argument is not type(None))
-        return _typed(value, inner, where)
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{where}: expected a list, got {value!r}")
-        return tuple(_typed(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: expected a mapping, got {value!r}")
-        return {str(key): _typed(item, arguments[1], f"{where}.{key}") for key, item in
-                value.items()}  # fmt: skip
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
-    return value
 
 
 def _check(config: Config) -> None:
@@ -404,6 +270,12 @@ def _check(config: Config) -> None:
             config.eval.batch % model.itm.group == 0,
             f"model.itm.group: {model.itm.group} does not divide eval.batch ({config.eval.batch})",
         )
+    for key in ("fine", "text_only", "hard_negative_same"):
+        for name in getattr(config.eval, key):
+            require(
+                name in config.eval.attributes,
+                f"eval.{key}: {name!r} is not among eval.attributes",
+            )
     require(len(optim.betas) == 2, f"optim.betas: expected two numbers, got {optim.betas}")
     require(0 <= optim.warmup_frac <= 1, f"optim.warmup_frac: {optim.warmup_frac} not in [0, 1]")
     require(config.data.text_length >= 3, "data.text_length: below 3, no room for a word")

@@ -45,9 +45,9 @@ EVALUATION = {
         },
     },
     "attributes": {
-        "modality": {"fine": False, "n": 812, "majority": 0.27, "own": 0.97, "other": 0.25,
+        "modality": {"tag": "", "n": 812, "majority": 0.27, "own": 0.97, "other": 0.25,
                      "none": 0.26, "gain": measure(0.71)},
-        "small <lesion>": {"fine": True, "n": 40, "majority": 0.5, "own": 0.6},
+        "small <lesion>": {"tag": "fine", "n": 40, "majority": 0.5, "own": 0.6},
     },
     "itm": {"random": measure(0.93), "hard_rule": "a false image shares modality"},
 }  # fmt: skip

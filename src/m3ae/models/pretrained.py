@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from m3ae.config import ModelConfig, from_dict
+from m3ae.config import ModelConfig
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
 from m3ae.models.name_maps import (
@@ -36,6 +36,7 @@ from m3ae.models.name_maps import (
     Rules,
 )
 from m3ae.models.text_encoder import TextEncoder
+from m3ae.strict_yaml import build
 
 log = logging.getLogger(__name__)
 State = dict[str, Tensor]
@@ -369,7 +370,7 @@ def load_pretrained(path_or_hub_id: str | Path) -> nn.Module:
     if config.get("format") != "m3ae" or config.get("version") != 1:
         raise ValueError(f"{folder}/config.json: format {config.get('format')!r}, version "
                          f"{config.get('version')!r}; expected 'm3ae', 1")  # fmt: skip
-    model = M3AE(from_dict(ModelConfig, config["model"]))
+    model = M3AE(build(ModelConfig, config["model"]))
     state = _read_safetensors(folder / "model.safetensors")
     check_state(model, state, str(folder))
     model.load_state_dict(state)

@@ -245,7 +245,9 @@ class ThreeArms:
         result["measures"]["mlm_accuracy"] = arm_table(arrays, "correct", 1, seed)
         if not self.attributes.names:
             return
-        stating = {key: array[arrays["attribute"] >= 0] for key, array in arrays.items()}
+        shown = [i for i, n in enumerate(self.attributes.names) if n not in self.config.text_only]
+        chosen = np.isin(arrays["attribute"], shown)
+        stating = {key: array[chosen] for key, array in arrays.items()}
         result["measures"]["mlm_attribute_accuracy"] = arm_table(stating, "correct", 1, seed)
         result["attributes"] = {}
         for number, name in enumerate(self.attributes.names):
@@ -253,13 +255,17 @@ class ThreeArms:
             if len(mine["target"]):
                 table = arm_table(mine, "correct", 1, seed)
                 result["attributes"][name] = {
-                    "fine": name in self.config.fine,
+                    "tag": self._tag(name),
                     "n": len(mine["target"]),
                     "majority": float(np.unique(mine["target"], return_counts=True)[1].max())
                     / len(mine["target"]),
                     "gain": table["own - none"],
                     "own_interval": table["own"],
                 } | {arm: table[arm]["value"] for arm in ARMS}
+
+    def _tag(self, name: str) -> str:
+        tags = {"fine": self.config.fine, "text only": self.config.text_only}
+        return next((tag for tag, names in tags.items() if name in names), "")
 
     def _mim(self, result: dict) -> None:
         rows = []

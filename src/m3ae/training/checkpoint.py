@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import nn
 
 from m3ae.config import Config, to_yaml
 from m3ae.models.pretrained import check_state, save_pretrained
+from m3ae.strict_yaml import parse
 from m3ae.training.distributed import Processes
 
 VERSION = 1
@@ -131,7 +131,7 @@ def load_checkpoint(
             f"{path} was written by {state['processes']} processes, this run has "
             f"{processes.count}; start as many, or give another output="
         )
-    saved = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    saved = parse((path / "config.yaml").read_text(encoding="utf-8"), str(path / "config.yaml"))
     check_same_config(saved, config, state["step"], path)
     weights = load_file(path / "model.safetensors")
     check_state(model, weights, str(path))
@@ -148,7 +148,7 @@ def check_same_config(saved: dict, config: Config, step: int, path: Path) -> Non
 
     Logging, workers and a later end may differ.
     """
-    old, new = _flat(saved), _flat(yaml.safe_load(to_yaml(config)))
+    old, new = _flat(saved), _flat(parse(to_yaml(config), "config"))
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     differing = [key for key in differing if key not in FREE_KEYS]
     if "train.steps" in differing and new["train.steps"] >= step:

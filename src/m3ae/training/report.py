@@ -237,7 +237,7 @@ def attributes(run: Run) -> str:
         return ""
     rows = []
     for name, entry in entries.items():
-        tag = ' <span class="tag">fine</span>' if entry.get("fine") else ""
+        tag = f' <span class="tag">{html.escape(entry["tag"])}</span>' if entry.get("tag") else ""
         rows.append(
             [
                 f"{html.escape(name)}{tag}<br><small>{parts.count(entry.get('n'))} words</small>",
@@ -252,12 +252,16 @@ def attributes(run: Run) -> str:
         "image, another pair's, and none. The dashed line is the majority rate: what always "
         "giving the most frequent word would score."
     )
-    note = "fine: can be told only by a close look at the image."
-    marked = any(entry.get("fine") for entry in entries.values())
+    notes = {
+        "fine": "fine: can be told only by a close look at the image.",
+        "text only": "text only: no image shows it, so it is a control and in no average; what it "
+        "gains over the mean image is the price of an unusual image.",
+    }
+    tags = {entry.get("tag") for entry in entries.values()}
     columns = ["attribute", "accuracy by image shown", "majority rate", "gain over none"]
     body = [paragraph(text), parts.table(columns, rows)]
-    body += [paragraph(note, note=True)] if marked else []
-    return section("Words that the image determines", *body, long=True)
+    body += [paragraph(note, note=True) for tag, note in notes.items() if tag in tags]
+    return section("Words that state an attribute", *body, long=True)
 
 
 def matching(run: Run) -> str:
