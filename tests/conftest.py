@@ -8,7 +8,7 @@ import torch
 from data_prep import phantoms, roco
 from tests.recipe import ROOT
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two wait for each other where the cores are shared
 
 SMALL = """
 model.image_encoder={image_px: 64, patch_px: 16, width: 32, depth: 1, heads: 2}

@@ -14,8 +14,6 @@ from m3ae.config import Config, load_config
 from m3ae.models import M3AE
 from m3ae.models.pretrained import convert_reference
 
-torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
-
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 

@@ -96,9 +96,7 @@ def check_equal(batch: dict, *overrides: str) -> dict:
         if grad is not None:
             assert grad.isfinite().all(), name
             size = max(1.0, float(grad.abs().max()))
-            torch.testing.assert_close(
-                grads[name], grad, rtol=1e-5, atol=1e-5 * size, msg=named(name)
-            )
+            assert torch.allclose(grads[name], grad, rtol=1e-5, atol=1e-5 * size), name
     without = [name for name, grad in grads.items() if grad is None]
     assert without == model.unreached()
     return shared
@@ -122,7 +120,7 @@ def test_objectives(active, negatives):
 
 
 @pytest.mark.parametrize("active", [s for s in SUBSETS if s != ["itm"]], ids="-".join)
-@pytest.mark.parametrize("layers", [(0, 0), (0, 4), (2, 0), (2, 1), (1, 2), (3, 3), (-1, -1)])
+@pytest.mark.parametrize("layers", [(0, 0), (0, 4), (2, 1), (1, 2), (4, 0)])
 def test_layers(layers, active):
     """An early stop one layer off, and a list of unreached parameters that ignores it."""
     mlm, mim = layers
