@@ -24,7 +24,7 @@ $(VENV)/.installed: requirements.txt
 quickstart: environment
 	$(BIN)/python data_prep/phantoms.py --out $(PHANTOMS)/raw --layouts roco
 	$(BIN)/python data_prep/roco.py --raw $(PHANTOMS)/raw/roco --out $(PHANTOMS)/shards \
-	  --px 192 --tokenizer train:400
+	  --px 144 --tokenizer train:400
 	$(BIN)/python run_pretrain.py --config configs/pretrain/quickstart.yaml
 	@echo "Open runs/quickstart/report.html"
 
