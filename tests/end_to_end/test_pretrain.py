@@ -132,3 +132,13 @@ def test_dry_run_and_print_config(small_run, tmp_path, capsys):
     assert run_pretrain.main(["--dry-run", "--config", str(tmp_path / "printed.yaml")]) == 0
     assert "gflop per sample" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains(small_run, tmp_path, precision):
+    """Catches a type that autocast does not carry, or a scaler that is not unscaled."""
+    assert run_pretrain.main(small_run(f"train.precision={precision}", steps=4)) == 0
+    losses = [entry["loss"] for entry in read_log(tmp_path / "run", "train")]
+    assert run_pretrain.main(small_run(name="full", steps=4)) == 0
+    full = [entry["loss"] for entry in read_log(tmp_path / "full", "train")]
+    assert losses == pytest.approx(full, rel=0.02) and losses != full
