@@ -25,7 +25,8 @@ quickstart: environment
 	$(BIN)/python data_prep/phantoms.py --out $(PHANTOMS)/raw --layouts roco
 	$(BIN)/python data_prep/roco.py --raw $(PHANTOMS)/raw/roco --out $(PHANTOMS)/shards \
 	  --px 144 --tokenizer train:400
-	$(BIN)/python run_pretrain.py --config configs/pretrain/quickstart.yaml
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 run_pretrain.py \
+	  --config configs/pretrain/quickstart.yaml
 	@echo "Open runs/quickstart/report.html"
 
 test: environment
