@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with processes() as group:
             start_logging(group.first)
             pretrain(config, group, dry_run=args.dry_run)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -65,6 +65,19 @@ def test_encode(tokenizer):
     assert all(0 <= b - a <= 1 for a, b in zip(rows[2][1], rows[2][1][1:], strict=False))
 
 
+def test_no_tokenizer(tmp_path):
+    """Catches a page of advice on conversion where a folder simply holds no tokeniser."""
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name}.*give a local folder"):
+        load_tokenizer(tmp_path)
+
+
+def test_training_is_reproducible(tmp_path):
+    """Catches a vocabulary that depends on hash order: shards would differ from run to run."""
+    made = [train_wordpiece(CORPUS, 90, tmp_path / name) for name in ("a", "b")]
+    assert made[0].get_vocab() == made[1].get_vocab()
+    assert encode(made[0], ["axial ct abra"])[0][1] == [0, 1, 2, 2, 2, 2]
+
+
 def test_fingerprint(tokenizer, tmp_path):
     """Shards of one tokeniser read with another: equal sizes do not make them equal."""
     folder = tmp_path / "same"

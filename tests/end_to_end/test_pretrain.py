@@ -110,6 +110,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, capsys):
         ("optim.lr=fast", "optim.lr: expected float"),
         ("data.train=[nowhere]", "nowhere"),
         ("data.tokenizer=null", "data.tokenizer"),
+        ("data.tokenizer=/nowhere", "tokeniser /nowhere"),
+        ("model.text_encoder.weights=/nowhere", "/nowhere does not exist"),
         ("model.text_encoder.vocab_size=10", "vocab_size: 10 is too small"),
         ("model.image_encoder.image_px=96", "prepare with --px 96"),
         ("train.batch_per_process=3", "train.batch_per_process"),

@@ -26,8 +26,17 @@ _PROBES = (
 
 
 def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
-    """Tokeniser of a hub id or a local folder; raises ValueError when it is no fast tokeniser."""
-    tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder), use_fast=True)
+    """Tokeniser of a hub id or a local folder.
+
+    Raises FileNotFoundError when there is none, ValueError when it is no fast tokeniser.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder), use_fast=True)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"tokeniser {name_or_folder}: no folder that holds one, and not to be had from the "
+            "hub; give a local folder"
+        ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{name_or_folder}: only fast tokenisers give word ids; convert it first")
     for role in ("cls_token", "sep_token", "mask_token", "pad_token"):

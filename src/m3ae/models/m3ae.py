@@ -19,6 +19,13 @@ from m3ae.models.fusion import Fusion
 from m3ae.models.heads import ITMHead, MIMHead, MLMHead
 from m3ae.models.image_encoder import NORMALISATION, ImageEncoder
 from m3ae.models.layers import PostNormBlock, PreNormBlock, sincos_2d, take
+from m3ae.models.pretrained import (
+    check_state,
+    load_image_encoder,
+    load_text_encoder,
+    read_pretrained,
+    save_pretrained,
+)
 from m3ae.models.text_encoder import TextEncoder
 from m3ae.pretraining.masking import NOT_SCORED, kept_patches
 from m3ae.pretraining.objectives import (
@@ -289,14 +296,14 @@ class M3AE(nn.Module):
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> "M3AE":
         """The model that `save_pretrained` wrote, from a folder or a hub id; strict."""
-        from m3ae.models.pretrained import load_pretrained  # it builds an M3AE: no cycle at import
-
-        return load_pretrained(path_or_hub_id)
+        config, state = read_pretrained(path_or_hub_id)
+        model = cls(config)
+        check_state(model, state, str(path_or_hub_id))
+        model.load_state_dict(state)
+        return model
 
     def save_pretrained(self, path: str | Path, tokenizer: object = None) -> None:
         """Weights (safetensors), config.json, model card and, if given, the tokeniser."""
-        from m3ae.models.pretrained import save_pretrained
-
         save_pretrained(self, path, tokenizer)
 
 
@@ -306,8 +313,6 @@ def build_model(config: Config) -> M3AE:
     Initial weights follow from `config.seed`. Parameters that no loss reaches are frozen. Raises
     ValueError when a weight file does not fit the sizes in the config.
     """
-    from m3ae.models.pretrained import load_image_encoder, load_text_encoder
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = M3AE(config.model)

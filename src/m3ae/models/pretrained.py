@@ -351,10 +351,8 @@ def save_pretrained(model: nn.Module, path: str | Path, tokenizer: Any = None) -
         tokenizer.save_pretrained(str(path))
 
 
-def load_pretrained(path_or_hub_id: str | Path) -> nn.Module:
-    """The model in a folder that `save_pretrained` wrote, or in a hub repository of that form."""
-    from m3ae.models.m3ae import M3AE  # it imports this file
-
+def read_pretrained(path_or_hub_id: str | Path) -> tuple[ModelConfig, State]:
+    """Config and weights of a folder that `save_pretrained` wrote, or of such a hub repository."""
     folder = Path(path_or_hub_id)
     if not folder.exists():
         folder = _from_hub(str(path_or_hub_id)).parent
@@ -370,8 +368,4 @@ def load_pretrained(path_or_hub_id: str | Path) -> nn.Module:
     if config.get("format") != "m3ae" or config.get("version") != 1:
         raise ValueError(f"{folder}/config.json: format {config.get('format')!r}, version "
                          f"{config.get('version')!r}; expected 'm3ae', 1")  # fmt: skip
-    model = M3AE(build(ModelConfig, config["model"]))
-    state = _read_safetensors(folder / "model.safetensors")
-    check_state(model, state, str(folder))
-    model.load_state_dict(state)
-    return model
+    return build(ModelConfig, config["model"]), _read_safetensors(folder / "model.safetensors")
