@@ -55,6 +55,7 @@ class Pairs:
         self.starts = np.cumsum([0, *self.sizes])
         self.image_starts = np.cumsum([0, *(corpus.num_images for corpus in self.corpora)])
         for corpus in self.corpora:
+            corpus.image(0, image_px)  # a size that these shards cannot give is named now
             if not corpus.manifest["tokenizer"]:
                 log.info("%s holds no tokens: tokenising while reading", corpus.folder)
 
