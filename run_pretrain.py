@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from m3ae.config import Config, load_config, to_yaml
 from m3ae.data.datasets import EvalBatches, Pairs, eval_batches, train_loader
 from m3ae.data.sampler import Plan
+from m3ae.data.shards import write_json
 from m3ae.data.texts import load_tokenizer
 from m3ae.installation import check_installation
 from m3ae.models import M3AE, build_model
@@ -115,7 +116,7 @@ def pretrain(config: Config, group: Processes, dry_run: bool = False) -> None:
     if group.first:
         (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         facts = {"seed": config.seed} | facts | environment(group.device, group.count)
-        (run / "environment.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(run / "environment.json", facts)
         if frozen and step == 0:
             run_log.write("note", 0, message=f"no loss reaches, so frozen: {', '.join(frozen)}")
 
@@ -169,16 +170,13 @@ def pretrain(config: Config, group: Processes, dry_run: bool = False) -> None:
     bar.close()
 
     # ---------------------------------------------------------------- final evaluation
+    result: dict = {"step": step}
     if held_out is not None:
         started = time.perf_counter()
-        result = ThreeArms(model, held_out, config.eval, group, precision).run()
-    else:
-        result = {}
+        result |= ThreeArms(model, held_out, config.eval, group, precision).run()
+        result["seconds"] = round(time.perf_counter() - started, 1)
     if group.first:
-        if result:
-            result["seconds"] = round(time.perf_counter() - started, 1)
-        text = json.dumps({"step": step} | result, indent=2)
-        (run / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+        write_json(run / "evaluation.json", result)
         run_log.close()
         log.info("report: %s", write_report(run))
 

@@ -329,7 +329,7 @@ def build_model(config: Config) -> M3AE:
             if config.model.activation_checkpointing:
                 block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
             if config.model.compile:
-                block.compile()
+                block.compile(dynamic=True)  # texts and kept patches change the shapes
     return model
 
 
