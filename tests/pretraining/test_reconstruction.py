@@ -115,3 +115,13 @@ def test_says_what_is_wrong(tmp_path):
         draw_reconstructions(model, batch, ["a"] * 4, tmp_path / "a.png")
     with pytest.raises(ValueError, match="3 texts for 4 pairs"):
         draw_reconstructions(model, batch, ["a"] * 3, tmp_path / "a.png")
+
+
+def test_grey_images_come_back_grey():
+    """Catches coloured predictions of a grey image, also beside a coloured one."""
+    model, batch = tiny()
+    noise = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    noise[:2] = noise[:2, :1]
+    rebuilt = reconstruct(model, batch | {"image": noise})[2]
+    spread = (rebuilt.amax(dim=1) - rebuilt.amin(dim=1)).flatten(1).amax(dim=1)
+    assert spread[:2].max() == 0 and spread[2:].min() > 0

@@ -46,13 +46,14 @@ def reconstruct(model: M3AE, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, 
 
     Kept patches are the original's. With `mim.normalise_target` predictions are un-normalised with
     the original patch's mean and variance, which the model never saw: contrast and brightness of a
-    removed patch are given, not predicted. Grey images (one channel) come back grey: their three
-    predicted channels are averaged. Runs in eval mode and restores the mode it found.
+    removed patch are given, not predicted. Grey images (uint8, channels alike) come back grey: the
+    three predicted channels are averaged. Runs in eval mode and restores the mode it found.
     Raises ValueError if the model has no masked image modelling.
     """
     if "mim" not in model.weights:
         raise ValueError("no reconstruction to draw: masked image modelling is off (mim.weight 0)")
-    image = model.normalise(batch["image"])
+    raw, image = batch["image"], model.normalise(batch["image"])
+    colourless = raw.eq(raw[:, :1]).flatten(1).all(dim=1) & (not raw.is_floating_point())
     with evaluating(model), only(model, "mim"):
         predicted = model.outputs(batch).mim_pixels
     image = image.float().expand(-1, 3, -1, -1)
@@ -67,8 +68,7 @@ def reconstruct(model: M3AE, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, 
     def show(pixels: Tensor) -> Tensor:
         images = unpatch(pixels, model.image_encoder.patch_px)
         images = (images * model.pixel_std + model.pixel_mean).clamp(0, 1)
-        if batch["image"].shape[1] == 1:
-            images = images.mean(dim=1, keepdim=True).expand_as(images)
+        images[colourless] = images[colourless].mean(dim=1, keepdim=True)
         return images.cpu()
 
     # Grey is a colour of the screen, so it goes through the normalisation before it comes back.
