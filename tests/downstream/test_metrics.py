@@ -19,7 +19,9 @@ def test_recall_of_the_reference():
 
 
 @settings(max_examples=50, deadline=None)
-@given(images=st.integers(1, 6), extra=st.integers(0, 5), k=st.integers(1, 8), seed=st.integers(0, 999))
+@given(
+    images=st.integers(1, 6), extra=st.integers(0, 5), k=st.integers(1, 8), seed=st.integers(0, 99)
+)
 def test_recall_is_a_plain_loop(images, extra, k, seed):
     """Catches a k beyond the pool, and ties in how texts and images are counted."""
     torch.manual_seed(seed)
