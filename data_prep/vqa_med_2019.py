@@ -1,12 +1,21 @@
-r"""VQA-Med-2019 -> shards of image-caption pairs, one composed caption a training image.
+r"""VQA-Med-2019 -> shards of questions on images, or of image-caption pairs.
 
-A caption joins the answers about modality, plane, organ and abnormality by ", ", e.g. "cta - ct
-angiography, axial, lung, mediastinum, pleura, cryptococcal pneumonia". A yes or no says nothing
-without its question and is left out, but for "is this a ct scan? yes", which gives "ct scan".
-Say wherever results are reported that these captions are composed. Only training images are
-used; a seeded part of them is held out as `valid`.
+`--as questions`: splits train, valid and test as published, of the categories asked for (the
+paper's are modality, plane and organ; the categories of a file are in its name, and of a test
+question in its line). The corpus names no answer type: `closed` is a question answered by yes or
+no. In a test answer, `#` separates alternatives, which are listed in the field `alternatives`, and
+`(...)` is optional; both are left to the evaluation, and the label is that of the whole string, as
+in the paper. Read are the official layout (DIR/ImageClef-2019-VQA-Med-Training, ...-Validation,
+DIR/VQAMed2019Test) and the paper's (DIR/{train,val,test}/QA/Modality.csv, images/).
 
-example: python data_prep/vqa_med_2019.py --as captions --raw vqa_med_2019 --out data/vqa_med
+`--as captions`: one composed caption a training image. A caption joins the answers about modality,
+plane, organ and abnormality by ", ", e.g. "cta - ct angiography, axial, lung, mediastinum, pleura,
+cryptococcal pneumonia". A yes or no says nothing without its question and is left out, but for "is
+this a ct scan? yes", which gives "ct scan". Say wherever results are reported that these captions
+are composed. Only training images are used; a seeded part of them is held out as `valid`.
+
+example: python data_prep/vqa_med_2019.py --as questions --raw vqa_med_2019 --out data/vqa_med_qa
+         python data_prep/vqa_med_2019.py --as captions --raw vqa_med_2019 --out data/vqa_med
 """
 
 import argparse
@@ -14,12 +23,28 @@ import random
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from m3ae.data.chunks import is_unicode
 from m3ae.data.prepare import Drops, Item, add_arguments, need, prepare, read_lines, run
+from m3ae.data.questions import (
+    Question,
+    count_corpus,
+    is_inside,
+    labels,
+    prepare_questions,
+    task_fields,
+    unused,
+)
 
 TRAINING = "ImageClef-2019-VQA-Med-Training"
 CATEGORIES = ("C1_Modality", "C2_Plane", "C3_Organ", "C4_Abnormality")  # their order in a caption
+NAMES = tuple(category[3:].lower() for category in CATEGORIES)
+OFFICIAL = {"train": (TRAINING, "Train_images", "train"),
+            "valid": ("ImageClef-2019-VQA-Med-Validation", "Val_images", "val")}  # fmt: skip
+TEST = Path("VQAMed2019Test")
+ANSWERED = "VQAMed2019_Test_Questions_w_Ref_Answers.txt"
 
 
 def phrase(question: str, answer: str) -> str:
@@ -49,6 +74,111 @@ def read_captions(folder: Path, drops: Drops) -> dict[str, str]:
     return {image: ", ".join(said) for image, said in parts.items()}
 
 
+# ------------------------------------------------------------------ questions
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a split lies: its images, and question files with their category ("": in the line)."""
+
+    images: Path
+    files: tuple[tuple[Path, str], ...]
+
+
+def find_sources(raw: Path, categories: Sequence[str]) -> dict[str, Source]:
+    """The split's files in the official layout or in the paper's; all of them must be there."""
+    need(raw, "the VQA-Med-2019 corpus")
+    if (raw / "train" / "QA").is_dir():
+        return {
+            split: Source(raw / name / "images", tuple(
+                (raw / name / "QA" / f"{category.capitalize()}.csv", category)
+                for category in categories))
+            for split, name in (("train", "train"), ("valid", "val"), ("test", "test"))
+        }  # fmt: skip
+    sources = {}
+    for split, (name, images, ending) in OFFICIAL.items():
+        folder = need(raw / name, "a part of the VQA-Med-2019 corpus")
+        files = [(folder / "QAPairsByCategory" / f"{file}_{ending}.txt", file[3:].lower())
+                 for file in CATEGORIES]  # fmt: skip
+        files = [(path, category) for path, category in files if category in categories]
+        sources[split] = Source(folder / images, tuple(files))
+    test = need(raw / TEST, "the test part of the VQA-Med-2019 corpus")
+    sources["test"] = Source(test / "VQAMed2019_Test_Images", ((test / ANSWERED, ""),))
+    return sources
+
+
+def read_questions(source: Source, categories: Sequence[str], drops: Drops) -> list[Question]:
+    """Questions of one split, in file order; lines `image|[category|]question|answer`."""
+    need(source.images, "VQA-Med-2019's images")
+    questions: list[Question] = []
+    taken: dict[str, set[str]] = {}  # ids of questions by image
+    for path, category in source.files:
+        for number, line in read_lines(need(path, "VQA-Med's questions")):
+            where = f"{path.name}:{number}: {line[:60]}"
+            if not is_unicode(line):
+                drops.add("line: not UTF-8", where)
+                continue
+            columns = [column.strip() for column in line.split("|")]
+            if len(columns) != (3 if category else 4) or not all(columns):
+                wanted = "image|question|answer" if category else "image|category|question|answer"
+                drops.add(f"line: not `{wanted}`", where)
+                continue
+            image, *named, text, answer = columns
+            kind = named[0].lower() if named else category
+            if kind not in NAMES or not is_inside(image):
+                drops.add("line: unknown category or image outside", where)
+            elif kind in categories:
+                name = unused(kind, taken.setdefault(image, set()))
+                taken[image].add(name)
+                questions.append(make_question(image, name, kind, text, answer))
+    return questions
+
+
+def make_question(image: str, name: str, category: str, text: str, answer: str) -> Question:
+    """A question with its fields; `name` is its id among those on the image."""
+    closed = answer.lower() in ("yes", "no")
+    alternatives = [part.strip() for part in answer.split("#") if part.strip()]
+    fields = task_fields(name, answer, "closed" if closed else "open", category,
+                         alternatives=alternatives or [answer])  # fmt: skip
+    return Question(image if Path(image).suffix else f"{image}.jpg", text, fields)
+
+
+def make_questions(args: argparse.Namespace) -> None:
+    """Body of `--as questions`."""
+    args.categories = [name for name in NAMES if name in args.categories]
+    sources = find_sources(args.raw, args.categories)
+    dropped = {split: Drops() for split in sources}
+    splits = {split: read_questions(source, args.categories, dropped[split])
+              for split, source in sources.items()}  # fmt: skip
+    train, valid, test = (splits[name] for name in ("train", "valid", "test"))
+    lists = {"paper": labels(train, valid, test), "train": labels(train),
+             "train_valid": labels(train, valid)}  # fmt: skip
+    images = {name: source.images for name, source in sources.items()}
+    corpus = {name: count_corpus(asked, images[name]) for name, asked in splits.items()}
+    prepare_questions(splits, images, lambda name: Path(name).stem, lists, corpus, dropped, args,
+                      "VQA-Med-2019, questions")
+
+
+# ------------------------------------------------------------------ captions and command line
+
+
+def make_captions(args: argparse.Namespace) -> None:
+    """Body of `--as captions`."""
+    folder = need(args.raw, "the VQA-Med-2019 corpus") / TRAINING
+    images = need(folder / "Train_images", "VQA-Med-2019's training images")
+    drops = Drops()
+    captions = read_captions(folder, drops)
+    if not 0 <= args.held_out < len(captions):
+        raise ValueError(f"--held-out {args.held_out}: there are {len(captions)} images")
+    held_out = set(random.Random(args.seed).sample(sorted(captions), args.held_out))
+    splits: dict[str, list[Item]] = {"train": [], "valid": []}
+    for image, caption in captions.items():
+        item = Item(image, images / f"{image}.jpg", (caption,))
+        splits["valid" if image in held_out else "train"].append(item)
+    splits = {name: items for name, items in splits.items() if items}
+    prepare(splits, {"train": drops}, args, source="VQA-Med-2019, composed captions")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -56,28 +186,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_arguments(parser)
     add = parser.add_argument
-    add("--as", dest="form", choices=["captions"], required=True, help="what to make of it")
+    add("--as", dest="form", choices=["questions", "captions"], required=True,
+        help="what to make of it")  # fmt: skip
     add("--held-out", type=int, default=300, metavar="N",
-        help="training images held out as `valid` (default: %(default)s)")  # fmt: skip
-    add("--seed", type=int, default=42, help="of the held-out draw (default: %(default)s)")
+        help="captions: training images held out as `valid` (default: %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=42, help="captions: of the held-out draw (%(default)s)")
+    add("--categories", nargs="+", choices=NAMES, default=NAMES[:3],
+        help="questions: of which categories (default: the paper's, modality plane organ)")
     args = parser.parse_args(argv)
 
-    def body() -> None:
-        folder = need(args.raw, "the VQA-Med-2019 corpus") / TRAINING
-        images = need(folder / "Train_images", "VQA-Med-2019's training images")
-        drops = Drops()
-        captions = read_captions(folder, drops)
-        if not 0 <= args.held_out < len(captions):
-            raise ValueError(f"--held-out {args.held_out}: there are {len(captions)} images")
-        held_out = set(random.Random(args.seed).sample(sorted(captions), args.held_out))
-        splits: dict[str, list[Item]] = {"train": [], "valid": []}
-        for image, caption in captions.items():
-            item = Item(image, images / f"{image}.jpg", (caption,))
-            splits["valid" if image in held_out else "train"].append(item)
-        splits = {name: items for name, items in splits.items() if items}
-        prepare(splits, {"train": drops}, args, source="VQA-Med-2019, composed captions")
-
-    return run(body)
+    # An option of the other form decides nothing, so it is not recorded in the shards.
+    if args.form == "captions":
+        del args.categories
+        return run(lambda: make_captions(args))
+    del args.held_out, args.seed
+    return run(lambda: make_questions(args))
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def test_verify_finds_wrong_contents(tmp_path, tokenizers, name, value, message)
     """Shards written whole but wrong: their checksum is right and their offsets are not."""
     folder = write_split(tmp_path / "s", tokenizer=tokenizers["mine"])
     path = folder / "shard-00001.safetensors"
-    tensors = {key: array.copy() for key, array in shards._map_shard(path).items()}
+    tensors = {key: array.copy() for key, array in shards.map_shard(path).items()}
     tensors[name] = np.array(value, dtype=tensors[name].dtype)
     manifest = copy.deepcopy(shards.read_manifest(folder))
     manifest["files"][1].update(shards.write_shard(path, tensors))
@@ -205,7 +205,7 @@ def test_verify_finds_an_undecodable_image(tmp_path):
     """An encoded image that turns out broken only in the middle of a training run."""
     folder = write_split(tmp_path / "s", "original")
     path = folder / "shard-00000.safetensors"
-    tensors = {key: array.copy() for key, array in shards._map_shard(path).items()}
+    tensors = {key: array.copy() for key, array in shards.map_shard(path).items()}
     tensors["image_bytes"][:8] = 0
     manifest = shards.read_manifest(folder)
     manifest["files"][0].update(shards.write_shard(path, tensors))

@@ -99,7 +99,7 @@ def test_parquet_with_images_inside(tmp_path, raw):
     assert run(table, raw, "--encoding", "original") == 0
     split = Shards(raw.parent / "out" / "train")
     assert [split.image_key(j) for j in range(4)] == ["hub-0-0", "hub-0-1", "hub-1-0", "hub-1-1"]
-    assert split._shard(0)["image_bytes"].tobytes() == b"".join(images[:4])
+    assert split.shard(0)["image_bytes"].tobytes() == b"".join(images[:4])
     assert split.text(3) == "text of number 3"
     assert split.manifest["report"]["dropped"]["image: zero bytes"]["count"] == 1
 

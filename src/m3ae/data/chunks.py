@@ -41,12 +41,21 @@ class Stored(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """An image with its texts. `image_id` is what --exclude lists name it by (default: key)."""
+    """An image with its texts. `image_id` is what --exclude lists name it by (default: key).
+
+    `fields`: nothing, or for each text (a question) its task fields, JSON-able; among them
+    `question_id`, by which the text's key ends.
+    """
 
     key: str
     image: Path | Stored
     texts: tuple[str, ...]
     image_id: str = ""
+    fields: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.fields and len(self.fields) != len(self.texts):
+            raise ValueError(f"{self.key}: {len(self.texts)} texts, {len(self.fields)} fields")
 
 
 @dataclass
@@ -86,6 +95,7 @@ class Settings:
     window: tuple[float, float] | None
     min_words: int
     tokenizer: str | None  # a hub id or folder
+    fields: bool = False  # whether the shards hold the texts' task fields
 
     @property
     def chunk_images(self) -> int:
@@ -110,20 +120,23 @@ def is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def clean(item: Item, min_words: int, drops: Drops) -> list[tuple[str, str]]:
-    """(key, text) of the texts that stay (reference, data fact 20).
+def clean(item: Item, min_words: int, drops: Drops) -> list[tuple[str, str, str]]:
+    """(key, text, fields as JSON) of the texts that stay (reference, data fact 20).
 
-    White space is collapsed, texts of fewer than `min_words` words are left out.
+    White space is collapsed, texts of fewer than `min_words` words are left out, and so are those
+    that no file can be given: lone surrogates in the text or in its fields.
     """
     kept = []
     for index, text in enumerate(item.texts):
-        key, text = f"{item.key}/{index}", " ".join(text.split())
-        if not is_unicode(text):
+        fields = item.fields[index] if item.fields else {}
+        key, text = f"{item.key}/{fields.get('question_id', index)}", " ".join(text.split())
+        stored = json.dumps(fields, ensure_ascii=False, sort_keys=True)
+        if not is_unicode(text + stored):
             drops.add("text: not UTF-8", key)
         elif len(text.split()) < min_words:
             drops.add(f"text: fewer than {min_words} words", f"{key}: {text}")
         else:
-            kept.append((key, text))
+            kept.append((key, text, stored))
     return kept
 
 
@@ -153,7 +166,7 @@ def prepare_chunk(
 ) -> dict[str, Any]:
     """Write the shards of one chunk (a grey and a colour one for raw) and, last, its JSON."""
     drops, notes = Drops(), Drops()
-    groups: dict[int | None, list[tuple[Item, Any, list[tuple[str, str]]]]] = {}
+    groups: dict[int | None, list[tuple[Item, Any, list[tuple[str, str, str]]]]] = {}
     for item in items:
         texts = clean(item, settings.min_words, drops)
         if not texts:
@@ -185,17 +198,20 @@ def prepare_chunk(
 
 
 def _tensors(
-    rows: list[tuple[Item, Any, list[tuple[str, str]]]], settings: Settings, lengths: Counter
+    rows: list[tuple[Item, Any, list[tuple[str, str, str]]]], settings: Settings, lengths: Counter
 ) -> dict[str, np.ndarray]:
     """The tensors of one shard; adds the texts' lengths, in tokens or else words, to `lengths`."""
-    texts = [text for _, _, pairs in rows for _, text in pairs]
-    keys = [key for _, _, pairs in rows for key, _ in pairs]
-    owners = [row for row, (_, _, pairs) in enumerate(rows) for _ in pairs]
+    texts = [text for _, _, kept in rows for _, text, _ in kept]
+    keys = [key for _, _, kept in rows for key, _, _ in kept]
+    owners = [row for row, (_, _, kept) in enumerate(rows) for _ in kept]
     images = [image for _, image, _ in rows]
     tensors = {"image_of_text": np.array(owners, dtype=np.int64)}
     tensors |= shards.ragged("text", (text.encode() for text in texts))
     tensors |= shards.ragged("text_key", (key.encode() for key in keys))
     tensors |= shards.ragged("image_key", (item.key.encode() for item, _, _ in rows))
+    if settings.fields:
+        fields = (stored.encode() for _, _, kept in rows for _, _, stored in kept)
+        tensors |= shards.ragged("text_fields", fields)
     tensors |= {"images": np.stack(images)} if settings.encoding == "raw" else (
         shards.ragged("image", images))  # fmt: skip
     if settings.tokenizer is None:
@@ -212,13 +228,14 @@ def _tensors(
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[tuple[int, list[Item], str]]:
-    """Number, items and a digest of keys and texts of each chunk."""
+    """Number, items and a digest of keys, texts and fields of each chunk."""
     iterator = iter(items)
     for index in range(10**9):
         chunk = list(islice(iterator, size))
         if not chunk:
             return
-        facts = json.dumps([(item.key, item.image.name, item.texts) for item in chunk])
+        facts = json.dumps([(item.key, item.image.name, item.texts, *item.fields)
+                            for item in chunk])  # fmt: skip
         yield index, chunk, hashlib.sha256(facts.encode()).hexdigest()
 
 

@@ -104,7 +104,8 @@ def _to_eight_bit(
             notes.append("alpha")
             return rgba
         return rgba.convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # convert copies in any case
 
 
 def resized_size(size: tuple[int, int], px: int) -> tuple[int, int]:

@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="grey values of 16-bit images that become 0 and 255; else these are left out")
     add("--exclude", type=Path, metavar="FILE",
         help="image ids to leave out, one a line (anything after a tab is a remark)")
-    add("--min-words", type=int, default=3, metavar="N",
-        help="texts of fewer words are left out (default: %(default)s, the paper's)")
+    add("--min-words", type=int, metavar="N",
+        help="texts of fewer words are left out (default: 3, the paper's; questions: 1)")
     # fmt: on
 
 
@@ -147,7 +147,7 @@ def _train_tokenizer(
 
     def texts() -> Iterator[str]:
         for item in _select(splits["train"], args, Drops()):
-            yield from (text for _, text in clean(item, args.min_words, Drops()))
+            yield from (text for _, text, _ in clean(item, args.min_words, Drops()))
 
     digest = hashlib.sha256()
     for text in texts():
@@ -188,14 +188,18 @@ def prepare(
     args: argparse.Namespace,
     source: str,
     kind: str = "pairs",
+    facts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the shards of every split and OUT/report.json; returns the report.
 
     `splits`: items by split, each an iterable that can be run through more than once.
     `dropped`: what the parser left out, by split. `source`: name of the corpus. `args`: of
-    `add_arguments`; further options of a script count as options of the shards. Raises ValueError
-    where OUT holds a split made with other options, or where no image is left.
+    `add_arguments`; further options of a script count as options of the shards. `kind`: pairs, or
+    vqa for items with fields. `facts`: more for the report. Raises ValueError where OUT holds a
+    split made with other options, or where no image is left.
     """
+    if args.min_words is None:
+        args.min_words = 1 if kind == shards.WITH_FIELDS else 3
     unknown = set(args.split or ()) - set(splits)
     if unknown:
         raise ValueError(f"--split {sorted(unknown)[0]}: the corpus has {', '.join(splits)}")
@@ -204,17 +208,19 @@ def prepare(
     args.out.mkdir(parents=True, exist_ok=True)
     place, tokenizer = _tokenizer(args, splits)
     window = tuple(args.window) if args.window else None
-    settings = Settings(args.encoding, args.px, window, args.min_words, place)
+    fields = kind == shards.WITH_FIELDS
+    settings = Settings(args.encoding, args.px, window, args.min_words, place, fields)
     for name, items in splits.items():
         if args.split and name not in args.split:
             continue
-        facts = {"format": shards.FORMAT, "version": shards.VERSION, "kind": kind,
-                 "source": source, "encoding": args.encoding, "px": args.px,
-                 "tokenizer": tokenizer, "options": _options(args)}  # fmt: skip
+        entries = {"format": shards.FORMAT, "version": shards.VERSION, "kind": kind,
+                   "source": source, "encoding": args.encoding, "px": args.px,
+                   "tokenizer": tokenizer, "options": _options(args)}  # fmt: skip
         drops = Drops()
         drops.merge(dropped.get(name, Drops()).as_dict())
-        _prepare_split(_select(items, args, drops), args.out / name, facts, settings, drops, args)
-    return write_report(args.out, source)
+        kept = _select(items, args, drops)
+        _prepare_split(kept, args.out / name, entries, settings, drops, args)
+    return write_report(args.out, source, facts)
 
 
 def _prepare_split(
@@ -290,12 +296,12 @@ def _summary(
         "texts_seen": sum(result["texts"] for result in results),
         "dropped": drops.as_dict(),
         "notes": notes.as_dict(),
-        "text_lengths": _length_statistics(lengths, settings.tokenizer is not None),
+        "text_lengths": length_statistics(lengths, settings.tokenizer is not None),
     }
     return {"counts": counts, "files": files, "report": report}
 
 
-def _length_statistics(lengths: Counter, tokens: bool) -> dict[str, Any]:
+def length_statistics(lengths: Counter, tokens: bool) -> dict[str, Any]:
     """Mean, percentiles and the share that 64 tokens cut; in words without a tokenizer."""
     total = sum(lengths.values())
     result: dict[str, Any] = {"unit": "tokens without specials" if tokens else "words"}
@@ -313,9 +319,15 @@ def _length_statistics(lengths: Counter, tokens: bool) -> dict[str, Any]:
     return result
 
 
-def write_report(out: Path, source: str) -> dict[str, Any]:
-    """OUT/report.json from the manifests of all finished splits, and a table on the screen."""
-    report: dict[str, Any] = {"source": source, "splits": {}}
+def write_report(out: Path, source: str, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+    """OUT/report.json from the manifests of all finished splits, and a table on the screen.
+
+    `facts` (what a script counted in the raw corpus) go into it; without them, those stay that an
+    earlier report of a corpus of questions holds.
+    """
+    if facts is None and (out / "answers.json").exists() and (out / "report.json").exists():
+        facts = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    report: dict[str, Any] = {**(facts or {}), "source": source, "splits": {}}
     for path in sorted(out.glob("*/manifest.json")):
         if path.parent.suffix == ".partial":
             continue
@@ -332,4 +344,7 @@ def write_report(out: Path, source: str) -> dict[str, Any]:
             for reason, entry in seen[what].items():
                 print(f"    {what} {entry['count']:>7}  {reason}  (e.g. {entry['examples'][0]})")
         print(f"    text lengths: {seen['text_lengths']}")
+    for name, value in (facts or {}).items():
+        if name not in ("source", "splits"):
+            print(f"{name}: {json.dumps(value)}")
     return report

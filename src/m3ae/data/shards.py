@@ -9,6 +9,7 @@ images and m texts (ragged ones are `NAME_bytes` uint8, flat, with `NAME_offsets
     token_ids, token_words   int32, flat, with token_offsets (m + 1): ids without special tokens,
                              not truncated, and the word that each belongs to; only with a tokenizer
     image_of_text  int64 (m,)             row of the text's image in this shard
+    text_fields_bytes                     kind vqa: m JSON objects, UTF-8 (see questions.py)
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from m3ae.data.images import ImageError, decode, resize_crop
 FORMAT = "m3ae-shards"
 VERSION = 1
 ENCODINGS = ("raw", "jpeg", "original")
+WITH_FIELDS = "vqa"  # the kind of shards whose texts are questions, with task fields
 _MANIFEST_KEYS = ("kind", "source", "encoding", "px", "tokenizer", "options", "counts", "files")
 _OPEN_SHARDS = 256  # memory maps held at a time, each a file descriptor
 _DTYPES = {"U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
@@ -113,7 +115,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _map_shard(path: Path) -> dict[str, np.ndarray]:
+def map_shard(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of a shard as a read-only view of the mapped file; checks the header."""
     try:
         data = np.asarray(np.memmap(path, np.uint8, "r"))
@@ -139,6 +141,7 @@ def _check_shapes(path: Path, tensors: dict[str, np.ndarray], entry: dict, manif
               "image_key_offsets": (n + 1,)}  # fmt: skip
     wanted |= {"images": (n, entry["channels"], px, px)} if raw else {"image_offsets": (n + 1,)}
     wanted |= {"token_offsets": (m + 1,)} if manifest["tokenizer"] else {}
+    wanted |= {"text_fields_offsets": (m + 1,)} if manifest["kind"] == WITH_FIELDS else {}
     for name, shape in wanted.items():
         found = tensors[name].shape if name in tensors else "missing"
         if found != shape:
@@ -164,7 +167,7 @@ class Shards:
         self._text_starts = np.cumsum([0, *(file["texts"] for file in self.files)])
         self.num_images = int(self._image_starts[-1])
         self._check_files()
-        rows = [self._shard(k)["image_of_text"] + self._image_starts[k]
+        rows = [self.shard(k)["image_of_text"] + self._image_starts[k]
                 for k in range(len(self.files))]  # fmt: skip
         self.image_of_text = np.concatenate([np.zeros(0, np.int64), *rows])
         self._open.clear()
@@ -200,10 +203,11 @@ class Shards:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
 
-    def _shard(self, k: int) -> dict[str, np.ndarray]:
+    def shard(self, k: int) -> dict[str, np.ndarray]:
+        """The tensors of file k, mapped; checked against the manifest when first touched."""
         if k not in self._open:
             path = self.folder / self.files[k]["name"]
-            tensors = _map_shard(path)
+            tensors = map_shard(path)
             _check_shapes(path, tensors, self.files[k], self.manifest)
             while len(self._open) >= _OPEN_SHARDS:
                 self._open.pop(next(iter(self._open)))
@@ -215,22 +219,33 @@ class Shards:
         if not 0 <= index < starts[-1]:
             raise IndexError(f"{self.folder}: {what} {index} of {starts[-1]}")
         k = int(np.searchsorted(starts, index, side="right")) - 1
-        return self._shard(k), int(index - starts[k])
+        return self.shard(k), int(index - starts[k])
 
     def text(self, i: int) -> str:
         """Text i."""
         shard, row = self._find(self._text_starts, i, "text")
-        return _row(shard, "text", row).decode()
+        return row_bytes(shard, "text", row).decode()
 
     def text_key(self, i: int) -> str:
         """Key of text i, e.g. ROCO_00001/0."""
         shard, row = self._find(self._text_starts, i, "text")
-        return _row(shard, "text_key", row).decode()
+        return row_bytes(shard, "text_key", row).decode()
+
+    def fields(self, i: int) -> dict[str, Any]:
+        """Task fields of text i, e.g. its answer; ValueError where the shards hold none."""
+        if self.manifest["kind"] != WITH_FIELDS:
+            raise ValueError(f"{self.folder}: holds {self.manifest['kind']}, no questions; prepare "
+                             "it with a script of questions, e.g. data_prep/vqa_rad.py")
+        shard, row = self._find(self._text_starts, i, "text")
+        try:
+            return json.loads(row_bytes(shard, "text_fields", row))
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: fields of text {i}: {error}; {AGAIN}") from error
 
     def image_key(self, j: int) -> str:
         """Key of image j, e.g. ROCO_00001."""
         shard, row = self._find(self._image_starts, j, "image")
-        return _row(shard, "image_key", row).decode()
+        return row_bytes(shard, "image_key", row).decode()
 
     def tokens(self, i: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Token ids and word indices of text i, both int64 (tokens,); None without tokens."""
@@ -253,14 +268,15 @@ class Shards:
             return np.array(shard["images"][row])
         window = self.manifest["options"].get("window")
         try:
-            image, _ = decode(_row(shard, "image", row), tuple(window) if window else None)
+            image, _ = decode(row_bytes(shard, "image", row), tuple(window) if window else None)
             return resize_crop(image, px)
         except ImageError as error:
             key = self.image_key(j)
             raise ValueError(f"{self.folder}: image {key}: {error}; {AGAIN}") from error
 
 
-def _row(shard: dict[str, np.ndarray], name: str, row: int) -> bytes:
+def row_bytes(shard: dict[str, np.ndarray], name: str, row: int) -> bytes:
+    """One row of a ragged tensor."""
     begin, end = shard[f"{name}_offsets"][row : row + 2]
     return shard[f"{name}_bytes"][begin:end].tobytes()
 
@@ -292,7 +308,9 @@ def verify(folder: str | Path) -> list[str]:
     for i in range(len(split)):
         try:
             split.text(i), split.text_key(i)
-        except UnicodeDecodeError as error:
+            if split.manifest["kind"] == WITH_FIELDS:
+                split.fields(i)
+        except ValueError as error:  # also UnicodeDecodeError
             problems.append(f"{split.folder}: text {i}: {error}")
     keys = [split.text_key(i) for i in range(len(split))] if not problems else []
     if len(set(keys)) != len(keys):
@@ -302,7 +320,7 @@ def verify(folder: str | Path) -> list[str]:
 
 def _offset_problems(split: Shards, k: int) -> list[str]:
     """Offsets of shard k that do not rise from 0 to the end of what they cut."""
-    shard, file = split._shard(k), split.files[k]
+    shard, file = split.shard(k), split.files[k]
     problems = []
     for name, offsets in shard.items():
         if not name.endswith("_offsets"):

@@ -1,0 +1,184 @@
+"""Images a second that preparation makes (raw, 288 px) from 800 x 600 JPEG, and its memory.
+
+    python benchmarks/prepare.py                               about 10 minutes
+    python benchmarks/prepare.py --images 200 --rounds 1 --workers 1
+
+`plain`: read, decode and resize with Pillow, nothing kept. `one_process`: the whole preparation
+with --workers 0, up to files on disk. Both take one chunk of images (at most 768), in turn, in the
+same process and thread; the best round of each counts. `..._cpu` counts the process's own seconds
+on the core, which other programs and the disk do not lengthen.
+`processes`: preparation with that many worker processes, their start included, so that it scales
+only where a run is much longer than a start; a process gets at least 768 images (a chunk).
+Generated images: grey (L files) and colour. Memory is each run's own, measured in a process of its
+own: with workers, that process plus the largest worker times their number. Prints JSON.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from m3ae.data import prepare
+from m3ae.data.images import resized_size
+
+PX, SIZE = 288, (800, 600)
+CHUNK = 768  # images that preparation gives to a process at a time
+DISTINCT = 64  # files of each kind; a larger corpus names them again
+TARGET = 0.95  # of plain Pillow's images a second
+
+
+def write_images(folder: Path, kind: str) -> list[Path]:
+    """Blurred noise with some grain, which compresses to about 150 KB."""
+    rng, paths = np.random.default_rng(0), []
+    for number in range(DISTINCT):
+        channels = 1 if kind == "grey" else 3
+        coarse = rng.integers(0, 256, (30, 40, channels), dtype=np.uint8)
+        bands = [Image.fromarray(coarse[..., c]).resize(SIZE, Image.Resampling.BICUBIC)
+                 for c in range(channels)]  # fmt: skip
+        pixels = np.stack([np.asarray(band) for band in bands], axis=-1)
+        pixels = np.clip(pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
+        path = folder / f"{kind}-{number:03d}.jpg"
+        Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(path, quality=90)
+        paths.append(path)
+    return paths
+
+
+def clocks() -> np.ndarray:
+    """Seconds by the clock and on the core, (2,)."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def plain(paths: list[Path], images: int) -> np.ndarray:
+    """Seconds (clock, core) to decode and resize that many images."""
+    started = clocks()
+    for number in range(images):
+        image = Image.open(io.BytesIO(paths[number % len(paths)].read_bytes()))
+        image.resize(resized_size(image.size, PX), Image.Resampling.BICUBIC)
+    return clocks() - started
+
+
+def prepared(paths: list[Path], images: int, workers: int, out: Path) -> np.ndarray:
+    """Seconds (clock, core) to prepare a corpus of that many images, which is then deleted."""
+    parser = argparse.ArgumentParser()
+    prepare.add_arguments(parser)
+    args = parser.parse_args(["--raw", str(paths[0].parent), "--out", str(out), "--px", str(PX),
+                              "--workers", str(workers)])  # fmt: skip
+    text = "A generated picture of nothing, number {}, without findings."
+    items = [prepare.Item(f"image-{number}", paths[number % len(paths)], (text.format(number),))
+             for number in range(images)]  # fmt: skip
+    quiet = io.StringIO()
+    started = clocks()
+    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        report = prepare.prepare({"train": items}, {}, args, source="generated")
+    seconds = clocks() - started
+    if report["splits"]["train"]["counts"]["images"] != images:
+        raise RuntimeError("some generated image was left out")
+    shutil.rmtree(out)
+    return seconds
+
+
+def alone(pipe: object, paths: list[Path], images: int, workers: int, out: Path) -> None:
+    """In a process of its own: sends the seconds and the peak memory in MiB."""
+    seconds, _ = prepared(paths, images, workers, out)
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
+    pipe.send((seconds, own + workers * largest))
+
+
+def prepared_alone(paths: list[Path], images: int, workers: int, out: Path) -> tuple[float, float]:
+    """Seconds and peak memory in MiB of a preparation in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    near, far = context.Pipe()
+    process = context.Process(target=alone, args=(far, paths, images, workers, out))
+    process.start()
+    far.close()  # so that a process that dies ends recv
+    answer = near.recv()
+    process.join()
+    return answer
+
+
+def measure(paths: list[Path], args: argparse.Namespace, out: Path) -> dict[str, object]:
+    """The figures of one kind of image."""
+    singles: dict[str, list[np.ndarray]] = {"plain": [], "one_process": []}
+    parallel: dict[int, list[float]] = {workers: [] for workers in args.workers}
+    memory: dict[int, float] = {}
+    single = min(args.images, CHUNK)
+    prepared(paths, 16, 0, out)  # warms up
+    plain(paths, len(paths))
+    for number in range(args.rounds):
+        singles["plain"].append(plain(paths, single))
+        singles["one_process"].append(prepared(paths, single, 0, out))
+        for workers in args.workers:
+            seconds, memory[workers] = prepared_alone(paths, args.images, workers, out)
+            parallel[workers].append(seconds)
+        print(f"{paths[0].name}: round {number + 1} of {args.rounds}", file=sys.stderr)
+    _, memory[0] = prepared_alone(paths, args.images, 0, out)
+    rates = {}
+    for name, seconds in singles.items():
+        rates[name], rates[f"{name}_cpu"] = single / np.min(seconds, axis=0)
+    scaled = {workers: args.images / min(seconds) for workers, seconds in parallel.items()}
+    return {
+        "images_per_s": {name: round(rate, 1) for name, rate in rates.items()},
+        **{
+            f"one_process_over_plain{clock}":
+                round(rates[f"one_process{clock}"] / rates[f"plain{clock}"], 3)
+            for clock in ("", "_cpu")
+        },
+        "processes": {
+            str(workers): {"images_per_s": round(rate, 1),
+                           "over_one_process": round(rate / rates["one_process"], 2)}
+            for workers, rate in scaled.items()
+        },
+        "peak_memory_mib": {str(workers): round(memory[workers]) for workers in sorted(memory)},
+        "bytes_a_file": round(sum(path.stat().st_size for path in paths) / len(paths)),
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run and print JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=6144,
+                        help="of each kind (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], metavar="N",
+                        help="numbers of worker processes (default: 1 2)")  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.images < 1 or args.rounds < 1 or any(workers < 1 for workers in args.workers):
+        parser.error("--images, --rounds and --workers must be 1 or more")
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = {}
+        for kind in ("grey", "colour"):
+            (Path(folder) / kind).mkdir()
+            paths = write_images(Path(folder) / kind, kind)
+            kinds[kind] = measure(paths, args, Path(folder) / "out")
+    result = {
+        "images": args.images,
+        "rounds": args.rounds,
+        "target_one_process_over_plain": TARGET,
+        "target_peak_memory_mib": 1024,
+        **kinds,
+        "pillow": PIL.__version__,
+        "cores": os.cpu_count(),
+        "machine": platform.processor() or platform.machine(),
+    }
+    print(json.dumps(result, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

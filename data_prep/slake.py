@@ -1,0 +1,90 @@
+r"""SLAKE 1.0 -> shards of questions on images.
+
+The corpus: DIR/train.json, DIR/validate.json (in the hub copy: validation.json), DIR/test.json and
+DIR/imgs/xmlab1/source.jpg, as published. The paper uses the English questions. The keys of images
+are their folders, e.g. xmlab1, since all files have one name.
+
+example: python data_prep/slake.py --raw Slake1.0 --out data/slake --tokenizer roberta-base
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from m3ae.data.prepare import Drops, add_arguments, need, run
+from m3ae.data.questions import (
+    Question,
+    checked_rows,
+    count_types,
+    labels,
+    prepare_questions,
+    task_fields,
+)
+
+FILES = {"train": ("train.json",), "valid": ("validate.json", "validation.json"),
+         "test": ("test.json",)}  # fmt: skip
+KEYS = ("img_name", "question", "answer_type", "q_lang")
+MORE = ("base_type", "location", "modality", "q_lang")  # columns that become fields as they are
+
+
+def make_question(row: dict[str, Any]) -> Question:
+    """A checked row as a question; columns that are not text become empty fields."""
+    said = {key: row[key] if isinstance(row.get(key), str) else ""
+            for key in (*MORE, "content_type")}  # fmt: skip
+    kind = said.pop("content_type")
+    fields = task_fields(row["qid"], row["answer"], row["answer_type"], kind, **said)
+    return Question(row["img_name"], row["question"], fields)
+
+
+def read_split(path: Path, languages: Sequence[str], drops: Drops) -> list[Question]:
+    """Questions of one file in these languages, in its order."""
+    questions = []
+    for row in checked_rows(path, KEYS, drops, KEYS[0]):
+        if row["q_lang"] in languages:
+            questions.append(make_question(row))
+        elif row["q_lang"] not in ("en", "zh"):
+            drops.add("question: unknown q_lang", f"{path.name}: qid {row['qid']}")
+    return questions
+
+
+def image_key(name: str) -> str:
+    """xmlab1 of xmlab1/source.jpg; a path of another form without its ending."""
+    path = PurePosixPath(name)
+    return str(path.parent if path.stem == "source" and path.parent.name else path.with_suffix(""))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--language", choices=("en", "zh", "both"), default="en",
+                        help="whose questions to keep (default: %(default)s)")  # fmt: skip
+    args = parser.parse_args(argv)
+
+    def body() -> None:
+        images = need(need(args.raw, "the SLAKE corpus") / "imgs", "SLAKE's images")
+        languages = ("en", "zh") if args.language == "both" else (args.language,)
+        splits: dict[str, list[Question]] = {}
+        dropped: dict[str, Drops] = {}
+        for split, names in FILES.items():
+            places = [args.raw / name for name in names]
+            path = next((place for place in places if place.exists()), places[0])
+            dropped[split] = Drops()
+            need(path, " or ".join(names) + " of SLAKE")
+            splits[split] = read_split(path, languages, dropped[split])
+        train, valid, test = splits.values()
+        lists = {"paper": labels(train, valid, test), "train": labels(train)}
+        corpus = {name: {"images_asked_about": len({question.image for question in asked}),
+                         **count_types(asked)} for name, asked in splits.items()}  # fmt: skip
+        prepare_questions(splits, dict.fromkeys(splits, images), image_key, lists, corpus,
+                          dropped, args, "SLAKE")
+
+    return run(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""Questions on images: what the scripts that prepare VQA corpora share.
+
+The task fields of a question, as `Shards.fields` gives them:
+
+    question_id    unique among the questions of its image and split; ends the text's key
+    answer         as in the file, without outer white space; a number as a string
+    label          the answer normalised (`downstream.answers.normalise_answer`)
+    answer_type    open or closed
+    question_type  the corpus's own categories
+
+and what a corpus adds, e.g. framed, leaked and image_in_test of VQA-RAD.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from m3ae.data import shards
+from m3ae.data.chunks import Drops, Item, is_unicode
+from m3ae.data.prepare import prepare
+from m3ae.downstream.answers import normalise_answer
+
+ANSWER_TYPES = ("open", "closed")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question: the file name of its image below the images' folder, its words, its fields."""
+
+    image: str
+    text: str
+    fields: dict[str, Any]
+
+
+# ------------------------------------------------------------------ read
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """The list in a JSON file; raises ValueError naming the file if it is none."""
+    try:
+        rows = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: a {type(rows).__name__} where a list of questions should be")
+    return rows
+
+
+def is_inside(name: str) -> bool:
+    """Whether a file name from a corpus stays below the folder that it is joined to."""
+    parts = PurePosixPath(name).parts
+    outside = name.startswith("/") or ".." in parts or "\\" in name or ":" in name
+    return bool(parts) and not outside and "\0" not in name
+
+
+def check_row(row: Any, text_keys: Iterable[str], image_key: str) -> dict[str, Any]:
+    """The row with qid, answer and `text_keys` as strings without outer white space.
+
+    Its `answer_type`, one of them, is open or closed; the official files have "CLOSED " among
+    them. `image_key` is the one that names the image. Raises ValueError whose message is a reason
+    to leave the row out, without the row's particulars.
+    """
+    if not isinstance(row, dict):
+        raise ValueError("not an object")
+    row = dict(row)
+    for key in ("qid", "answer", *text_keys):
+        value = row.get(key)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and key in ("qid", "answer"):
+            value = str(value)
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"no {key}")
+        if not is_unicode(value):
+            raise ValueError(f"{key} not UTF-8")
+        row[key] = value.strip()
+    row["answer_type"] = row["answer_type"].lower()
+    if row["answer_type"] not in ANSWER_TYPES:
+        raise ValueError("unknown answer_type")
+    if not is_inside(row[image_key]):
+        raise ValueError(f"{image_key} leads elsewhere")
+    return row
+
+
+def checked_rows(
+    path: Path, text_keys: Iterable[str], drops: Drops, image_key: str, repeated: bool = False
+) -> list[dict[str, Any]]:
+    """`check_row` of a JSON file's rows; those that it refuses are counted.
+
+    So are rows of a qid that occurred before, unless `repeated`: then the n-th becomes QID-n.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    text_keys = tuple(text_keys)
+    for number, raw in enumerate(read_json_list(path), start=1):
+        qid = raw.get("qid") if isinstance(raw, dict) else None
+        where = f"{path.name}: row {number}, qid {qid!r}"
+        try:
+            row = check_row(raw, text_keys, image_key)
+        except ValueError as error:
+            drops.add(f"question: {error}", where)
+            continue
+        if repeated:
+            row["qid"] = unused(row["qid"], rows)
+        if row["qid"] in rows:
+            drops.add("question: qid occurs twice, first one kept", where)
+        else:
+            rows[row["qid"]] = row
+    return list(rows.values())
+
+
+def unused(name: str, known: Container[str]) -> str:
+    """The name, or NAME-2, NAME-3, ...: the first that is not known yet."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(n for n in chain([name], numbered) if n not in known)
+
+
+def task_fields(question_id: str, answer: str, answer_type: str, question_type: str,
+                **more: Any) -> dict[str, Any]:  # fmt: skip
+    """The fields of a question; `more`: the corpus's own."""
+    return {"question_id": question_id, "answer": answer, "label": normalise_answer(answer),
+            "answer_type": answer_type, "question_type": question_type, **more}  # fmt: skip
+
+
+# ------------------------------------------------------------------ items and answer lists
+
+
+def to_items(questions: Iterable[Question], folder: Path, key_of: Callable[[str], str]
+             ) -> list[Item]:  # fmt: skip
+    """One item an image of `folder`, in the order of first questions; `key_of` its file name."""
+    by_image: dict[str, list[Question]] = {}
+    for question in questions:
+        by_image.setdefault(question.image, []).append(question)
+    return [
+        Item(key_of(name), folder / name, tuple(question.text for question in asked),
+             fields=tuple(question.fields for question in asked))
+        for name, asked in by_image.items()
+    ]  # fmt: skip
+
+
+def labels(*splits: Iterable[Question]) -> set[str]:
+    """The labels that occur in these questions."""
+    return {question.fields["label"] for split in splits for question in split}
+
+
+def coverage(lists: dict[str, set[str]], test: Sequence[Question]) -> dict[str, dict[str, Any]]:
+    """What the report says of each answer list.
+
+    `answers`: its length. `test_coverage`: the share of test questions whose label is in it (a
+    ceiling on accuracy); None without test questions. `test_coverage_any`, where answers have
+    alternatives: the share that has one in it.
+    """
+    facts: dict[str, dict[str, Any]] = {}
+    for name, known in lists.items():
+        facts[name] = {"answers": len(known), "test_coverage": _share(
+            [question.fields["label"] in known for question in test])}  # fmt: skip
+        if any("alternatives" in question.fields for question in test):
+            alternatives = [question.fields["alternatives"] for question in test]
+            facts[name]["test_coverage_any"] = _share(
+                [any(normalise_answer(a) in known for a in some) for some in alternatives]
+            )
+    return facts
+
+
+def prepare_questions(
+    splits: dict[str, list[Question]],
+    images: dict[str, Path],
+    key_of: Callable[[str], str],
+    lists: dict[str, set[str]],
+    corpus: dict[str, Any],
+    dropped: dict[str, Drops],
+    args: argparse.Namespace,
+    source: str,
+) -> dict[str, Any]:
+    """`prepare` for questions, and OUT/answers.json (each of `lists` sorted); returns the report.
+
+    `images`: the images' folder by split. `key_of`: an image's key from its file name. `corpus`:
+    what the raw corpus has, for the report. The rest is as in `prepare`. The lists are of the whole
+    corpus, whatever --split, --limit or missing images leave of it.
+    """
+    facts = {"corpus": corpus, "answers": coverage(lists, splits["test"])}
+    items = {name: to_items(asked, images[name], key_of) for name, asked in splits.items()}
+    report = prepare(items, dropped, args, source, kind=shards.WITH_FIELDS, facts=facts)
+    # Only now: where OUT was prepared with other options, `prepare` has refused.
+    shards.write_json(args.out / "answers.json", {name: sorted(lists[name]) for name in lists})
+    return report
+
+
+def count_images(folder: Path) -> int:
+    """Number of image files directly in a folder, by their names."""
+    return sum(path.suffix.lower() in (".jpg", ".jpeg", ".png") for path in folder.iterdir())
+
+
+def count_corpus(questions: Sequence[Question], images: Path) -> dict[str, int]:
+    """Of one split: files in its images' folder, images with a question, questions by type."""
+    asked_about = len({question.image for question in questions})
+    counts = {"image_files": count_images(images), "images_asked_about": asked_about}
+    return {**counts, **count_types(questions)}
+
+
+def _share(hits: list[bool]) -> float | None:
+    return round(sum(hits) / len(hits), 4) if hits else None
+
+
+def count_types(questions: Iterable[Question]) -> dict[str, int]:
+    """Number of questions, of closed and of open ones."""
+    types = [question.fields["answer_type"] for question in questions]
+    counts = {kind: types.count(kind) for kind in reversed(ANSWER_TYPES)}
+    return {"questions": len(types), **counts}
