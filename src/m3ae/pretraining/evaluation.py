@@ -177,6 +177,9 @@ class ThreeArms:
         self.model, self.pairs, self.config = model, pairs, config
         self.processes, self.precision = processes, precision
         self.attributes = Attributes(config.attributes, pairs)
+        # Whole words, whatever the training masks: the pieces left of a word would give it away.
+        words = replace(model.config.mlm, sampling="whole_word")
+        self.masks = replace(model.config, mlm=words)
 
     def run(self) -> dict:
         """All measures of the active objectives; every process must call it."""
@@ -198,7 +201,8 @@ class ThreeArms:
     def _protocol(self) -> str:
         draws, seed = self.config.mask_draws, self.config.seed
         return (
-            f"Held-out pairs, fixed masks and pairings (seed {seed}, {draws} mask draws a text). "
+            f"Held-out pairs, fixed masks and pairings (seed {seed}, {draws} mask draws a text), "
+            "whole words masked. "
             "own: the pair as it is; other: with another pair's image or text; none: with the "
             "mean image or the empty text. Intervals: 95 % bootstrap over images."
         )
@@ -206,7 +210,7 @@ class ThreeArms:
     def _batches(self, draw: int, title: str) -> Iterator[tuple[Batch, list[Sample]]]:
         """This process's share of the fixed batches, on the device, with their samples."""
         fixed = EvalBatches(
-            self.pairs, self.model.config, self.config.seed, self.config.final_samples,
+            self.pairs, self.masks, self.config.seed, self.config.final_samples,
             self.config.batch, draw,
         )  # fmt: skip
         share = range(self.processes.rank, len(fixed), self.processes.count)
