@@ -1,6 +1,6 @@
 """Images a second that preparation makes (raw, 288 px) from 800 x 600 JPEG, and its memory.
 
-    python benchmarks/prepare.py                               about 10 minutes
+    python benchmarks/prepare.py                               about 8 minutes on two quiet cores
     python benchmarks/prepare.py --images 200 --rounds 1 --workers 1
 
 `plain`: read, decode and resize with Pillow, nothing kept. `one_process`: the whole preparation
@@ -9,8 +9,11 @@ same process and thread; the best round of each counts. `..._cpu` counts the pro
 on the core, which other programs and the disk do not lengthen.
 `processes`: preparation with that many worker processes, their start included, so that it scales
 only where a run is much longer than a start; a process gets at least 768 images (a chunk).
+`images_per_cpu_s` counts the seconds of all processes on their cores: what it loses against one
+process is work that more processes cause, and not the other programs on the machine.
 Generated images: grey (L files) and colour. Memory is each run's own, measured in a process of its
-own: with workers, that process plus the largest worker times their number. Prints JSON.
+own: the sum of the peaks of it and of all its workers, from /proc (so Linux alone);
+`N_tokenizer`: N workers with --tokenizer, where the first process loads transformers. Prints JSON.
 """
 
 import argparse
@@ -20,11 +23,14 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,12 +76,14 @@ def plain(paths: list[Path], images: int) -> np.ndarray:
     return clocks() - started
 
 
-def prepared(paths: list[Path], images: int, workers: int, out: Path) -> np.ndarray:
+def prepared(
+    paths: list[Path], images: int, workers: int, out: Path, more: Sequence[str] = ()
+) -> np.ndarray:
     """Seconds (clock, core) to prepare a corpus of that many images, which is then deleted."""
     parser = argparse.ArgumentParser()
     prepare.add_arguments(parser)
     args = parser.parse_args(["--raw", str(paths[0].parent), "--out", str(out), "--px", str(PX),
-                              "--workers", str(workers)])  # fmt: skip
+                              "--workers", str(workers), *more])  # fmt: skip
     text = "A generated picture of nothing, number {}, without findings."
     items = [prepare.Item(f"image-{number}", paths[number % len(paths)], (text.format(number),))
              for number in range(images)]  # fmt: skip
@@ -90,19 +98,46 @@ def prepared(paths: list[Path], images: int, workers: int, out: Path) -> np.ndar
     return seconds
 
 
-def alone(pipe: object, paths: list[Path], images: int, workers: int, out: Path) -> None:
-    """In a process of its own: sends the seconds and the peak memory in MiB."""
-    seconds, _ = prepared(paths, images, workers, out)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
-    pipe.send((seconds, own + workers * largest))
+def alone(
+    pipe: object, paths: list[Path], images: int, workers: int, out: Path, more: Sequence[str]
+) -> None:
+    """In a process of its own: sends the seconds (clock, all cores) and the peak memory in MiB."""
+    peaks, done = {}, threading.Event()
+    watch = threading.Thread(target=watch_memory, args=(peaks, done))
+    watch.start()
+    seconds, own_core = prepared(paths, images, workers, out, more)
+    done.set()
+    watch.join()
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cores = own_core + children.ru_utime + children.ru_stime
+    pipe.send((np.array([seconds, cores]), sum(peaks.values()) / 2**10))
 
 
-def prepared_alone(paths: list[Path], images: int, workers: int, out: Path) -> tuple[float, float]:
-    """Seconds and peak memory in MiB of a preparation in a fresh process."""
+def watch_memory(peaks: dict[str, int], done: threading.Event) -> None:
+    """Keep the peak resident KiB of this process and each child, four times a second.
+
+    Not `getrusage`: a child's begins with the memory of the process that started it.
+    """
+    mine = str(os.getpid())
+    while True:
+        ended = done.wait(0.25)
+        lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
+        for process in [mine, *" ".join(lists).split()]:
+            with contextlib.suppress(OSError):  # it has just ended
+                found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
+                if found:
+                    peaks[process] = int(found[1])
+        if ended:
+            return
+
+
+def prepared_alone(
+    paths: list[Path], images: int, workers: int, out: Path, more: Sequence[str] = ()
+) -> tuple[np.ndarray, float]:
+    """Seconds (clock, all cores) and peak memory in MiB of a preparation in a fresh process."""
     context = multiprocessing.get_context("spawn")
     near, far = context.Pipe()
-    process = context.Process(target=alone, args=(far, paths, images, workers, out))
+    process = context.Process(target=alone, args=(far, paths, images, workers, out, more))
     process.start()
     far.close()  # so that a process that dies ends recv
     answer = near.recv()
@@ -113,8 +148,8 @@ def prepared_alone(paths: list[Path], images: int, workers: int, out: Path) -> t
 def measure(paths: list[Path], args: argparse.Namespace, out: Path) -> dict[str, object]:
     """The figures of one kind of image."""
     singles: dict[str, list[np.ndarray]] = {"plain": [], "one_process": []}
-    parallel: dict[int, list[float]] = {workers: [] for workers in args.workers}
-    memory: dict[int, float] = {}
+    parallel: dict[int, list[np.ndarray]] = {workers: [] for workers in args.workers}
+    memory: dict[str, float] = {}
     single = min(args.images, CHUNK)
     prepared(paths, 16, 0, out)  # warms up
     plain(paths, len(paths))
@@ -122,14 +157,19 @@ def measure(paths: list[Path], args: argparse.Namespace, out: Path) -> dict[str,
         singles["plain"].append(plain(paths, single))
         singles["one_process"].append(prepared(paths, single, 0, out))
         for workers in args.workers:
-            seconds, memory[workers] = prepared_alone(paths, args.images, workers, out)
+            seconds, memory[str(workers)] = prepared_alone(paths, args.images, workers, out)
             parallel[workers].append(seconds)
         print(f"{paths[0].name}: round {number + 1} of {args.rounds}", file=sys.stderr)
-    _, memory[0] = prepared_alone(paths, args.images, 0, out)
+    few = min(args.images, 2 * CHUNK * max(args.workers, default=1))  # no more is held at a time
+    _, memory["0"] = prepared_alone(paths, few, 0, out)
+    if args.workers:
+        most, more = max(args.workers), ("--tokenizer", "train:2000")
+        _, memory[f"{most}_tokenizer"] = prepared_alone(paths, few, most, out, more)
     rates = {}
     for name, seconds in singles.items():
         rates[name], rates[f"{name}_cpu"] = single / np.min(seconds, axis=0)
-    scaled = {workers: args.images / min(seconds) for workers, seconds in parallel.items()}
+    scaled = {workers: args.images / np.min(seconds, axis=0)
+              for workers, seconds in parallel.items()}  # fmt: skip
     return {
         "images_per_s": {name: round(rate, 1) for name, rate in rates.items()},
         **{
@@ -139,10 +179,11 @@ def measure(paths: list[Path], args: argparse.Namespace, out: Path) -> dict[str,
         },
         "processes": {
             str(workers): {"images_per_s": round(rate, 1),
-                           "over_one_process": round(rate / rates["one_process"], 2)}
-            for workers, rate in scaled.items()
+                           "over_one_process": round(rate / rates["one_process"], 2),
+                           "images_per_cpu_s": round(core_rate, 1)}
+            for workers, (rate, core_rate) in scaled.items()
         },
-        "peak_memory_mib": {str(workers): round(memory[workers]) for workers in sorted(memory)},
+        "peak_memory_mib": {run: round(memory[run]) for run in sorted(memory)},
         "bytes_a_file": round(sum(path.stat().st_size for path in paths) / len(paths)),
     }  # fmt: skip
 

@@ -3,7 +3,8 @@ r"""MedICaT -> shards of figures with their captions and inline references.
 The corpus: the release's jsonl (s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl) with
 `figures/` beside it. Kept are figures marked radiology; texts are the caption and the sentences
 that refer to the figure. The split is the reference's: a seeded shuffle of the kept figures in
-file order, before texts are looked at; the last N are test, the N before valid (N = 1,000).
+file order, before texts are looked at; the last N are test, the N before valid (N = 1,000). It puts
+figures of one paper into different splits; --split-by paper shuffles papers instead.
 
 example: python data_prep/medicat.py --raw medicat/release --out data/medicat \
              --tokenizer roberta-base
@@ -13,12 +14,14 @@ import argparse
 import json
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from m3ae.data.prepare import Drops, Item, add_arguments, need, prepare, run
+from m3ae.data.questions import is_inside
 
 SEED = 42  # reference, data fact 21
 
@@ -30,16 +33,22 @@ def parse_line(line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError("not an object")
     for name in ("pdf_hash", "fig_uri"):
-        if not isinstance(row.get(name), str) or not row[name] or "/" in row[name]:
-            raise ValueError(f"{name} is {row.get(name)!r}")
+        value = row.get(name)
+        if not isinstance(value, str) or "/" in value or not is_inside(value):
+            raise ValueError(f"{name} is {value!r}")
+    for name in ("s2_caption", "s2orc_caption"):
+        if not isinstance(row.get(name), str | None):
+            raise ValueError(f"{name} is not a string")
+    references = row.get("s2orc_references") or []
+    if not isinstance(references, list) or not all(isinstance(t, str | None) for t in references):
+        raise ValueError("s2orc_references is not a list of strings")
     return row
 
 
 def figure_texts(row: dict[str, Any]) -> tuple[str, ...]:
-    """Caption (of S2, else S2ORC) and inline references."""
+    """Caption (of S2, else S2ORC) and inline references, of a row that `parse_line` took."""
     caption = row.get("s2_caption") or row.get("s2orc_caption")
-    references = row.get("s2orc_references") or []
-    return tuple(text for text in (caption, *references) if isinstance(text, str) and text)
+    return tuple(text for text in (caption, *(row.get("s2orc_references") or ())) if text)
 
 
 @dataclass(frozen=True)
@@ -59,9 +68,16 @@ class Figures:
                 yield Item(name, path, figure_texts(row), image_id=path.stem)
 
 
-def kept_offsets(metadata: Path, everything: bool, drops: Drops) -> list[int]:
-    """Where the lines of the figures to keep begin, in file order."""
-    offsets, offset = [], 0
+class Kept(NamedTuple):
+    """A figure to keep: where its line begins, and its paper (pdf_hash)."""
+
+    offset: int
+    paper: str
+
+
+def kept_figures(metadata: Path, everything: bool, drops: Drops) -> list[Kept]:
+    """The figures to keep, in file order."""
+    kept, offset = [], 0
     with open(metadata, "rb") as file:
         for number, line in enumerate(file, start=1):
             start, offset = offset, offset + len(line)
@@ -73,23 +89,61 @@ def kept_offsets(metadata: Path, everything: bool, drops: Drops) -> list[int]:
                 drops.add("line: not a figure (any split)", f"{metadata.name}:{number}: {error}")
                 continue
             if everything or row.get("radiology") is True:
-                offsets.append(start)
+                kept.append(Kept(start, row["pdf_hash"]))
             else:
                 name = f"{row['pdf_hash']}_{row['fig_uri']}"
                 drops.add("figure: not radiology (any split)", name)
-    return offsets
+    return kept
 
 
-def split_offsets(offsets: list[int], held_out: int) -> dict[str, tuple[int, ...]]:
-    """The reference's split; each part in file order. Raises ValueError where nothing is left."""
-    if held_out < 0 or len(offsets) <= 2 * held_out:
-        raise ValueError(f"--held-out {held_out} for valid and for test leaves none of "
-                         f"{len(offsets)} figures to train on; give a smaller number")
-    shuffled = offsets.copy()
+def split_figures(kept: list[Kept], held_out: int) -> dict[str, list[Kept]]:
+    """The reference's split (data fact 21), by figure."""
+    shuffled = kept.copy()
     random.Random(SEED).shuffle(shuffled)
-    train, valid = len(offsets) - 2 * held_out, len(offsets) - held_out
-    parts = {"train": shuffled[:train], "valid": shuffled[train:valid], "test": shuffled[valid:]}
-    return {name: tuple(sorted(part)) for name, part in parts.items() if part}
+    train, valid = len(kept) - 2 * held_out, len(kept) - held_out
+    return {"train": shuffled[:train], "valid": shuffled[train:valid], "test": shuffled[valid:]}
+
+
+def split_papers(kept: list[Kept], held_out: int) -> dict[str, list[Kept]]:
+    """No paper in two splits; those of train come last.
+
+    Papers, shuffled, fill test until it has `held_out` figures or a few more, then valid.
+    """
+    papers: dict[str, list[Kept]] = {}
+    for figure in kept:
+        papers.setdefault(figure.paper, []).append(figure)
+    order = list(papers)
+    random.Random(SEED).shuffle(order)
+    parts: dict[str, list[Kept]] = {"train": [], "valid": [], "test": []}
+    for paper in order:
+        wanting = [name for name in ("test", "valid") if len(parts[name]) < held_out]
+        parts[[*wanting, "train"][0]] += papers[paper]
+    return parts
+
+
+def split_kept(rule: str, kept: list[Kept], held_out: int) -> dict[str, list[Kept]]:
+    """Each part in file order, empty ones left out. ValueError where train would be empty."""
+    parts: dict[str, list[Kept]] = {"train": []}
+    if 0 <= held_out and 2 * held_out < len(kept):
+        parts = SPLIT_BY[rule](kept, held_out)
+    if not parts["train"]:
+        raise ValueError(f"--held-out {held_out} for valid and for test leaves none of "
+                         f"{len(kept)} figures to train on; give a smaller number")
+    return {name: sorted(part) for name, part in parts.items() if part}
+
+
+SPLIT_BY = {"figure": split_figures, "paper": split_papers}
+
+
+def split_facts(parts: dict[str, list[Kept]]) -> dict[str, Any]:
+    """For the report: figures and papers of each split, and papers with figures in two or three."""
+    papers = {name: {figure.paper for figure in part} for name, part in parts.items()}
+    places = Counter(paper for found in papers.values() for paper in found)
+    return {
+        "figures": {name: len(part) for name, part in parts.items()},
+        "papers": {name: len(found) for name, found in papers.items()},
+        "papers_in_two_splits": sum(count > 1 for count in places.values()),
+    }
 
 
 def find_metadata(raw: Path) -> Path:
@@ -111,6 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--metadata", type=Path, metavar="FILE", help="the jsonl, with figures/ beside it")
     add("--held-out", type=int, default=1000, metavar="N",
         help="figures in valid, and in test (default: %(default)s, the paper's)")  # fmt: skip
+    add("--split-by", choices=SPLIT_BY, default="figure",
+        help="paper: no paper in two splits, and N figures or a few more in valid, and in test "
+             "(default: %(default)s, the reference's)")  # fmt: skip
     add("--all-figures", action="store_true", help="keep figures that are not radiology too")
     args = parser.parse_args(argv)
 
@@ -119,11 +176,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         need(metadata, "MedICaT's jsonl")
         need(metadata.parent / "figures", "the folder of MedICaT's figures")
         drops = Drops()
-        offsets = kept_offsets(metadata, args.all_figures, drops)
-        parts = split_offsets(offsets, args.held_out)
+        kept = kept_figures(metadata, args.all_figures, drops)
+        parts = split_kept(args.split_by, kept, args.held_out)
         args.metadata = None  # found or named, it is the same corpus
-        splits = {name: Figures(metadata, part) for name, part in parts.items()}
-        prepare(splits, {"train": drops}, args, source="MedICaT")
+        splits = {name: Figures(metadata, tuple(figure.offset for figure in part))
+                  for name, part in parts.items()}  # fmt: skip
+        facts = {"corpus": {"split_by": args.split_by, **split_facts(parts)}}
+        prepare(splits, {"train": drops}, args, source="MedICaT", facts=facts)
 
     return run(body)
 

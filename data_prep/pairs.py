@@ -2,9 +2,9 @@ r"""Your own images and texts -> shards.
 
 A table FILE (.csv, .tsv, .jsonl or .parquet) with the columns `image` and `text`, and if you like
 `split` (default: train) and `id`. `image` is a path relative to --raw; in a parquet file it may
-also be the image itself (a struct with `bytes`), and then each row is an image of its own; else
-several rows with the same image in a split are several texts of it. Rows whose path leaves --raw
-are left out.
+also be the image itself (binary, or a struct with `bytes`), and then each row is an image of its
+own; else several rows with the same image in a split are several texts of it. Rows whose path
+leaves --raw are left out.
 
 example: python data_prep/pairs.py --table pairs.csv --raw images --out data/mine \
              --tokenizer roberta-base
@@ -17,8 +17,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from m3ae.data.prepare import (
     read_lines,
     run,
 )
+from m3ae.data.stored import InParquet, holds_images, parquet_rows
 
 Row = tuple[str, dict[str, Any]]  # where it stands, its columns
 
@@ -39,9 +38,10 @@ Row = tuple[str, dict[str, Any]]  # where it stands, its columns
 def read_csv(path: Path, delimiter: str) -> Iterator[Row]:
     """Rows of a table with a header line."""
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        _need_columns(path, reader.fieldnames or ())
+        # strict: else a quote that is never closed swallows rows without a word.
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
+            _need_columns(path, reader.fieldnames or ())
             for row in reader:
                 yield f"{path.name}:{reader.line_num}", row
         except csv.Error as error:
@@ -63,50 +63,14 @@ def read_jsonl(path: Path, drops: Drops) -> Iterator[Row]:
             drops.add("row: not an object", f"{where}: {line[:60]}")
 
 
-@lru_cache(maxsize=1)
-def _image_column(path: Path, group: int) -> Any:
-    import pyarrow.parquet
-
-    return pyarrow.parquet.ParquetFile(path).read_row_group(group, columns=["image"])["image"]
-
-
-@dataclass(frozen=True)
-class InParquet:
-    """An image stored in a row of a parquet file."""
-
-    path: Path
-    group: int
-    row: int
-    name: str
-
-    def read_bytes(self) -> bytes:
-        """The encoded image; the row group read last stays in memory."""
-        return _image_column(self.path, self.group)[self.row]["bytes"].as_py() or b""
-
-
 def read_parquet(path: Path) -> Iterator[Row]:
     """Rows of a parquet file; images stored in it come as `InParquet`."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("parquet tables need pyarrow: pip install 'm3ae[parquet]'") from error
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a parquet file ({error})") from error
-    schema = file.schema_arrow
-    _need_columns(path, schema.names)
-    stored = pyarrow.types.is_struct(schema.field("image").type)
-    columns = [name for name in ("text", "split", "id") if name in schema.names]
-    columns += [] if stored else ["image"]
-    for group in range(file.num_row_groups):
-        for number, row in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
-            where = f"{path.name} row group {group} row {number}"
-            if stored:
-                # Not named by its path, which some tables repeat for different images.
-                row["image"] = InParquet(path, group, number, f"{path.stem}-{group}-{number}")
-            yield where, row
+    stored = holds_images(path, "image")
+    columns = ["text"] if stored else ["image", "text"]
+    for row in parquet_rows([path], columns, ("split", "id"), image="image" if stored else ""):
+        if stored:
+            row.values["image"] = InParquet(row.file, row.row_group, row.row, "image")
+        yield row.where, row.values
 
 
 def _need_columns(path: Path, names: Sequence[str]) -> None:
@@ -118,28 +82,43 @@ def _need_columns(path: Path, names: Sequence[str]) -> None:
 def inside(raw: Path, image: str) -> Path | None:
     """The image's path, or None where it leaves `raw` (links inside `raw` may point anywhere)."""
     path = Path(os.path.normpath(raw / image))
-    return path if path.is_relative_to(os.path.normpath(raw)) else None
+    return path if path.is_relative_to(os.path.normpath(raw)) and "\0" not in image else None
+
+
+def _check(row: dict[str, Any]) -> str:
+    """Why a row cannot be used, or "". None, a column that is not there and "" are the same."""
+    image, text, split, name = (row.get(column) for column in ("image", "text", "split", "id"))
+    if image in (None, "") or text in (None, ""):
+        return "no image or no text"
+    if None in row:
+        return "more cells than columns"
+    if not isinstance(image, str | InParquet) or not isinstance(text, str):
+        return "image or text is not a string"
+    if not isinstance(name, str | int | None) or isinstance(name, bool):
+        return "id is neither a string nor a whole number"
+    split = "train" if split in (None, "") else str(split)
+    if split == "tokenizer" or not re.fullmatch(r"\w[\w-]*", split):
+        return "a split is named by letters, digits, _ and -"
+    return ""
 
 
 def read_items(rows: Iterator[Row], raw: Path, drops: Drops) -> dict[str, list[Item]]:
     """Items by split; rows with the same image are one item. The first row's id names it."""
     found: dict[str, dict[str, tuple[str, Path | Stored, list[str]]]] = {}
     for where, row in rows:
-        image, text, split = row.get("image"), row.get("text"), row.get("split") or "train"
-        if not image or text is None or text == "":
-            drops.add("row: no image or no text", where)
+        reason = _check(row)
+        if reason:
+            drops.add(f"row: {reason}", f"{where}: {str(row)[:60]}")
             continue
-        if not re.fullmatch(r"\w[\w-]*", str(split)) or split == "tokenizer":
-            drops.add("row: a split is named by letters, digits, _ and -", f"{where}: {split!r}")
-            continue
-        name = image.name if isinstance(image, InParquet) else str(image)
+        image, split = row["image"], str(row.get("split") or "train")
+        name = image.name if isinstance(image, InParquet) else image
         source = image if isinstance(image, InParquet) else inside(raw, name)
         if source is None:
             drops.add("row: image path leaves --raw", f"{where}: {name}")
             continue
         key = name if row.get("id") in (None, "") else str(row["id"])
-        _, _, texts = found.setdefault(str(split), {}).setdefault(name, (key, source, []))
-        texts.append(str(text))
+        _, _, texts = found.setdefault(split, {}).setdefault(name, (key, source, []))
+        texts.append(row["text"])
     return {split: [Item(key, source, tuple(texts), name)
                     for name, (key, source, texts) in images.items()]
             for split, images in found.items()}  # fmt: skip

@@ -1,9 +1,10 @@
-r"""ROCO (radiology part, original layout) -> shards of image-caption pairs.
+r"""ROCO (radiology part) -> shards of image-caption pairs.
 
 The corpus: DIR/{train,validation,test}/radiology/captions.txt and images/ROCO_00001.jpg, as its own
 fetch script leaves it; `val` for `validation` will do. With --references, the sentences that
 refer to a figure (MedICaT's roco_{train,val,test}_references.jsonl) become further texts of it, as
-in the paper; they are joined through dlinks.txt or licences.txt.
+in the paper; they are joined through dlinks.txt or licences.txt. Or the hub's parquet copies
+(columns image, image_id, caption), which lack those two files and so take no --references.
 
 example: python data_prep/roco.py --raw roco-dataset/data --out data/roco \
              --tokenizer roberta-base
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from m3ae.data.prepare import Drops, Item, add_arguments, need, prepare, read_lines, run
+from m3ae.data.questions import is_inside
+from m3ae.data.stored import parquet_pairs, parquet_splits
 
 SPLITS = {"train": ("train",), "valid": ("validation", "val"), "test": ("test",)}
 
@@ -25,12 +28,15 @@ def read_captions(path: Path, drops: Drops) -> dict[str, str]:
     captions = {}
     for number, line in read_lines(path):
         key, tab, caption = line.partition("\t")
-        if not tab or not key.strip():
-            drops.add("line: not `id<TAB>caption`", f"{path.name}:{number}: {line[:60]}")
-        elif key.strip() in captions:
-            drops.add("line: id occurs twice, first one kept", f"{path.name}:{number}: {key}")
+        key, where = key.strip(), f"{path.name}:{number}"
+        if not tab or not key:
+            drops.add("line: not `id<TAB>caption`", f"{where}: {line[:60]}")
+        elif not is_inside(key):
+            drops.add("line: id leads elsewhere", f"{where}: {key[:60]}")
+        elif key in captions:
+            drops.add("line: id occurs twice, first one kept", f"{where}: {key}")
         else:
-            captions[key.strip()] = caption
+            captions[key] = caption
     return captions
 
 
@@ -40,7 +46,7 @@ def figure_names(folder: Path, drops: Drops) -> dict[str, str]:
     The name is the stem of the archive in dlinks.txt, "_", and its last column; licences.txt
     gives it whole.
     """
-    names = {}
+    names: dict[str, str] = {}
     for number, line in read_lines(need(folder / "dlinks.txt", "ROCO's list of archives")):
         columns = line.split("\t")
         archives = [word for word in line.split() if word.endswith(".tar.gz")]
@@ -48,13 +54,30 @@ def figure_names(folder: Path, drops: Drops) -> dict[str, str]:
             drops.add("line: no archive and figure", f"dlinks.txt:{number}: {line[:60]}")
             continue
         stem = PurePosixPath(archives[0]).name.removesuffix(".tar.gz")
-        names[f"{stem}_{columns[-1].strip()}"] = columns[0].strip()
+        name, key = f"{stem}_{columns[-1].strip()}", columns[0].strip()
+        if names.setdefault(name, key) != key:
+            drops.add("line: figure occurs twice, first one kept", f"dlinks.txt:{number}: {name}")
     if (folder / "licences.txt").exists():
-        for _, line in read_lines(folder / "licences.txt"):
+        for number, line in read_lines(folder / "licences.txt"):
             columns = line.split(",")
-            if len(columns) >= 2 and columns[0] != "ROCO_ID":
+            if len(columns) < 2:
+                drops.add("line: no figure", f"licences.txt:{number}: {line[:60]}")
+            elif columns[0] != "ROCO_ID":
                 names.setdefault(columns[1].strip(), columns[0].strip())
     return names
+
+
+def parse_reference(line: str) -> tuple[str, list[str]]:
+    """Figure name and sentences of a line; ValueError where it is no such object."""
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("not an object")
+    name, texts = row.get("roco_image_id"), row.get("gorc_references") or []
+    if not isinstance(name, str):
+        raise ValueError("no roco_image_id")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("gorc_references is not a list of strings")
+    return name, texts
 
 
 def read_references(path: Path, names: dict[str, str], drops: Drops) -> dict[str, list[str]]:
@@ -63,15 +86,14 @@ def read_references(path: Path, names: dict[str, str], drops: Drops) -> dict[str
     for number, line in read_lines(need(path, "MedICaT's inline references of ROCO")):
         where = f"{path.name}:{number}"
         try:
-            row = json.loads(line)
-            name, texts = row["roco_image_id"], row["gorc_references"] or []
-        except (ValueError, KeyError, TypeError) as error:
+            name, texts = parse_reference(line)
+        except (ValueError, RecursionError) as error:
             drops.add("line: not a reference object", f"{where}: {error}")
             continue
         if name not in names:
             drops.add("references: figure not in this split", f"{where}: {name}", len(texts))
             continue
-        references.setdefault(names[name], []).extend(str(text) for text in texts)
+        references.setdefault(names[name], []).extend(texts)
     return references
 
 
@@ -86,6 +108,35 @@ def read_split(folder: Path, references: Path | None, drops: Drops) -> list[Item
     ]
 
 
+def read_folders(raw: Path, references: Path | None, dropped: dict[str, Drops]
+                 ) -> dict[str, list[Item]]:  # fmt: skip
+    """Items by split of the original layout; {} where there is none of its folders."""
+    splits = {}
+    for split, names in SPLITS.items():
+        found = [raw / name / "radiology" for name in names]
+        found = [folder for folder in found if folder.is_dir()]
+        if not found:
+            continue
+        short = "val" if split == "valid" else split
+        source = references and references / f"roco_{short}_references.jsonl"
+        dropped[split] = Drops()
+        splits[split] = read_split(found[0], source, dropped[split])
+    return splits
+
+
+def read_parquet(raw: Path, references: Path | None, dropped: dict[str, Drops]
+                 ) -> dict[str, list[Item]]:  # fmt: skip
+    """Items by split of a hub copy; {} where there is no parquet file of one."""
+    splits = {}
+    for split, files in parquet_splits(raw).items():
+        if references:
+            raise ValueError(f"{files[0]}: the hub's copies name no figures, which --references "
+                             "is joined by; leave it out, or give the original layout")  # fmt: skip
+        dropped[split] = Drops()
+        splits[split] = parquet_pairs(files, dropped[split])
+    return splits
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -98,22 +149,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> None:
         need(args.raw, "the ROCO corpus")
-        splits, dropped = {}, {}
-        for split, names in SPLITS.items():
-            found = [args.raw / name / "radiology" for name in names]
-            found = [folder for folder in found if folder.is_dir()]
-            if not found:
-                print(f"{args.raw}: no {names[0]}/radiology, split {split} is left out")
-                continue
-            source = None
-            if args.references:
-                short = "val" if split == "valid" else split
-                source = args.references / f"roco_{short}_references.jsonl"
-            dropped[split] = Drops()
-            splits[split] = read_split(found[0], source, dropped[split])
+        dropped: dict[str, Drops] = {}
+        splits = (read_folders(args.raw, args.references, dropped)
+                  or read_parquet(args.raw, args.references, dropped))  # fmt: skip
         if not splits:
             raise FileNotFoundError(f"{args.raw}: no train/radiology, validation/radiology or "
-                                    "test/radiology in it; give ROCO's folder `data`")  # fmt: skip
+                                    "test/radiology in it; give ROCO's folder `data`, or one of "
+                                    "parquet files train-*, validation-*, test-*")  # fmt: skip
+        for split in SPLITS:
+            if split not in splits:
+                print(f"{args.raw}: no split {split} in it, it is left out")
         prepare(splits, dropped, args, source="ROCO radiology")
 
     return run(body)

@@ -1,8 +1,9 @@
 r"""SLAKE 1.0 -> shards of questions on images.
 
 The corpus: DIR/train.json, DIR/validate.json (in the hub copy: validation.json), DIR/test.json and
-DIR/imgs/xmlab1/source.jpg, as published. The paper uses the English questions. The keys of images
-are their folders, e.g. xmlab1, since all files have one name.
+DIR/imgs/xmlab1/source.jpg, as published, or in their place DIR/imgs.zip, as in the hub copy. The
+paper uses the English questions. The keys of images are their folders, e.g. xmlab1, since all
+files have one name.
 
 example: python data_prep/slake.py --raw Slake1.0 --out data/slake --tokenizer roberta-base
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from m3ae.data.prepare import Drops, add_arguments, need, run
 from m3ae.data.questions import (
+    Place,
     Question,
     checked_rows,
     count_types,
@@ -22,6 +24,7 @@ from m3ae.data.questions import (
     prepare_questions,
     task_fields,
 )
+from m3ae.data.stored import InZip, zip_names
 
 FILES = {"train": ("train.json",), "valid": ("validate.json", "validation.json"),
          "test": ("test.json",)}  # fmt: skip
@@ -49,6 +52,17 @@ def read_split(path: Path, languages: Sequence[str], drops: Drops) -> list[Quest
     return questions
 
 
+def find_images(raw: Path) -> Place:
+    """Where the image of a file name lies: below DIR/imgs, else in DIR/imgs.zip."""
+    folder, archive = raw / "imgs", raw / "imgs.zip"
+    if folder.is_dir():
+        return folder.joinpath
+    need(archive, "SLAKE's images (or the folder imgs)")
+    # The hub's archive holds the folder itself.
+    top = "imgs/" if any(name.startswith("imgs/") for name in zip_names(archive)) else ""
+    return lambda name: InZip(archive, top + str(PurePosixPath(name)))
+
+
 def image_key(name: str) -> str:
     """xmlab1 of xmlab1/source.jpg; a path of another form without its ending."""
     path = PurePosixPath(name)
@@ -66,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def body() -> None:
-        images = need(need(args.raw, "the SLAKE corpus") / "imgs", "SLAKE's images")
+        images = find_images(need(args.raw, "the SLAKE corpus"))
         languages = ("en", "zh") if args.language == "both" else (args.language,)
         splits: dict[str, list[Question]] = {}
         dropped: dict[str, Drops] = {}

@@ -9,11 +9,10 @@ example: python data_prep/tokens.py data/roco data/medicat/train --tokenizer rob
 """
 
 import argparse
-import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from m3ae.data import prepare, shards
-from m3ae.data.shards import AGAIN, Shards
+from m3ae.data.shards import AGAIN, Shards, file_sha256, shard_name
 
 
 def split_folders(folder: Path) -> list[Path]:
@@ -35,12 +34,6 @@ def split_folders(folder: Path) -> list[Path]:
     return found
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def rewrite(split: Shards, k: int, target: Path, tokenizer: Any) -> dict[str, Any]:
     """Write shard k with the tokens of `tokenizer` to `target`; returns its bytes and sha256.
 
@@ -49,10 +42,10 @@ def rewrite(split: Shards, k: int, target: Path, tokenizer: Any) -> dict[str, An
     from m3ae.data.texts import encode  # transformers takes seconds to import
 
     path = split.folder / split.files[k]["name"]
-    if sha256(path) != split.files[k]["sha256"]:
+    if file_sha256(path) != split.files[k]["sha256"]:
         raise ValueError(f"{path}: sha256 is not the manifest's; {AGAIN}")
     tensors = {name: array for name, array in split.shard(k).items()
-               if not name.startswith("token_")}  # fmt: skip
+               if not name.startswith("token_") and name != "padding"}  # fmt: skip
     rows = range(split.files[k]["texts"])
     texts = [shards.row_bytes(tensors, "text", row).decode() for row in rows]
     tensors |= shards.ragged_tokens(encode(tokenizer, texts))
@@ -67,18 +60,44 @@ def token_counts(path: Path) -> Counter:
     return Counter(np.diff(shards.map_shard(path)["token_offsets"]).tolist())
 
 
+def read_record(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """The record for repairs; None for splits of earlier versions, which have none.
+
+    Raises ValueError where it or the manifest is damaged: a new checksum would hide it.
+    """
+    if "sha256" in manifest and not shards.is_sealed(manifest):
+        raise ValueError(f"{folder / 'manifest.json'}: damaged; see data_prep/verify.py --repair")
+    return shards.read_chunks(folder) if "chunks" in manifest else None
+
+
+def new_record(
+    record: dict[str, Any], made: dict[str, Any], files: list[dict[str, Any]], folder: Path
+) -> dict[str, Any]:
+    """The record of a split whose shards have become `files`, in the same order."""
+    chunks, rest = [], iter(files)
+    for chunk in record["chunks"]:
+        lengths: Counter = Counter()
+        new = [next(rest) for _ in chunk["files"]]
+        for file in new:
+            lengths += token_counts(folder / file["name"])
+        pairs = [list(pair) for pair in sorted(lengths.items())]
+        chunks.append({**chunk, "files": new, "lengths": pairs})
+    return {"facts": {**record["facts"], "tokenizer": made}, "chunks": chunks}
+
+
 def replace_tokens(folder: Path, tokenizer: Any, made: dict[str, Any]) -> None:
     """Bring one split to the tokens of `tokenizer`; `made` is its entry in the manifest."""
     manifest = shards.read_manifest(folder)
     if (manifest["tokenizer"] or {}).get("fingerprint") != made["fingerprint"]:
         split, files, lengths = Shards(folder), [], Counter()
-        new = [f"shard-{k:05d}-{made['fingerprint']}.safetensors" for k in range(len(split.files))]
-        delete_others(folder, {file["name"] for file in split.files} | set(new))
+        record, version = read_record(folder, manifest), made["fingerprint"]
+        new = [shard_name(k, version) for k in range(len(split.files))]
+        delete_others(folder, manifest, set(new))
         with tqdm(desc=str(folder), total=len(split), unit=" texts") as bar:
             for k, (file, name) in enumerate(zip(split.files, new, strict=True)):
                 target = folder / name
                 if target.exists():  # of a run that was killed
-                    written = {"bytes": target.stat().st_size, "sha256": sha256(target)}
+                    written = {"bytes": target.stat().st_size, "sha256": file_sha256(target)}
                 else:
                     written = rewrite(split, k, target, tokenizer)
                 files.append({**file, "name": name, **written})
@@ -88,17 +107,25 @@ def replace_tokens(folder: Path, tokenizer: Any, made: dict[str, Any]) -> None:
         statistics = prepare.length_statistics(lengths, tokens=True)
         report = {**manifest.get("report", {}), "text_lengths": statistics}
         manifest |= {"tokenizer": made, "files": files, "report": report}
+        if record is not None:
+            manifest["chunks"] = f"chunks-{version}.json"
+            record = shards.seal(new_record(record, made, files, folder))
+            shards.write_json(folder / manifest["chunks"], record, indent=None)
+        if "sha256" in manifest:
+            manifest = shards.seal(manifest)
         shards.write_json(folder / "manifest.json", manifest)
     else:
         print(f"{folder}: holds the tokens of {made['name']} already")
-    delete_others(folder, {file["name"] for file in manifest["files"]})
+    delete_others(folder, manifest)
 
 
-def delete_others(folder: Path, names: set[str]) -> None:
-    """Delete the shards of a split that are not among `names`: what earlier runs left."""
-    for path in folder.glob("shard-*.safetensors*"):
-        if path.name not in names:
-            path.unlink()
+def delete_others(folder: Path, manifest: dict[str, Any], more: Container[str] = ()) -> None:
+    """Delete what earlier runs left in a split: what is neither the manifest's nor in `more`."""
+    names = {file["name"] for file in manifest["files"]} | {manifest.get("chunks")}
+    for pattern in ("shard-*.safetensors*", "chunks*.json*"):
+        for path in folder.glob(pattern):
+            if path.name not in names and path.name not in more:
+                path.unlink()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

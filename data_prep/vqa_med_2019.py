@@ -37,6 +37,7 @@ from m3ae.data.questions import (
     task_fields,
     unused,
 )
+from m3ae.downstream.answers import accepted_answers
 
 TRAINING = "ImageClef-2019-VQA-Med-Training"
 CATEGORIES = ("C1_Modality", "C2_Plane", "C3_Organ", "C4_Abnormality")  # their order in a caption
@@ -137,9 +138,8 @@ def read_questions(source: Source, categories: Sequence[str], drops: Drops) -> l
 def make_question(image: str, name: str, category: str, text: str, answer: str) -> Question:
     """A question with its fields; `name` is its id among those on the image."""
     closed = answer.lower() in ("yes", "no")
-    alternatives = [part.strip() for part in answer.split("#") if part.strip()]
     fields = task_fields(name, answer, "closed" if closed else "open", category,
-                         alternatives=alternatives or [answer])  # fmt: skip
+                         alternatives=sorted(accepted_answers(answer)))  # fmt: skip
     return Question(image if Path(image).suffix else f"{image}.jpg", text, fields)
 
 
@@ -153,8 +153,8 @@ def make_questions(args: argparse.Namespace) -> None:
     train, valid, test = (splits[name] for name in ("train", "valid", "test"))
     lists = {"paper": labels(train, valid, test), "train": labels(train),
              "train_valid": labels(train, valid)}  # fmt: skip
-    images = {name: source.images for name, source in sources.items()}
-    corpus = {name: count_corpus(asked, images[name]) for name, asked in splits.items()}
+    images = {name: source.images.joinpath for name, source in sources.items()}
+    corpus = {name: count_corpus(asked, sources[name].images) for name, asked in splits.items()}
     prepare_questions(splits, images, lambda name: Path(name).stem, lists, corpus, dropped, args,
                       "VQA-Med-2019, questions")
 

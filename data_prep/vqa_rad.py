@@ -10,22 +10,38 @@ three training sets; rows of `train` have flags by which a protocol selects:
     strict    without leaked: frames of test rows                2,780
     unframed  without framed: frames of any row                  1,797
 
-Rows also say whether a test question is on their image (`image_in_test`). Without the official
-file, trainset.json and testset.json of the MEVF code will do; their `framed` and `leaked` are
-null, for nothing in these files tells.
+Rows also say whether a test question is on their image (`image_in_test`). OUT/leaked_questions.txt
+lists the leaked rows for use elsewhere, a line each: question_id, tab, image, tab, question. It is
+written where `leaked` is known of all rows.
+
+Where the official file is not in DIR, others will do. They tell less, and their `framed` and
+`leaked` are null:
+
+    trainset.json and testset.json of the MEVF code, with the folder of images (or `images`)
+    the hub's parquet copy (image, question, answer; 1,793 + 451 rows, no framed ones). Its images
+        have no names: rows of the same bytes share one, whose key is from their sha256; closed is
+        what is answered by yes or no. With --official FILE (the official json) its rows are joined
+        to the official ones by the text of question and answer, and get qid, phrase_type,
+        answer_type, question_type, framed and leaked. Rows that were not joined are counted.
 
 example: python data_prep/vqa_rad.py --raw vqa_rad --out data/vqa_rad --tokenizer roberta-base
 """
 
 import argparse
+import hashlib
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m3ae.data.prepare import Drops, add_arguments, need, run
+from m3ae.data.chunks import is_unicode
+from m3ae.data.prepare import Drops, Stored, add_arguments, need, run
 from m3ae.data.questions import (
+    Place,
     Question,
+    check_row,
     checked_rows,
     count_images,
     count_types,
@@ -33,13 +49,30 @@ from m3ae.data.questions import (
     prepare_questions,
     task_fields,
 )
+from m3ae.data.stored import InParquet, parquet_rows, parquet_splits
+from m3ae.downstream.answers import normalise_answer
 
 OFFICIAL, MEVF = "VQA_RAD Dataset Public.json", ("trainset.json", "testset.json")
 IMAGES = "VQA_RAD Image Folder"
+LEAKED = "leaked_questions.txt"
 PHRASES = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
 KEYS = ("image_name", "question", "answer_type", "phrase_type")
 
 Splits = dict[str, list[Question]]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Questions by split, where their images lie, and how many files of images there are.
+
+    Of the parquet copy, `copy` is true and `joined` the counts of `join`, {} without --official.
+    """
+
+    splits: Splits
+    place: Place
+    image_files: int
+    copy: bool = False
+    joined: dict[str, Any] = field(default_factory=dict)
 
 
 def frame_of(row: dict[str, Any]) -> str:
@@ -64,12 +97,17 @@ def read_official(path: Path, drops: Drops) -> Splits:
     splits: Splits = {"train": [], "test": []}
     framed = []
     for row in checked_rows(path, KEYS, drops, KEYS[0]):
-        split = PHRASES.get(row["phrase_type"])
+        split, where = PHRASES.get(row["phrase_type"]), f"{path.name}: qid {row['qid']}"
         if split is None:
-            drops.add("question: unknown phrase_type", f"{path.name}: qid {row['qid']}")
+            drops.add("question: unknown phrase_type", where)
+            continue
+        if row["qid"].endswith("-frame"):
+            drops.add("question: qid ends in -frame, as the ids of frames do", where)
             continue
         splits[split].append(make_question(row, framed=False, leaked=False))
-        if frame_of(row):
+        if not is_unicode(frame_of(row)):
+            drops.add("question: question_frame not UTF-8", where)
+        elif frame_of(row):
             framed.append(make_question(row, framed=True, leaked=split == "test"))
     splits["train"] += framed
     return splits
@@ -86,48 +124,201 @@ def read_mevf(raw: Path, drops: Drops) -> Splits:
     return splits
 
 
-def read_corpus(raw: Path, drops: Drops) -> Splits:
-    """Questions by split from whichever files are there, with `image_in_test` on each."""
+# ------------------------------------------------------------------ the hub's parquet copy
+
+
+@dataclass
+class Copied:
+    """A row of the parquet copy: its checked columns and, once joined, its official row.
+
+    `could_be`: the official rows with its text; `framed`: as the text of their frame.
+    """
+
+    row: dict[str, Any]
+    could_be: list[dict[str, Any]] = field(default_factory=list)
+    framed: bool = False
+    official: dict[str, Any] | None = None
+
+
+def read_rows(raw: Path, drops: Drops) -> tuple[dict[str, list[Copied]], dict[str, Stored]]:
+    """Rows of the parquet copy by split, and its images by the names made for them.
+
+    `qid` is row-N, N the row's number in its split from 0. Raises FileNotFoundError where a split
+    is not there.
+    """
+    files = parquet_splits(raw)
+    rows: dict[str, list[Copied]] = {}
+    images: dict[str, Stored] = {}
+    for split in ("train", "test"):
+        if split not in files:
+            raise FileNotFoundError(f"{raw}: no parquet file of split {split} in it")
+        rows[split] = []
+        found = parquet_rows(files[split], ("question", "answer"), image="image")
+        for number, (file, group, place, columns) in enumerate(found):
+            image = InParquet(file, group, place, "image")
+            data = image.read_bytes()
+            name = f"sha256-{hashlib.sha256(data).hexdigest()[:16]}.image"
+            closed = normalise_answer(str(columns["answer"])) in ("yes", "no")
+            row = {"image_name": name if data else "", "qid": f"row-{number}", **columns,
+                   "answer_type": "closed" if closed else "open"}  # fmt: skip
+            try:
+                row = check_row(row, ("image_name", "question", "answer_type"), "image_name")
+            except ValueError as error:
+                drops.add(f"question: {error}", f"{file.name}: row {number} of split {split}")
+                continue
+            images.setdefault(name, image)
+            rows[split].append(Copied(row))
+    return rows, images
+
+
+def text_key(question: str, answer: str) -> tuple[str, str]:
+    """What rows are joined by: white space collapsed, and the copy is in lower case."""
+    return " ".join(question.split()).casefold(), " ".join(answer.split()).casefold()
+
+
+def by_text(official: Iterable[dict[str, Any]], framed: bool = False
+            ) -> dict[tuple[str, str], list[dict[str, Any]]]:  # fmt: skip
+    """Official rows by the text of question (or frame) and answer."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in official:
+        question = frame_of(row) if framed else row["question"]
+        if question:
+            found.setdefault(text_key(question, row["answer"]), []).append(row)
+    return found
+
+
+def join(rows: dict[str, list[Copied]], official: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Find the official rows of the copy's; returns the counts by split.
+
+    Several images have the same question and answer. So an image is first named: by the name that
+    most of its rows could have. A row that could be several is the one on that image, and a row
+    that could be none on it stays as it is. No official row is taken twice. A training row is a
+    frame only where it is no training row's question.
+    """
+    of = {split: [row for row in official if PHRASES.get(row["phrase_type"]) == split]
+          for split in rows}  # fmt: skip
+    asked = {split: by_text(of[split]) for split in rows}
+    frames = by_text(official, framed=True)
+    votes: dict[str, Counter] = {}
+    for split, some in rows.items():
+        for copied in some:
+            key = text_key(copied.row["question"], copied.row["answer"])
+            copied.could_be = asked[split].get(key, [])
+            if split == "train" and not copied.could_be:
+                copied.could_be, copied.framed = frames.get(key, []), True
+            names = {row["image_name"] for row in copied.could_be}
+            votes.setdefault(copied.row["image_name"], Counter()).update(names)
+    named = {}
+    for image, counter in votes.items():
+        best = counter.most_common(2)
+        if len(best) == 1 or (best and best[0][1] > best[1][1]):
+            named[image] = best[0][0]
+    taken: set[tuple[str, bool]] = set()
+    for copied in (copied for some in rows.values() for copied in some):
+        name = named.get(copied.row["image_name"])
+        for row in copied.could_be:
+            sure = row["image_name"] == name or (name is None and len(copied.could_be) == 1)
+            if sure and (row["qid"], copied.framed) not in taken:
+                copied.official = row
+                taken.add((row["qid"], copied.framed))
+                break
+    return {
+        split: {"rows": len(some), "not_joined": sum(c.official is None for c in some),
+                "examples": [c.row["question"] for c in some if c.official is None][:5]}
+        for split, some in rows.items()
+    }  # fmt: skip
+
+
+def make_copied(copied: Copied) -> Question:
+    """The question of a row of the copy, with the fields of its official row if it has one."""
+    if copied.official is None:
+        question = make_question({**copied.row, "phrase_type": None}, None, None)
+        return Question(question.image, question.text, {**question.fields, "qid": None})
+    row, said = copied.official, copied.row
+    leaked = copied.framed and PHRASES.get(row["phrase_type"]) == "test"
+    question = make_question({**row, "answer": said["answer"]}, copied.framed, leaked)
+    return Question(said["image_name"], said["question"], question.fields)
+
+
+def read_copy(raw: Path, official: Path | None, drops: Drops) -> Corpus:
+    """The corpus from the hub's parquet copy, joined to the official file if that is given."""
+    rows, images = read_rows(raw, drops)
+    joined = {}
+    if official is not None:
+        need(official, "the official json of VQA-RAD")
+        joined = join(rows, checked_rows(official, KEYS, drops, KEYS[0]))
+    splits = {split: [make_copied(copied) for copied in some] for split, some in rows.items()}
+    return Corpus(splits, images.__getitem__, len(images), copy=True, joined=joined)
+
+
+# ------------------------------------------------------------------ whichever is there
+
+
+def read_corpus(raw: Path, official: Path | None, drops: Drops) -> Corpus:
+    """The corpus from whichever files are there, with `image_in_test` on each question.
+
+    `official`: of --official. Raises FileNotFoundError or ValueError naming the file.
+    """
     need(raw, "the VQA-RAD corpus")
     found = Drops()
-    if (raw / OFFICIAL).exists():
-        splits = read_official(raw / OFFICIAL, found)
-    elif (raw / MEVF[0]).exists():
-        splits = read_mevf(raw, found)
+    if official is not None and not parquet_splits(raw):
+        raise ValueError(f"--official {official}: is for the parquet copy, and {raw} has none")
+    if official is None and (raw / OFFICIAL).exists():
+        corpus = in_folder(raw, read_official(raw / OFFICIAL, found))
+    elif official is None and (raw / MEVF[0]).exists():
+        corpus = in_folder(raw, read_mevf(raw, found))
+    elif parquet_splits(raw):
+        corpus = read_copy(raw, official, found)
     else:
-        raise FileNotFoundError(f"{raw}: no '{OFFICIAL}' in it, and no {' or '.join(MEVF)}")
+        raise FileNotFoundError(f"{raw}: no '{OFFICIAL}' in it, no {' or '.join(MEVF)}, and no "
+                                "parquet files")  # fmt: skip
     drops.merge({f"{why} (any split)": entry for why, entry in found.as_dict().items()})
-    tested = {question.image for question in splits["test"]}
-    for question in (question for split in splits.values() for question in split):
+    tested = {question.image for question in corpus.splits["test"]}
+    for question in (question for split in corpus.splits.values() for question in split):
         question.fields["image_in_test"] = question.image in tested
-    return splits
+    return corpus
 
 
-def find_images(raw: Path) -> Path:
-    """The images' folder: the official one, else `images`."""
+def in_folder(raw: Path, splits: Splits) -> Corpus:
+    """The corpus whose images lie in the official folder, else in `images`."""
     folder, other = raw / IMAGES, raw / "images"
     if other.is_dir() and not folder.is_dir():
-        return other
-    return need(folder, "the folder of VQA-RAD's images")
+        folder = other
+    need(folder, "the folder of VQA-RAD's images")
+    return Corpus(splits, folder.joinpath, count_images(folder))
 
 
 def image_key(name: str) -> str:
-    """The picture's MedPix number, e.g. synpic54610: what exclusion lists name it by."""
+    """The picture's MedPix number, e.g. synpic54610: what exclusion lists name it by.
+
+    In the parquet copy, sha256- and the digest's first 16 digits.
+    """
     return PurePosixPath(name).stem
 
 
-def count_corpus(splits: Splits, images: Path) -> dict[str, Any]:
-    """What the raw corpus has: image files, images with a question, training sets, test."""
-    train, test = splits["train"], splits["test"]
+def leaked_lines(train: Iterable[Question]) -> list[str]:
+    """question_id, image and question of the leaked rows, between tabs."""
+    return [
+        "\t".join((q.fields["question_id"], image_key(q.image), " ".join(q.text.split()))) + "\n"
+        for q in train if q.fields["leaked"]
+    ]  # fmt: skip
+
+
+def count_corpus(corpus: Corpus) -> dict[str, Any]:
+    """What the raw corpus has: image files, images with a question, training sets, test.
+
+    The parquet copy has no set `paper`, as it lacks the framed rows; `copy` is all it has.
+    """
+    train, test = corpus.splits["train"], corpus.splits["test"]
     asked = [question for question in train if not question.fields["framed"]]
     known = all(question.fields["framed"] is not None for question in train)
     framed = sum(bool(question.fields["framed"]) for question in train) if known else None
     leaked = sum(bool(question.fields["leaked"]) for question in train) if known else None
-    sets = {"paper": len(train)}
+    sets = {"copy" if corpus.copy else "paper": len(train)}
     if known:
         sets |= {"strict": len(train) - leaked, "unframed": len(asked)}
     return {
-        "image_files": count_images(images),
+        "image_files": corpus.image_files,
         "images_asked_about": {
             "all": len({question.image for question in train + test}),
             "train": len({question.image for question in asked}),
@@ -137,6 +328,7 @@ def count_corpus(splits: Splits, images: Path) -> dict[str, Any]:
         "framed": framed,
         "leaked": leaked,
         "test": count_types(test),
+        **({"joined": corpus.joined} if corpus.joined else {}),
     }  # fmt: skip
 
 
@@ -146,19 +338,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
+    parser.add_argument("--official", type=Path, metavar="FILE",
+                        help="the official json, to join the parquet copy to")  # fmt: skip
     args = parser.parse_args(argv)
 
     def body() -> None:
         drops = Drops()
-        splits = read_corpus(args.raw, drops)
-        images = find_images(args.raw)
-        train, test = splits["train"], splits["test"]
+        corpus = read_corpus(args.raw, args.official, drops)
+        if args.official:  # counts by its content, as files do in `prepare`
+            digest = hashlib.sha256(args.official.read_bytes()).hexdigest()[:16]
+            args.official = f"{args.official.name} {digest}"
+        train, test = corpus.splits["train"], corpus.splits["test"]
         asked = [question for question in train if not question.fields["framed"]]
         # The paper's list is of all rows; frames of test rows add nothing to it.
         lists = {"paper": labels(train, test), "train": labels(asked)}
-        both = dict.fromkeys(splits, drops)
-        prepare_questions(splits, dict.fromkeys(splits, images), image_key, lists,
-                          count_corpus(splits, images), both, args, "VQA-RAD")
+        both = dict.fromkeys(corpus.splits, drops)
+        prepare_questions(corpus.splits, dict.fromkeys(corpus.splits, corpus.place), image_key,
+                          lists, count_corpus(corpus), both, args, "VQA-RAD")
+        if all(question.fields["leaked"] is not None for question in train):
+            (args.out / LEAKED).write_text("".join(leaked_lines(train)), encoding="utf-8")
 
     return run(body)
 

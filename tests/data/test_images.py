@@ -64,6 +64,40 @@ def test_fast_paths_equal_the_rgba_path(width, height, px, mode, seed):
     assert np.array_equal(np.broadcast_to(pixels, wanted.shape), wanted)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([(4, 3), (3, 2), (16, 9), (1, 1), (5, 4), (7, 3), (2, 1), (9, 1), None]),
+    st.integers(1, 40), st.integers(1, 120), st.integers(1, 120), st.integers(1, 64),
+    st.booleans(), st.sampled_from(["L", "RGB"]), st.integers(0, 9),
+)  # fmt: skip
+def test_the_part_alone_equals_a_part_of_the_whole(
+    ratio, factor, width, height, px, upright, mode, seed
+):
+    """Leaving out what the crop cuts off changes a pixel: at an edge, or by another rounding.
+
+    Of common ratios the corners of the crop often lie on whole pixels, of others hardly ever.
+    """
+    if ratio:
+        width, height = (side * factor for side in ratio)
+    if upright:
+        width, height = height, width
+    image = Image.fromarray(noise((height, width, 3), seed)).convert(mode)
+    wanted = reference_transform(image, px)
+    assert np.array_equal(np.broadcast_to(resize_crop(image, px), wanted.shape), wanted)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize(
+    "size", [(800, 600), (600, 800), (1024, 768), (640, 480), (600, 400), (1000, 711), (711, 1000),
+             (2001, 333), (288, 500), (500, 288), (64, 48), (1280, 720)]
+)  # fmt: skip
+def test_common_sizes_at_288_px(size, mode):
+    """The same, at the size of the paper and sizes of real pictures."""
+    image = Image.fromarray(noise((size[1], size[0], 3))).convert(mode)
+    wanted = reference_transform(image, 288)
+    assert np.array_equal(np.broadcast_to(resize_crop(image, 288), wanted.shape), wanted)
+
+
 def test_transparent_pixels_become_black():
     """Hidden colours under full transparency leak into the picture."""
     image = np.full((40, 40, 4), 200, dtype=np.uint8)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 
@@ -213,3 +215,198 @@ def test_verify_finds_an_undecodable_image(tmp_path):
     assert len(verify(folder)) == 1 and "image image 00: unreadable" in verify(folder)[0]
     with pytest.raises(ValueError, match="image 00: unreadable"):
         Shards(folder).image(0, PX)
+
+
+# ------------------------------------------------------------------ damage at random
+
+FUZZ = settings(max_examples=600, deadline=None, derandomize=True,
+                suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(2**31, 2**70), st.just(-1), st.just(0),
+    st.floats(), st.text(max_size=5), st.just([]), st.just({}), st.just([[]]), st.just("../x"),
+    st.just("\0"), st.just([0, -1]), st.just([2**64, 2**64]), st.just({"a": {}}), st.just("raw"),
+    st.lists(st.integers(-8, 400), max_size=4),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["raw", "original"])
+def sound(request, tmp_path_factory, tokenizers):
+    """Folder of a sound split with tokens; the tests change one file of it and put it back."""
+    folder = tmp_path_factory.mktemp("sound") / request.param
+    return write_split(folder, request.param, tokenizers["mine"])
+
+
+def spots(value) -> list[tuple]:
+    """The paths to everything in a JSON value, but for the value itself."""
+    pairs = (value.items() if isinstance(value, dict) else
+             enumerate(value) if isinstance(value, list) else ())  # fmt: skip
+    return [spot for key, part in pairs
+            for spot in [(key,), *((key, *rest) for rest in spots(part))]]  # fmt: skip
+
+
+def mutated(value, data: st.DataObject):
+    """A JSON value with one to three parts replaced, removed, renamed or added."""
+    value = copy.deepcopy(value)
+    for _ in range(data.draw(st.integers(1, 3))):
+        places = spots(value)
+        if not places:
+            return value
+        *path, key = data.draw(st.sampled_from(places))
+        holder = value
+        for part in path:
+            holder = holder[part]
+        how = data.draw(st.sampled_from(["replace", "remove", "rename", "add", "like another"]))
+        if how == "replace":
+            holder[key] = data.draw(ODD)
+        elif how == "remove":
+            del holder[key]
+        elif how == "like another":
+            *where, other = data.draw(st.sampled_from(places))
+            source = value
+            for part in where:
+                source = source[part]
+            holder[key] = copy.deepcopy(source[other]) if len(path) + len(where) < 8 else 0
+        elif isinstance(holder, dict):
+            moved = holder.pop(key) if how == "rename" else data.draw(ODD)
+            holder[data.draw(st.text(max_size=4))] = moved
+        else:
+            holder.append(data.draw(ODD))
+    return value
+
+
+def changed_bytes(blob: bytes, most: int, data: st.DataObject) -> bytes:
+    """Bytes among the first `most` replaced, and perhaps the end cut off or added to."""
+    out = bytearray(blob)
+    for _ in range(data.draw(st.integers(1, 4))):
+        out[data.draw(st.integers(0, min(most, len(out)) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.sampled_from([None, None, "cut", "grow"]))
+    if cut == "cut":
+        del out[data.draw(st.integers(0, len(out))) :]
+    return bytes(out) + (b"\0" * data.draw(st.integers(1, 16)) if cut == "grow" else b"")
+
+
+def opens_or_names(folder: Path, name: str) -> None:
+    """The split opens, or an error of one kind names the file; so does what verify lists."""
+    try:
+        Shards(folder)
+    except (ValueError, FileNotFoundError) as error:
+        assert str(folder) in str(error) and "again" in str(error)  # what to do
+        assert shards.find_problems(folder)[0][0] == name
+    else:
+        shards.find_problems(folder)
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_damage_of_a_header_is_named(sound, data):
+    """A header that ends in another exception than ValueError, or in values of another tensor."""
+    path = sound / "shard-00001.safetensors"
+    blob = path.read_bytes()
+    length = int.from_bytes(blob[:8], "little")
+    if data.draw(st.booleans()):
+        new = changed_bytes(blob, 8 + length, data)
+    else:
+        text = json.dumps(mutated(json.loads(blob[8 : 8 + length]), data)).encode()
+        size = data.draw(st.sampled_from([len(text)] * 4 + [0, length, 2**63, 2**64 - 1]))
+        new = size.to_bytes(8, "little") + text + blob[8 + length :]
+    try:
+        path.write_bytes(new)
+        try:
+            tensors = shards.map_shard(path)
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+        else:
+            # What opens fills the file, tensor after tensor.
+            start = 8 + int.from_bytes(new[:8], "little")
+            assert start + sum(array.nbytes for array in tensors.values()) == len(new)
+        manifest = shards.read_manifest(sound)
+        manifest["files"][1]["bytes"] = len(new)
+        with_size = sound / "manifest.json"
+        old = with_size.read_bytes()
+        try:
+            shards.write_json(with_size, manifest)
+            opens_or_names(sound, path.name)
+        finally:
+            with_size.write_bytes(old)
+    finally:
+        path.write_bytes(blob)
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_damage_of_a_manifest_is_named(sound, data):
+    """A manifest that ends in another exception than ValueError, or far from its cause."""
+    path = sound / "manifest.json"
+    blob = path.read_bytes()
+    if data.draw(st.booleans()):
+        new = changed_bytes(blob, len(blob), data)
+    else:
+        new = json.dumps(mutated(json.loads(blob), data)).encode()
+    try:
+        path.write_bytes(new)
+        try:
+            shards.read_manifest(sound)
+        except (ValueError, FileNotFoundError) as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+        try:
+            Shards(sound)
+        except (ValueError, FileNotFoundError) as error:
+            assert str(sound) in str(error)
+        shards.find_problems(sound)
+    finally:
+        path.write_bytes(blob)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 10_000, "NaN", "\ud800"])
+def test_strange_json_is_named(sound, text):
+    """JSON on which the parser itself gives up."""
+    path = sound / "manifest.json"
+    blob = path.read_bytes()
+    try:
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(ValueError, match="not a manifest"):
+            shards.read_manifest(sound)
+    finally:
+        path.write_bytes(blob)
+
+
+@pytest.mark.parametrize("offsets", [[-8, 0], [8, 4], [0, 2**62], [-(2**70), 8]])
+def test_impossible_offsets_are_named(sound, offsets):
+    """Offsets that numpy would take from the end of the file, or cut at it."""
+    path = sound / "shard-00000.safetensors"
+    blob = path.read_bytes()
+    length = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + length])
+    header["text_bytes"]["data_offsets"] = offsets
+    text = json.dumps(header).encode()
+    try:
+        path.write_bytes(len(text).to_bytes(8, "little") + text + blob[8 + length :])
+        with pytest.raises(ValueError, match="corrupt header"):
+            shards.map_shard(path)
+    finally:
+        path.write_bytes(blob)
+
+
+def test_any_bytes_of_images_leave_integers_aligned(tmp_path):
+    """Integers after an odd number of image bytes that other readers refuse, or read slowly."""
+    for size in range(9):
+        tensors = {"image_bytes": np.arange(size, dtype=np.uint8), "image_of_text": np.arange(3)}
+        written = shards.write_shard(tmp_path / "s.safetensors", tensors)
+        assert written["bytes"] == (tmp_path / "s.safetensors").stat().st_size
+        found = shards.map_shard(tmp_path / "s.safetensors")
+        assert found["image_of_text"].flags.aligned and found["image_of_text"].tolist() == [0, 1, 2]
+        assert found["image_bytes"].tolist() == list(range(size))
+        with safe_open(tmp_path / "s.safetensors", "np") as file:
+            assert file.get_tensor("image_of_text").tolist() == [0, 1, 2]
+
+
+def test_images_appended_one_by_one_are_the_same_file(tmp_path):
+    """A file that depends on how the images came."""
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 7, 7), dtype=np.uint8)
+    rest = {"image_of_text": np.arange(5)}
+    whole = shards.write_shard(tmp_path / "whole", {"images": images, **rest})
+    writer = shards.ShardWriter(tmp_path / "parts")
+    for image in images:
+        writer.append(image)
+    assert writer.finish("images", images.shape, rest) == whole
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()

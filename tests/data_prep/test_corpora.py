@@ -1,4 +1,4 @@
-"""The corpora's raw layouts: ROCO with references, MedICaT, VQA-Med-2019."""
+"""The corpora's raw layouts: ROCO (with references, of the hub), MedICaT, VQA-Med-2019."""
 
 import io
 import json
@@ -11,6 +11,7 @@ from PIL import Image
 
 from data_prep import medicat, roco, vqa_med_2019
 from m3ae.data.shards import Shards
+from tests.data_prep.test_real_counts import real
 
 SMALL = ["--px", "16", "--workers", "0"]
 
@@ -71,6 +72,78 @@ def test_roco_references_are_joined(tmp_path):
         assert split.text_key(4) == "ROCO_00001/2"
         assert dropped(split) == {"line: no archive and figure": 1, "line: not a reference object":
                                   1, "references: figure not in this split": 1}  # fmt: skip
+
+
+def write_hub(folder: Path, images: int, **changes) -> None:
+    """A hub copy in two files of two row groups; `changes`: other cells of the last row."""
+    pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    folder.mkdir(parents=True)
+    rows = []
+    for k in range(images):
+        save_image(folder / "image.jpg", k)
+        image = {"bytes": (folder / "image.jpg").read_bytes(), "path": "image.jpg"}
+        rows.append({"image": image, "image_id": f"ROCO_{k:05d}", "caption": f" Caption no. {k}."})
+    rows[-1] |= changes
+    (folder / "image.jpg").unlink()
+    for part in range(2):
+        name = folder / f"train-{part:05d}-of-00002-0a1b.parquet"
+        table = pyarrow.Table.from_pylist(rows[part::2])
+        parquet.write_table(table, name, row_group_size=2)
+
+
+def test_roco_hub_copy(tmp_path, capsys):
+    """Images beside another row's caption; a null caption or image taken in or ending the run."""
+    write_hub(tmp_path / "raw" / "data", 8, caption=None)
+    out = tmp_path / "out"
+    more = ["--raw", str(tmp_path / "raw"), "--px", "16", "--encoding", "original"]
+    assert roco.main([*more, "--out", str(out), "--workers", "1"]) == 0
+    split = Shards(out / "train")
+    order = [0, 2, 4, 6, 1, 3, 5]
+    assert texts_of(split) == {f"ROCO_{k:05d}": [f"Caption no. {k}."] for k in order}
+    for row, k in enumerate(order):
+        save_image(tmp_path / "image.jpg", k)
+        tensors = split.shard(0)
+        start, stop = tensors["image_offsets"][row : row + 2]
+        assert tensors["image_bytes"][start:stop].tobytes() == (tmp_path / "image.jpg").read_bytes()
+    assert dropped(split) == {"row: no caption": 1}
+    assert "no split valid" in capsys.readouterr().out
+    more += ["--out", str(tmp_path / "o"), "--references", str(tmp_path)]
+    assert roco.main(more) == 1
+    assert "the hub's copies name no figures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, drop",
+    [({"image": {"bytes": None, "path": "x"}}, "image: zero bytes"), ({"image": None}, "image: ze"),
+     ({"image_id": " "}, "row: no image_id"), ({"image_id": "ROCO_00000"}, "row: image_id occurs tw"
+      )],
+)  # fmt: skip
+def test_roco_hub_copy_with_bad_rows(tmp_path, changes, drop):
+    """A null ends the preparation, or a repeated id replaces the first image without a word."""
+    write_hub(tmp_path / "raw", 6, **changes)
+    assert roco.main(["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), *SMALL]) == 0
+    split = Shards(tmp_path / "out" / "train")
+    assert len(split) == 5 and next(iter(dropped(split))).startswith(drop)
+
+
+def test_roco_ids_that_lead_elsewhere(tmp_path):
+    """A caption file that has images from outside the corpus read into the shards."""
+    base = tmp_path / "raw" / "train" / "radiology"
+    for path in (base / "images" / "ROCO_1.jpg", tmp_path / "raw" / "secret.jpg"):
+        save_image(path, 1)
+    ids = ["ROCO_1", "../../../secret", str(tmp_path / "raw" / "secret"), "C:secret", "a\\b"]
+    (base / "captions.txt").write_text("".join(f"{name}\tA caption of it.\n" for name in ids))
+    assert roco.main(["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), *SMALL]) == 0
+    split = Shards(tmp_path / "out" / "train")
+    assert texts_of(split) == {"ROCO_1": ["A caption of it."]}
+    assert dropped(split) == {"line: id leads elsewhere": 4}
+
+
+def test_roco_folder_without_a_corpus(tmp_path, capsys):
+    """An error that does not say what the folder should hold."""
+    (tmp_path / "raw").mkdir()
+    assert roco.main(["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out")]) == 1
+    assert "no train/radiology" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ MedICaT
@@ -137,6 +210,60 @@ def test_medicat_split_is_the_references(tmp_path):
     for name, places in wanted.items():
         keys = {f"{kept[p]:040x}_{kept[p]}-Figure1-1.png" for p in places if kept[p] != 7}
         assert set(texts_of(Shards(out / name))) == keys
+
+
+def test_medicat_split_by_paper(tmp_path, capsys):
+    """Figures of one paper in two splits; a split far larger than asked for; options not kept."""
+    rows = [figure(k, pdf_hash=f"{k % 7 if k < 30 else k:040x}") for k in range(60)]
+    write_medicat(tmp_path / "raw", rows)
+    out = tmp_path / "out"
+    more = ["--raw", str(tmp_path / "raw"), "--out", str(out), "--held-out", "6"]
+    assert medicat.main([*more, "--split-by", "paper", *SMALL]) == 0
+    names = ("train", "valid", "test")
+    papers = [{key.split("_")[0] for key in texts_of(Shards(out / name))} for name in names]
+    assert not (papers[0] & papers[1] or papers[0] & papers[2] or papers[1] & papers[2])
+    sizes = [len(Shards(out / name)) for name in names]
+    assert sum(sizes) == 60 and all(6 <= size < 6 + 5 for size in sizes[1:])  # papers of 1 to 5
+    facts = json.loads((out / "report.json").read_text())["corpus"]
+    assert facts["figures"] == dict(zip(names, sizes, strict=True))
+    assert facts["papers"] == {n: len(p) for n, p in zip(names, papers, strict=True)}
+    assert (facts["split_by"], facts["papers_in_two_splits"]) == ("paper", 0)
+    assert medicat.main([*more, *SMALL]) == 1
+    assert "split_by was 'paper', is 'figure'" in capsys.readouterr().err
+    again = ["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "o"), "--held-out", "6"]
+    assert medicat.main([*again, *SMALL]) == 0
+    places = [{k.split("_")[0] for k in texts_of(Shards(tmp_path / "o" / n))} for n in names]
+    found = [paper for paper in set().union(*places) if sum(paper in p for p in places) > 1]
+    facts = json.loads((tmp_path / "o" / "report.json").read_text())["corpus"]
+    assert facts["papers_in_two_splits"] == len(found) > 0
+
+
+def test_medicat_texts_of_wrong_types(tmp_path):
+    """References of one string become a text a letter; a caption that is a number is lost."""
+    rows = [figure(0), figure(1, s2_caption=7), figure(2, s2orc_references="As figure 2 shows."),
+            figure(3, s2orc_references=[["As it shows."]]), figure(4, fig_uri="..")]  # fmt: skip
+    write_medicat(tmp_path / "raw", rows)
+    more = ["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--held-out", "0"]
+    assert medicat.main([*more, *SMALL]) == 0
+    split = Shards(tmp_path / "out" / "train")
+    assert len(split) == 1 and dropped(split) == {"line: not a figure (any split)": 4}
+
+
+def test_the_real_sample_of_medicat(tmp_path):
+    """The release's own 10 figures: 6 are radiology, of 4 papers; one has two in two splits."""
+    raw = real("medicat_sample")
+    for rule, counts in (("figure", {"train": 4, "valid": 1, "test": 1}),
+                         ("paper", {"train": 3, "valid": 1, "test": 2})):  # fmt: skip
+        out = tmp_path / rule
+        more = ["--raw", str(raw), "--out", str(out), "--split-by", rule, "--held-out", "1"]
+        assert medicat.main([*more, *SMALL]) == 0
+        report = json.loads((out / "report.json").read_text())
+        assert report["corpus"]["figures"] == counts
+        assert report["corpus"]["papers_in_two_splits"] == (rule == "figure")
+        splits = report["splits"]
+        assert {name: splits[name]["counts"]["images"] for name in splits} == counts
+        assert sum(split["counts"]["texts"] for split in splits.values()) == 11
+        assert list(dropped(Shards(out / "train"))) == ["figure: not radiology (any split)"]
 
 
 @pytest.mark.parametrize(

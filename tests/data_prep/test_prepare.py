@@ -6,6 +6,11 @@ Run through the ROCO script, whose raw layout is the simplest.
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +22,9 @@ from m3ae.data import chunks
 from m3ae.data import prepare as prepare_module
 from m3ae.data.images import decode, resize_crop
 from m3ae.data.shards import Shards
-from m3ae.data.texts import load_tokenizer, train_wordpiece
+from m3ae.data.texts import encode, load_tokenizer, train_wordpiece
+
+ROOT = Path(__file__).parents[2]
 
 
 def picture(seed: int, mode: str = "RGB", size=(20, 16)) -> Image.Image:
@@ -249,13 +256,158 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
     assert "example: python data_prep/roco.py" in capsys.readouterr().out
 
 
-def test_verify_names_what_is_wrong(tmp_path, capsys):
-    """A damaged corpus verified as sound, or the exit code 0 beside a list of problems."""
-    assert run(ten(tmp_path / "raw"), tmp_path / "out") == 0
-    shard = tmp_path / "out" / "train" / "shard-00001.safetensors"
-    with open(shard, "r+b") as file:
-        file.truncate(3000)
-    assert verify.main([str(tmp_path / "out")]) == 1
-    assert "shard-00001.safetensors: 3000 bytes" in capsys.readouterr().out
-    assert verify.main([str(tmp_path)]) == 1
-    assert "no split in it" in capsys.readouterr().err
+# Forks children that run the real script, each killed after a random number of changes in the
+# folder, until 20 were; a finished corpus is set aside and the next one begun. The imports are the
+# parent's, which has no threads. Arguments: raw, out, seed.
+KILLER = """
+import os, random, signal, sys, time
+from pathlib import Path
+from data_prep import roco
+from m3ae.data import chunks
+
+raw, out, rng = sys.argv[1], Path(sys.argv[2]), random.Random(int(sys.argv[3]))
+chunks.Settings.chunk_images = property(lambda self: 4)
+
+def start(place):
+    child = os.fork()
+    if child == 0:
+        try:
+            code = roco.main(["--raw", raw, "--out", str(place), "--px", "16", "--workers", "0"])
+        except BaseException:
+            code = 99
+        os._exit(code)
+    return child
+
+def seen(place):
+    found = set()
+    for folder, _, names in os.walk(place):
+        for name in names:
+            try:
+                found.add((name, os.stat(os.path.join(folder, name)).st_size))
+            except FileNotFoundError:
+                pass
+    return found
+
+def killed(place):
+    # Whether it could be killed before it ended by itself.
+    changes, before, child = rng.randrange(25), seen(place), start(place)
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert status == 0, status
+            return False
+        now = seen(place)
+        if now != before:
+            before, changes = now, changes - 1
+        if changes < 0:
+            time.sleep(rng.random() * 0.003)
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            return status == signal.SIGKILL
+        time.sleep(0.0002)
+
+kills = corpora = 0
+while kills < 20:
+    place = out / str(corpora)
+    if killed(place):
+        kills += 1
+    else:
+        corpora += 1
+_, status = os.waitpid(start(out / str(corpora)), 0)
+print("killed", kills, "finished", corpora + 1, "status", status)
+"""
+
+
+def test_killed_at_twenty_random_moments(tmp_path, chunks_of_four):
+    """A kill anywhere after which the same command gives other bytes, or none."""
+    images = {f"ROCO_{k:05d}": as_bytes(picture(k)) for k in range(60)}
+    images |= {"ROCO_00007": b"<html>", "ROCO_00021": None}
+    raw, out = write_roco(tmp_path / "raw", images), tmp_path / "killed"
+    assert run(raw, tmp_path / "whole") == 0
+    ran = subprocess.run([sys.executable, "-c", KILLER, str(raw), str(out), "7"], cwd=ROOT,
+                         capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert "killed 20 finished" in ran.stdout and ran.stdout.rstrip().endswith("status 0")
+    wanted = everything(tmp_path / "whole")
+    assert len(wanted) > 30
+    for corpus in out.iterdir():
+        assert everything(corpus) == wanted
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are listed by /proc")
+def test_workers_end_with_their_parent(tmp_path):
+    """Workers of a killed run that wait for ever, or write beside those of the next run."""
+    raw = write_roco(tmp_path / "raw", {f"R{k}": as_bytes(picture(k)) for k in range(3)})
+    (raw / "train" / "radiology" / "images" / "R0.jpg").unlink()
+    os.mkfifo(raw / "train" / "radiology" / "images" / "R0.jpg")  # reading it never ends
+    process = subprocess.Popen(
+        [sys.executable, "data_prep/roco.py", "--raw", str(raw), "--out", str(tmp_path / "out"),
+         "--px", "16", "--workers", "1"], cwd=ROOT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL)  # fmt: skip
+    listed, children, limit = Path(f"/proc/{process.pid}/task/{process.pid}/children"), [], 60
+
+    def working() -> list[str]:
+        found = [Path(f"/proc/{child}/cmdline") for child in listed.read_text().split()]
+        return [str(path.parent) for path in found if b"spawn_main" in path.read_bytes()]
+
+    started = time.monotonic()
+    while not children and time.monotonic() - started < limit:
+        children = working()
+        time.sleep(0.05)
+    time.sleep(2)  # for the worker to begin its chunk
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert children
+    while any(Path(child).exists() for child in children):
+        assert time.monotonic() - started < limit
+        time.sleep(0.05)
+
+
+def test_a_damaged_part_of_an_unfinished_split_is_made_again(tmp_path, monkeypatch, chunks_of_four):
+    """A file of a finished chunk cut short by a full disk that ends up in the split."""
+    raw, out = ten(tmp_path / "raw"), tmp_path / "out"
+    assert run(raw, tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_summary", lambda *_: (_ for _ in ()).throw(OSError("x")))
+        assert run(raw, out) == 1
+    os.truncate(out / "train.partial" / "shard-00002.safetensors", 100)
+    (out / "train.partial" / "shard-00005.safetensors").unlink()
+    assert run(raw, out) == 0
+    assert everything(out) == everything(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("encoding", ["raw", "original"])
+def test_memory_does_not_grow_with_the_chunk(tmp_path, encoding):
+    """The images of a chunk held until it is written: 190 MB a worker at 288 px."""
+    side, count = 200, 60
+    images = {f"R{k}": as_bytes(picture(k, size=(side, side)), "PNG") for k in range(count)}
+    raw = write_roco(tmp_path / "raw", images)
+    options = ["--px", str(side), "--encoding", encoding]
+    run(raw, tmp_path / "first", *options)  # imports
+    tracemalloc.start()
+    try:
+        assert run(raw, tmp_path / "out", *options) == 0
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert Shards(tmp_path / "out" / "train").num_images == count
+    assert peak < 10 * 3 * side * side  # of ten images, where all 60 are 5.6 MB
+
+
+def test_tokens_are_those_of_the_tokenizer(tmp_path):
+    """Workers, which load no transformers, cut or pad texts as tokenizer.json says."""
+    folder = tmp_path / "words"
+    train_wordpiece(["axial ct of case roco _ 0123456789."], 60, folder)
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    settings["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst",
+                              "stride": 0}  # fmt: skip
+    settings["padding"] = {"strategy": {"Fixed": 40}, "direction": "Right", "pad_id": 0,
+                           "pad_to_multiple_of": None, "pad_type_id": 0, "pad_token": "[PAD]"}
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    assert run(ten(tmp_path / "raw"), tmp_path / "out", "--tokenizer", str(folder)) == 0
+    tokenizer = load_tokenizer(folder)
+    split = Shards(tmp_path / "out" / "train", tokenizer)
+    for i in range(len(split)):
+        ids, words = split.tokens(i)
+        assert (ids.tolist(), words.tolist()) == encode(tokenizer, [split.text(i)])[0]
+        assert len(ids) > 4

@@ -58,8 +58,9 @@ def test_same_as_prepared_with_tokens(tmp_path, tokenizers, monkeypatch, encodin
     split = tmp_path / "out" / "train"
     assert Shards(split, load_tokenizer(name)).tokens(0) is not None
     assert verify.main([str(tmp_path / "out")]) == 0
-    names = {file["name"] for file in shards.read_manifest(split)["files"]}
-    assert {path.name for path in split.iterdir()} == names | {"manifest.json"}
+    manifest = shards.read_manifest(split)
+    names = {file["name"] for file in manifest["files"]} | {"manifest.json", manifest["chunks"]}
+    assert {path.name for path in split.iterdir()} == names
 
 
 class KilledError(Exception):

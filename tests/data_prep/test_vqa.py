@@ -1,19 +1,17 @@
 """The raw layouts of corpora of questions: VQA-RAD, VQA-Med-2019, SLAKE."""
 
 import json
-import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from data_prep import phantoms, slake, vqa_med_2019, vqa_rad
-from m3ae.data.chunks import Drops, Item, _chunks, clean
-from m3ae.data.prepare import read_lines, write_report
-from m3ae.data.questions import Question, check_row, is_inside, task_fields, to_items
-from m3ae.data.shards import Shards, verify, write_json, write_shard
+from m3ae.data.chunks import Item, _chunks
+from m3ae.data.prepare import write_report
+from m3ae.data.questions import Question, is_inside, task_fields, to_items
+from m3ae.data.shards import Shards, seal, verify, write_json, write_shard
 from tests.data_prep.test_corpora import SMALL, dropped, save_image, texts_of
 
 
@@ -86,6 +84,8 @@ def test_rad_training_sets_and_flags(tmp_path):
                        "train": ["2", "liver", "yes"]}  # fmt: skip
     assert report["answers"]["train"] == {"answers": 3, "test_coverage": 0.0}
     assert all(verify(split.folder) == [] for split in splits.values())
+    listed = (tmp_path / "out" / "leaked_questions.txt").read_text()
+    assert listed == "3-frame\tsynpic2\tWhere is/are the mass?\n"
     write_report(tmp_path / "out", "VQA-RAD")  # as a script that knows no questions calls it
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
 
@@ -136,7 +136,7 @@ def test_changed_answers_are_not_continued():
     digests = set()
     for answer in ("yes", "no", "yes"):
         question = Question("a.jpg", "Is it?", task_fields("1", answer, "closed", "PRES"))
-        items = to_items([question], Path("images"), str)
+        items = to_items([question], Path("images").joinpath, str)
         digests.add(next(_chunks(items, 9))[2])
     assert len(digests) == 2
 
@@ -156,6 +156,113 @@ def test_rad_mevf_files(tmp_path):
     report = json.loads((tmp_path / "out" / "report.json").read_text())["corpus"]
     assert report["training_sets"] == {"paper": 3} and report["leaked"] is None
     assert len(splits["test"]) == 2
+    assert not (tmp_path / "out" / "leaked_questions.txt").exists()  # an empty one says none leak
+
+
+def test_rad_frames_keep_ids_of_their_own(tmp_path):
+    """A row that is called like a frame: two texts of one key, which `verify` refuses."""
+    rows = [RAD_ROWS[1], {**RAD_ROWS[0], "qid": "1-frame"}]
+    write_rad(tmp_path / "raw", [*rows, RAD_ROWS[3]])
+    split = prepare_with(vqa_rad, tmp_path / "raw", tmp_path / "out")["train"]
+    assert verify(split.folder) == [] and len(split) == 3
+    reason = "question: qid ends in -frame, as the ids of frames do (any split)"
+    assert dropped(split) == {reason: 1}
+
+
+# ------------------------------------------------------------------ VQA-RAD, the parquet copy
+
+
+def write_copy(raw: Path, rows: dict[str, list[tuple]]) -> None:
+    """The hub's layout; rows are (number of the image or None, question, answer)."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (raw / "data").mkdir(parents=True)
+    for split, some in rows.items():
+        table: dict[str, list] = {"image": [], "question": [], "answer": []}
+        for k, question, answer in some:
+            if k is not None:
+                save_image(raw / "one.jpg", k)
+            data = (raw / "one.jpg").read_bytes() if k is not None else b""
+            table["image"].append({"bytes": data, "path": None})
+            table["question"].append(question)
+            table["answer"].append(answer)
+        name = f"{split}-00000-of-00001-abc.parquet"
+        parquet.write_table(pyarrow.table(table), raw / "data" / name, row_group_size=2)
+    (raw / "one.jpg").unlink()
+
+
+COPY = {
+    "train": [(1, "is there a mass?", "yes"), (1, "how  many?", "2"),
+              (2, "is there a mass?", "yes"), (2, "where?", "the liver"), (None, "what?", "it"),
+              (1, "what is it?", None), (2, "where is/are the mass?", "right lung"),
+              (3, "who?", "nobody knows")],
+    "test": [(2, "in which organ is it?", "right lung"), (3, "which plane?", "axial"),
+             (3, "is it?", "No")],
+}  # fmt: skip
+
+
+def test_rad_parquet(tmp_path):
+    """Images of equal bytes kept apart, flags made up, or a row without an image ends the run."""
+    write_copy(tmp_path / "raw", COPY)
+    splits = prepare_with(vqa_rad, tmp_path / "raw", tmp_path / "out")
+    train, test = splits["train"], splits["test"]
+    assert (train.num_images, len(train), test.num_images, len(test)) == (3, 6, 2, 3)
+    assert dropped(train) == {"question: no image_name (any split)": 1,
+                              "question: no answer (any split)": 1}  # fmt: skip
+    rows = fields_of(train)
+    assert all(key.startswith("sha256-") for key in rows)
+    assert sorted(key.split("/")[1] for key in rows) == [f"row-{n}" for n in (0, 1, 2, 3, 6, 7)]
+    for row in rows.values():
+        names = ("framed", "leaked", "qid", "phrase_type")
+        assert [row[name] for name in names] == [None] * 4
+        assert row["answer_type"] == ("closed" if row["label"] == "yes" else "open")
+    assert sum(row["image_in_test"] for row in rows.values()) == 4
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["corpus"]
+    assert report["training_sets"] == {"copy": 6} and "joined" not in report
+    assert report["test"] == {"questions": 3, "closed": 1, "open": 2}
+    assert not (tmp_path / "out" / "leaked_questions.txt").exists()
+
+
+def test_rad_parquet_joined(tmp_path):
+    """A row joined to the same question about another image, or a frame of a test row missed."""
+    write_copy(tmp_path / "raw", COPY)
+    rows = [rad_row(7, "synpic2", "Is there a mass?", "Yes", answer_type="CLOSED"),
+            *RAD_ROWS, rad_row(5, "synpic3", "Is it?", "no", phrase_type="test_para")]  # fmt: skip
+    (tmp_path / "rad.json").write_text(json.dumps(rows))
+    more = ["--official", str(tmp_path / "rad.json")]
+    splits = prepare_with(vqa_rad, tmp_path / "raw", tmp_path / "out", *more)
+    rows = fields_of(splits["train"])
+    said = {key.split("/")[1]: (row["qid"], row["framed"], row["leaked"], row["answer_type"])
+            for key, row in rows.items()}  # fmt: skip
+    assert said == {"0": ("0", False, False, "closed"), "1": ("1", False, False, "open"),
+                    "7": ("7", False, False, "closed"), "2": ("2", False, False, "open"),
+                    "3-frame": ("3", True, True, "open"),
+                    "row-7": (None, None, None, "open")}  # fmt: skip
+    by_id = {row["question_id"]: key.split("/")[0] for key, row in rows.items()}
+    assert by_id["7"] == by_id["2"] == by_id["3-frame"] != by_id["0"] == by_id["1"]
+    test = {row["qid"]: row["answer_type"] for row in fields_of(splits["test"]).values()}
+    assert test == {"3": "open", "4": "open", "5": "open"}
+    joined = json.loads((tmp_path / "out" / "report.json").read_text())["corpus"]["joined"]
+    assert joined["train"] == {"rows": 6, "not_joined": 1, "examples": ["who?"]}
+    assert joined["test"] == {"rows": 3, "not_joined": 0, "examples": []}
+    out = ["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), *SMALL]
+    assert vqa_rad.main(out) == 1  # without --official: other fields beside the same answers
+
+
+def test_rad_parquet_mistakes(tmp_path, capsys):
+    """A file that is no parquet, a split that is not there, or --official beside other layouts."""
+    write_copy(tmp_path / "raw", {"train": COPY["train"]})
+    out = ["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), *SMALL]
+    assert vqa_rad.main(out) == 1
+    assert "no parquet file of split test" in capsys.readouterr().err
+    (tmp_path / "raw" / "data" / "test.parquet").write_bytes(b"PAR1" * 9)
+    assert vqa_rad.main(out) == 1
+    assert "test.parquet: not a parquet file" in capsys.readouterr().err
+    write_rad(tmp_path / "official", RAD_ROWS)
+    file = str(tmp_path / "official" / vqa_rad.OFFICIAL)
+    out[1] = str(tmp_path / "official")
+    assert vqa_rad.main([*out, "--official", file]) == 1
+    assert "is for the parquet copy" in capsys.readouterr().err
 
 
 def test_rad_from_phantoms(tmp_path):
@@ -235,6 +342,7 @@ def test_med_questions(tmp_path, official):
     assert set(test) == {"synpic4/organ", "synpic5/modality"}
     organ = test["synpic4/organ"]
     assert organ["alternatives"] == ["lung", "spine and contents"]
+    assert test["synpic5/modality"]["alternatives"] == ["ct", "ct iv"]
     assert (organ["label"], organ["answer_type"]) == ("lung#spine and contents", "open")
     answers = json.loads((tmp_path / "out" / "answers.json").read_text())
     assert {name: len(labels) for name, labels in answers.items()} == {
@@ -260,6 +368,37 @@ def test_med_refused_options_leave_the_answers(tmp_path):
     before = (tmp_path / "out" / "answers.json").read_bytes()
     assert vqa_med_2019.main([*more, *SMALL, "--categories", "organ"]) == 1
     assert (tmp_path / "out" / "answers.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("state", ["finished", "begun", "other files"])
+def test_splits_of_one_out_share_the_answers(tmp_path, capsys, state):
+    """answers.json rewritten for a later split's categories: ids of labels that `train` lacks."""
+    write_med(tmp_path / "raw", official=True)
+    out = tmp_path / "out"
+    more = ["--as", "questions", "--raw", str(tmp_path / "raw"), "--out", str(out), *SMALL]
+    assert vqa_med_2019.main([*more, "--split", "train"]) == 0
+    before = (out / "answers.json").read_bytes()
+    other = ["--categories", "organ"]
+    if state == "begun":  # stopped in the first chunk: no manifest yet
+        options = json.loads((out / "train" / "manifest.json").read_text())["options"]
+        (out / "train").rename(out / "train.partial")
+        (out / "train.partial" / "manifest.json").unlink()
+        begun = {**options, "source": "VQA-Med-2019, questions"}
+        (out / "train.partial" / "options.json").write_text(json.dumps(begun))
+    elif state == "other files":
+        other = []
+        path = tmp_path / "raw" / vqa_med_2019.TEST / vqa_med_2019.ANSWERED
+        path.write_text("synpic4|organ|organ?|kidney\n")
+    capsys.readouterr()
+    assert vqa_med_2019.main([*more, "--split", "test", *other]) == 1
+    error = capsys.readouterr().err
+    wanted = "made from other files" if state == "other files" else (
+        "categories was ['modality', 'plane', 'organ'], is ['organ']")  # fmt: skip
+    assert wanted in error and "answers.json" in error
+    assert (out / "answers.json").read_bytes() == before and not (out / "test").exists()
+    if state == "finished":  # options that decide nothing about the answers may differ
+        assert vqa_med_2019.main([*more, "--split", "test", "--limit", "1"]) == 0
+        assert (out / "answers.json").read_bytes() == before
 
 
 def test_med_mistakes(tmp_path, capsys):
@@ -305,58 +444,29 @@ def test_slake(tmp_path, valid):
     assert slake.main(["--raw", str(raw), "--out", str(tmp_path / "no"), *SMALL]) == 1
 
 
+@pytest.mark.parametrize("top", ["imgs/", ""])
+def test_slake_images_in_a_zip(tmp_path, capsys, top):
+    """The hub's imgs.zip has to be unpacked, or a missing member ends the run."""
+    raw = tmp_path / "raw"
+    save_image(raw / "one.jpg", 1)
+    with zipfile.ZipFile(raw / "imgs.zip", "w") as archive:
+        archive.write(raw / "one.jpg", f"{top}xmlab0/source.jpg")
+    for k, name in enumerate(("train.json", "validation.json", "test.json")):
+        row = {"img_name": "xmlab0/source.jpg", "question": "What?", "answer": "CT", "qid": k,
+               "q_lang": "en", "answer_type": "OPEN"}  # fmt: skip
+        gone = {**row, "qid": 10 + k, "img_name": "xmlab1/source.jpg"}
+        (raw / name).write_text(json.dumps([row, gone]))
+    splits = prepare_with(slake, raw, tmp_path / "out")
+    assert {name: list(fields_of(split)) for name, split in splits.items()} == {
+        "train": ["xmlab0/0"], "valid": ["xmlab0/1"], "test": ["xmlab0/2"]}  # fmt: skip
+    lost = {"image: missing": 1, "text: its image was left out": 1}
+    assert all(dropped(split) == lost for split in splits.values())
+    (raw / "imgs.zip").write_bytes(b"<html>")
+    assert slake.main(["--raw", str(raw), "--out", str(tmp_path / "no"), *SMALL]) == 1
+    assert "imgs.zip: not a readable zip archive" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ shared
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=3,
-)
-CHANGES = st.dictionaries(st.sampled_from([*RAD_ROWS[0], "img_name", "q_lang"]), JSON, max_size=3)
-
-
-@settings(max_examples=2000, deadline=None)
-@given(CHANGES, st.sets(st.sampled_from(list(RAD_ROWS[0])), max_size=1), JSON)
-def test_any_row_is_read_or_refused(changes, removed, other):
-    """A row of a damaged file that ends the run by another exception than the documented one."""
-    row = {key: value for key, value in RAD_ROWS[1].items() if key not in removed}
-    slake_row = {**row, "img_name": "xmlab1/source.jpg", "q_lang": "en"}
-    for raw, keys, make, key_of in (
-        ({**row, **changes}, vqa_rad.KEYS, make_rad, vqa_rad.image_key),
-        ({**slake_row, **changes}, slake.KEYS, slake.make_question, slake.image_key),
-        (other, vqa_rad.KEYS, make_rad, vqa_rad.image_key),
-    ):
-        try:
-            question = make(check_row(raw, keys, keys[0]))
-        except ValueError as error:
-            assert str(error).split()[0] in ("no", "not", "unknown", *keys, "answer", "qid")
-            continue
-        item = to_items([question], Path("images"), key_of)[0]
-        assert Path(os.path.normpath(item.image)).is_relative_to("images")
-        clean(item, 1, Drops())
-        question.fields["label"].encode()
-
-
-def make_rad(row: dict) -> Question:
-    return vqa_rad.make_question(row, bool(vqa_rad.frame_of(row)), False)
-
-
-@settings(max_examples=2000, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
-@given(lines=st.lists(st.lists(st.sampled_from(
-    [b"synpic1", b"organ", b"what?", b"a#b", b"", b" ", b"\xff", b"../x", b"#", b"\0", b"\n"]),
-    max_size=5), max_size=4), category=st.sampled_from(["", "organ"]))  # fmt: skip
-def test_any_lines_are_read_or_counted(tmp_path, lines, category):
-    """A line that ends the run, or that is neither a question nor counted."""
-    path = tmp_path / "lines.txt"
-    path.write_bytes(b"\n".join(b"|".join(columns) for columns in lines))
-    drops = Drops()
-    source = vqa_med_2019.Source(tmp_path, ((path, category),))
-    questions = vqa_med_2019.read_questions(source, ["organ"], drops)
-    assert len(questions) + drops.counts.total() == len(list(read_lines(path)))
-    ids = [(question.image, question.fields["question_id"]) for question in questions]
-    assert len(set(ids)) == len(ids)
-
 
 def test_pairs_have_no_fields(tmp_path):
     """A training run on captions fails far from its cause: a KeyError on a tensor's name."""
@@ -375,7 +485,8 @@ def test_verify_reads_the_fields(tmp_path):
     tensors = {name: np.array(array) for name, array in split.shard(0).items()}  # not mapped
     tensors["text_fields_bytes"][:] = ord("{")
     split.files[0] |= write_shard(path, tensors)
-    write_json(split.folder / "manifest.json", split.manifest)
+    split.manifest.pop("chunks")  # which says what the file was
+    write_json(split.folder / "manifest.json", seal(split.manifest))
     problems = verify(split.folder)
     assert len(problems) == 2 and "out/test: fields of text 0" in problems[0]
 

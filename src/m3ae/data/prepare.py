@@ -9,20 +9,34 @@ import argparse
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from m3ae.data import shards
-from m3ae.data.chunks import Drops, Item, Settings, Stored, clean, is_unicode, run_chunks
+from m3ae.data.chunks import (
+    Drops,
+    Item,
+    Settings,
+    Stored,
+    chunk_path,
+    clean,
+    is_unicode,
+    run_chunks,
+    tokenize,
+)
 
 __all__ = ["Drops", "Item", "Stored", "add_arguments", "need", "prepare", "read_lines", "run"]
 
 TEXT_TOKENS = 64  # the paper's text length, special tokens included
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
+CHUNKS = "chunks.json"
 
 
 # ------------------------------------------------------------------ command line
@@ -117,8 +131,8 @@ def _same_or_raise(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -
 
 def _tokenizer(
     args: argparse.Namespace, splits: dict[str, Iterable[Item]]
-) -> tuple[str | None, dict[str, Any] | None]:
-    """Where workers load the tokenizer from, and its manifest entry (name, fingerprint, size)."""
+) -> tuple[Any, dict[str, Any] | None]:
+    """The tokenizer, if any, and its manifest entry (name, fingerprint, size)."""
     name = args.tokenizer
     if name is None:
         return None, None
@@ -130,7 +144,24 @@ def _tokenizer(
         _train_tokenizer(args, splits, args.out / "tokenizer")
     tokenizer = load_tokenizer(place)
     size = max(tokenizer.get_vocab().values()) + 1
-    return place, {"name": name, "fingerprint": fingerprint(tokenizer), "size": size}
+    return tokenizer, {"name": name, "fingerprint": fingerprint(tokenizer), "size": size}
+
+
+def _save_tokenizer(tokenizer: Any, path: Path) -> str:
+    """Write what workers load; returns the path. Raises ValueError if they would tokenise so
+    that the model, which has the tokenizer itself, sees other tokens.
+    """
+    from m3ae.data.texts import encode
+
+    probes = ["Axial CT of the chest: 5.6 cm mass.", "T2-weighted MRI, naïve FLAIR; x-ray", "a  B"]
+    probes.append(" ".join(probes * 40))  # longer than any limit
+    temporary = path.with_name(path.name + ".tmp")
+    tokenizer.backend_tokenizer.save(str(temporary))
+    os.replace(temporary, path)
+    if [tuple(row) for row in encode(tokenizer, probes)] != tokenize(str(path), probes):
+        raise ValueError(f"{tokenizer.name_or_path}: the tokenizers library alone gives other "
+                         "tokens than transformers; convert it to a plain fast tokenizer")
+    return str(path)
 
 
 def _train_tokenizer(
@@ -206,21 +237,28 @@ def prepare(
     if args.px < 1 or args.workers < 0:
         raise ValueError(f"--px {args.px} --workers {args.workers}: out of range")
     args.out.mkdir(parents=True, exist_ok=True)
-    place, tokenizer = _tokenizer(args, splits)
+    tokenizer, made = _tokenizer(args, splits)
     window = tuple(args.window) if args.window else None
     fields = kind == shards.WITH_FIELDS
-    settings = Settings(args.encoding, args.px, window, args.min_words, place, fields)
+    settings = Settings(args.encoding, args.px, window, args.min_words, None, fields)
     for name, items in splits.items():
         if args.split and name not in args.split:
             continue
         entries = {"format": shards.FORMAT, "version": shards.VERSION, "kind": kind,
                    "source": source, "encoding": args.encoding, "px": args.px,
-                   "tokenizer": tokenizer, "options": _options(args)}  # fmt: skip
+                   "tokenizer": made, "options": _options(args)}  # fmt: skip
         drops = Drops()
         drops.merge(dropped.get(name, Drops()).as_dict())
         kept = _select(items, args, drops)
-        _prepare_split(kept, args.out / name, entries, settings, drops, args)
+        _prepare_split(kept, args.out / name, entries, settings, drops, args.workers, tokenizer)
     return write_report(args.out, source, facts)
+
+
+def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
+    """What of a manifest must be the same for a split to be continued or left as it is."""
+    made = facts["tokenizer"]
+    return {**facts["options"], "source": facts["source"], "kind": facts["kind"],
+            "tokenizer": made and made["fingerprint"]}  # fmt: skip
 
 
 def _prepare_split(
@@ -229,17 +267,13 @@ def _prepare_split(
     facts: dict[str, Any],
     settings: Settings,
     drops: Drops,
-    args: argparse.Namespace,
+    workers: int,
+    tokenizer: Any,
 ) -> None:
     """Bring one split from nothing, from a part or from a whole to `final`."""
-    partial = final.with_name(final.name + ".partial")
-    wanted = {**facts["options"], "source": facts["source"], "kind": facts["kind"],
-              "tokenizer": facts["tokenizer"] and facts["tokenizer"]["fingerprint"]}  # fmt: skip
+    partial, wanted = partial_folder(final), _decisive(facts)
     if final.exists():
-        made = shards.read_manifest(final)
-        found = {**made["options"], "source": made["source"], "kind": made["kind"],
-                 "tokenizer": made["tokenizer"] and made["tokenizer"]["fingerprint"]}  # fmt: skip
-        _same_or_raise(final, found, wanted)
+        _same_or_raise(final, _decisive(shards.read_manifest(final)), wanted)
         print(f"{final}: already prepared with these options; delete it to do it again")
         return
     partial.mkdir(exist_ok=True)
@@ -249,27 +283,70 @@ def _prepare_split(
     else:
         shards.write_json(begun, wanted)
     if not (partial / "manifest.json").exists():
-        results = run_chunks(items, partial, settings, args.workers)
-        manifest = {**facts, **_summary(results, drops, settings)}
+        if tokenizer is not None:
+            path = partial / f"tokenizer-{facts['tokenizer']['fingerprint']}.json"
+            settings = replace(settings, tokenizer=_save_tokenizer(tokenizer, path))
+        results = run_chunks(items, partial, settings, workers)
+        manifest = {**facts, **_summary(results, drops, settings), "chunks": CHUNKS}
         if not manifest["counts"]["images"]:
             shutil.rmtree(partial)
             raise ValueError(f"{final}: no image is left to prepare: {_first_drops(drops)}")
-        _number(partial, manifest["files"])
-        shards.write_json(partial / "manifest.json", manifest)
-    for path in [*partial.glob("chunk-*"), begun]:
-        path.unlink()
+        for path in partial.glob("chunks*.json"):  # of a repair
+            path.unlink()
+        record = {"facts": facts, "chunks": results}
+        shards.write_json(partial / CHUNKS, shards.seal(record), indent=None)
+        shards.write_json(partial / "manifest.json", shards.seal(manifest))
+    wanted_files = {file["name"] for file in shards.read_manifest(partial)["files"]}
+    leftovers = ("options.json", "chunk-*", "tokenizer-*", "shard-*", "*.tmp")
+    for path in [path for pattern in leftovers for path in partial.glob(pattern)]:
+        if path.name not in wanted_files:
+            path.unlink(missing_ok=True)  # it may fit two patterns
     os.replace(partial, final)
 
 
-def _number(folder: Path, files: list[dict[str, Any]]) -> None:
-    """Rename the chunks' files to shard-00000, ...; an interrupted renaming may be repeated."""
-    for index, file in enumerate(files):
-        chunk, file["name"] = folder / file["name"], f"shard-{index:05d}.safetensors"
-        shard = folder / file["name"]
-        if chunk.exists():
-            os.replace(chunk, shard)
-        if not shard.exists() or shard.stat().st_size != file["bytes"]:
-            raise ValueError(f"{chunk}: damaged or gone; delete {folder} to start again")
+def partial_folder(final: Path) -> Path:
+    """Where a split is until it is finished."""
+    return final.with_name(final.name + ".partial")
+
+
+# ------------------------------------------------------------------ repair
+
+
+def reopen(final: Path, record: dict[str, Any], broken: set[str]) -> tuple[int, int]:
+    """Turn a finished split into a begun one without the chunks that have a file in `broken`.
+
+    `record`: of `shards.read_chunks`. Returns the numbers of these chunks and of all. The
+    preparation command then makes them again; where this is interrupted, it can be repeated.
+    """
+    partial = partial_folder(final)
+    if partial.exists():
+        raise ValueError(f"{partial}: an unfinished preparation of {final.name} is in the way; "
+                         "finish it elsewhere or delete it")  # fmt: skip
+    options, lost = _decisive(record["facts"]), 0
+    shards.write_json(final / "options.json", options)
+    for index, chunk in enumerate(record["chunks"]):
+        path = chunk_path(final, index)
+        if any(file["name"] in broken for file in chunk["files"]):
+            path.unlink(missing_ok=True)
+            lost += 1
+        else:
+            shards.write_json(path, chunk)
+    (final / "manifest.json").unlink(missing_ok=True)  # no split any more, whatever happens next
+    os.replace(final, partial)
+    return lost, len(record["chunks"])
+
+
+def command(facts: dict[str, Any], out: Path) -> str:
+    """The preparation command of a split as far as its manifest tells: no paths are kept there."""
+    words = ["python data_prep/SCRIPT.py --raw RAW --out", shlex.quote(str(out))]
+    options = facts["options"] | {"tokenizer": facts["tokenizer"] and facts["tokenizer"]["name"]}
+    for name, value in sorted(options.items()):
+        if value is None or value is False:
+            continue
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        plain = [re.sub(r" [0-9a-f]{16}$", "", str(part)) for part in values]  # a file's digest
+        words += [f"--{name.replace('_', '-')}", *map(shlex.quote, plain)]
+    return " ".join(words)
 
 
 def _first_drops(drops: Drops) -> str:

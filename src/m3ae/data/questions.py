@@ -1,4 +1,4 @@
-"""Questions on images: what the scripts that prepare VQA corpora share.
+"""Questions on images: what the scripts that prepare corpora of texts with task fields share.
 
 The task fields of a question, as `Shards.fields` gives them:
 
@@ -8,23 +8,30 @@ The task fields of a question, as `Shards.fields` gives them:
     answer_type    open or closed
     question_type  the corpus's own categories
 
-and what a corpus adds, e.g. framed, leaked and image_in_test of VQA-RAD.
+and what a corpus adds, e.g. framed, leaked and image_in_test of VQA-RAD. `alternatives`, where a
+corpus has them, are all answers that the strict protocol counts as right, normalised
+(`downstream.answers.accepted_answers`). Corpora of classes (MELINDA) have fields of their own.
 """
 
 import argparse
+import csv
+import gzip
 import json
-from collections.abc import Callable, Container, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from m3ae.data import shards
-from m3ae.data.chunks import Drops, Item, is_unicode
-from m3ae.data.prepare import prepare
+from m3ae.data.chunks import Drops, Item, Stored, is_unicode
+from m3ae.data.prepare import add_arguments, prepare
 from m3ae.downstream.answers import normalise_answer
 
 ANSWER_TYPES = ("open", "closed")
+
+Place = Callable[[str], Path | Stored]  # where the image of a file name lies, e.g. folder.joinpath
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,39 @@ def read_json_list(path: Path) -> list[Any]:
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a {type(rows).__name__} where a list of questions should be")
     return rows
+
+
+def read_table(path: Path, columns: Sequence[str], drops: Drops
+               ) -> Iterator[tuple[int, dict[str, str]]]:  # fmt: skip
+    """Number (from 1) and cells by column of each row of a .csv or .csv.gz with a header line.
+
+    Cells come as they stand; bytes that are not UTF-8 as lone surrogates. Rows that have not as
+    many cells as the header are counted. Raises ValueError naming the file where it is damaged or
+    lacks one of `columns`.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    line = 0
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            for name in columns:
+                if header.count(name) != 1:
+                    many = "no" if name not in header else "more than one"
+                    has = ", ".join(header) or "none"
+                    raise ValueError(f"{path}: {many} column {name!r}; it has {has}")
+            rows = (cells for cells in reader if cells)
+            for number, cells in enumerate(rows, start=1):
+                line = reader.line_num
+                if len(cells) == len(header):
+                    yield number, dict(zip(header, cells, strict=True))
+                else:
+                    reason = "row: more or fewer cells than the header has"
+                    drops.add(reason, f"{path.name}: row {number}, line {line}: {len(cells)}")
+    except csv.Error as error:
+        raise ValueError(f"{path}: after line {line}: {error}; repair or download it") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: damaged ({error}); download it again") from error
 
 
 def is_inside(name: str) -> bool:
@@ -127,14 +167,14 @@ def task_fields(question_id: str, answer: str, answer_type: str, question_type: 
 # ------------------------------------------------------------------ items and answer lists
 
 
-def to_items(questions: Iterable[Question], folder: Path, key_of: Callable[[str], str]
+def to_items(questions: Iterable[Question], place: Place, key_of: Callable[[str], str]
              ) -> list[Item]:  # fmt: skip
-    """One item an image of `folder`, in the order of first questions; `key_of` its file name."""
+    """One item an image, in the order of first questions; `key_of` its file name is its key."""
     by_image: dict[str, list[Question]] = {}
     for question in questions:
         by_image.setdefault(question.image, []).append(question)
     return [
-        Item(key_of(name), folder / name, tuple(question.text for question in asked),
+        Item(key_of(name), place(name), tuple(question.text for question in asked),
              fields=tuple(question.fields for question in asked))
         for name, asked in by_image.items()
     ]  # fmt: skip
@@ -154,19 +194,73 @@ def coverage(lists: dict[str, set[str]], test: Sequence[Question]) -> dict[str, 
     """
     facts: dict[str, dict[str, Any]] = {}
     for name, known in lists.items():
-        facts[name] = {"answers": len(known), "test_coverage": _share(
+        facts[name] = {"answers": len(known), "test_coverage": share(
             [question.fields["label"] in known for question in test])}  # fmt: skip
         if any("alternatives" in question.fields for question in test):
-            alternatives = [question.fields["alternatives"] for question in test]
-            facts[name]["test_coverage_any"] = _share(
-                [any(normalise_answer(a) in known for a in some) for some in alternatives]
-            )
+            facts[name]["test_coverage_any"] = share(
+                [not known.isdisjoint(question.fields["alternatives"]) for question in test])
     return facts
 
 
+def own_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that only this script has, as JSON has them; they decide the lists."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    common = vars(parser.parse_args(["--raw", "", "--out", ""]))
+    own = {name: value for name, value in vars(args).items() if name not in common}
+    return json.loads(json.dumps(own))
+
+
+def refuse_mixture(args: argparse.Namespace, source: str, path: Path, lists: dict[str, Any]
+                   ) -> None:  # fmt: skip
+    """Raise ValueError where OUT has splits that these lists, to be written to `path`, do not fit.
+
+    That is a split (finished or begun) of another corpus or made with other `own_options`, or a
+    file of lists that another state of the corpus gave. All splits of OUT share one such file.
+    """
+    own = own_options(args)
+    wanted, splits = {**own, "source": source}, []
+    for manifest in sorted(args.out.glob("*/manifest.json")):
+        if manifest.parent.suffix != ".partial":
+            made = shards.read_manifest(manifest.parent)
+            splits.append((manifest.parent, {**made["options"], "source": made["source"]}))
+    for begun in sorted(args.out.glob("*.partial/options.json")):
+        splits.append((begun.parent, json.loads(begun.read_text(encoding="utf-8"))))
+    for split, made in splits:
+        differing = [f"{name} was {made.get(name)!r}, is {value!r}"
+                     for name, value in wanted.items() if made.get(name) != value]  # fmt: skip
+        if differing:
+            raise ValueError(f"{split}: prepared with other options ({'; '.join(differing)}), and "
+                             f"{path.name} is one for all splits; give those, another --out, or "
+                             f"delete what is in {args.out}")  # fmt: skip
+    if splits and path.exists() and json.loads(path.read_text(encoding="utf-8")) != lists:
+        raise ValueError(f"{path}: made from other files of the corpus than --raw has now; give "
+                         f"those, another --out, or delete what is in {args.out}")  # fmt: skip
+
+
+def prepare_fields(
+    items: dict[str, list[Item]],
+    dropped: dict[str, Drops],
+    args: argparse.Namespace,
+    source: str,
+    facts: dict[str, Any],
+    file: str,
+    lists: dict[str, Any],
+) -> dict[str, Any]:
+    """`prepare` for texts with fields, and OUT/`file` with the lists; returns the report.
+
+    Raises ValueError as `refuse_mixture` and `prepare` do.
+    """
+    path = args.out / file
+    refuse_mixture(args, source, path, lists)
+    report = prepare(items, dropped, args, source, kind=shards.WITH_FIELDS, facts=facts)
+    # Only now: where OUT was prepared with other options, `prepare` has refused.
+    shards.write_json(path, lists)
+    return report
+
 def prepare_questions(
     splits: dict[str, list[Question]],
-    images: dict[str, Path],
+    images: dict[str, Place],
     key_of: Callable[[str], str],
     lists: dict[str, set[str]],
     corpus: dict[str, Any],
@@ -176,16 +270,15 @@ def prepare_questions(
 ) -> dict[str, Any]:
     """`prepare` for questions, and OUT/answers.json (each of `lists` sorted); returns the report.
 
-    `images`: the images' folder by split. `key_of`: an image's key from its file name. `corpus`:
-    what the raw corpus has, for the report. The rest is as in `prepare`. The lists are of the whole
-    corpus, whatever --split, --limit or missing images leave of it.
+    `images`: where the images of a split lie. `key_of`: an image's key from its file name.
+    `corpus`: what the raw corpus has, for the report. The rest is as in `prepare`. The lists are of
+    the whole corpus, whatever --split, --limit or missing images leave of it. Raises ValueError
+    where OUT has splits that these lists do not fit (`refuse_mixture`).
     """
     facts = {"corpus": corpus, "answers": coverage(lists, splits["test"])}
     items = {name: to_items(asked, images[name], key_of) for name, asked in splits.items()}
-    report = prepare(items, dropped, args, source, kind=shards.WITH_FIELDS, facts=facts)
-    # Only now: where OUT was prepared with other options, `prepare` has refused.
-    shards.write_json(args.out / "answers.json", {name: sorted(lists[name]) for name in lists})
-    return report
+    answers = {name: sorted(lists[name]) for name in lists}
+    return prepare_fields(items, dropped, args, source, facts, "answers.json", answers)
 
 
 def count_images(folder: Path) -> int:
@@ -200,7 +293,8 @@ def count_corpus(questions: Sequence[Question], images: Path) -> dict[str, int]:
     return {**counts, **count_types(questions)}
 
 
-def _share(hits: list[bool]) -> float | None:
+def share(hits: list[bool]) -> float | None:
+    """The share of hits; None of nothing."""
     return round(sum(hits) / len(hits), 4) if hits else None
 
 

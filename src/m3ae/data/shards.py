@@ -1,7 +1,8 @@
 """Shards: the prepared form of a corpus. Write, read, verify.
 
-A split is a folder: `manifest.json` and `shard-00000.safetensors`, ... Tensors of a shard with n
-images and m texts (ragged ones are `NAME_bytes` uint8, flat, with `NAME_offsets` int64):
+A split is a folder: `manifest.json`, `shard-00000.safetensors`, ... (numbers may be left out) and
+`chunks.json`, which only repairs read. Tensors of a shard with n images and m texts (ragged ones
+are `NAME_bytes` uint8, flat, with `NAME_offsets` int64):
 
     images         uint8 (n, C, px, px)   encoding raw: what the model normalises, C = 1 or 3
     image_bytes    encoding jpeg (shorter side px, not cropped) or original (the file's bytes)
@@ -10,17 +11,22 @@ images and m texts (ragged ones are `NAME_bytes` uint8, flat, with `NAME_offsets
                              not truncated, and the word that each belongs to; only with a tokenizer
     image_of_text  int64 (m,)             row of the text's image in this shard
     text_fields_bytes                     kind vqa: m JSON objects, UTF-8 (see questions.py)
+    padding        uint8, up to 7 zeros after the images, so that integers are aligned
+
+The images come first in a file, since they are written before the number of them is known.
 """
 
 import hashlib
 import json
 import os
+import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from m3ae.data.images import ImageError, decode, resize_crop
 
@@ -29,6 +35,10 @@ VERSION = 1
 ENCODINGS = ("raw", "jpeg", "original")
 WITH_FIELDS = "vqa"  # the kind of shards whose texts are questions, with task fields
 _MANIFEST_KEYS = ("kind", "source", "encoding", "px", "tokenizer", "options", "counts", "files")
+_IMAGES = ("images", "image_bytes")  # first in a file
+_HEADER = 2048  # bytes before the first tensor: the longest header, of 14 tensors, has 1,400
+_WRITEBACK = 8 * 2**20
+_MOST = 2**40  # no count or size is larger: products of two fit an int64
 _OPEN_SHARDS = 256  # memory maps held at a time, each a file descriptor
 _DTYPES = {"U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -36,6 +46,11 @@ AGAIN = "prepare the split again, or copy it again"
 
 
 # ------------------------------------------------------------------ write
+
+
+def shard_name(number: int, version: str = "") -> str:
+    """File name of a shard; `version`: of the tokenizer, where tokens were replaced."""
+    return f"shard-{number:05d}{'-' if version else ''}{version}.safetensors"
 
 
 def ragged(name: str, rows: Iterable[bytes]) -> dict[str, np.ndarray]:
@@ -53,36 +68,105 @@ def ragged_tokens(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[s
     return {"token_ids": ids, "token_words": words, "token_offsets": offsets}
 
 
-def write_shard(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Write one safetensors file; returns its `bytes` and `sha256`.
+class ShardWriter:
+    """A safetensors file whose images are appended one by one and never held.
 
-    The same tensors give the same bytes: the library's own writer promises no order.
+    The same rows and tensors give the same bytes: the library's own writer promises no order.
     """
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    header, end = {}, 0
-    for name, array in ordered:
-        begin, end = end, end + array.nbytes
-        header[name] = {"dtype": _NAMES[array.dtype.newbyteorder("<")], "shape": list(array.shape),
-                        "data_offsets": [begin, end]}  # fmt: skip
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at multiples of 8
-    digest, size = hashlib.sha256(), 0
-    with open(path, "wb") as file:
-        arrays = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for _, array in ordered)
-        for part in (struct.pack("<Q", len(text)), text, *arrays):
-            file.write(part)
-            digest.update(part)
-            size += len(part)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "w+b")
+        self._file.write(bytes(_HEADER))
+        self._size = self._begun = 0
+
+    def append(self, data: bytes | np.ndarray) -> None:
+        """Add an image, or a part of the images: bytes, or a contiguous array uint8."""
+        self._size += self._file.write(data)
+        if self._size - self._begun >= _WRITEBACK:
+            self._start_writeback()
+
+    def finish(
+        self, name: str | None, shape: Sequence[int], tensors: dict[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """Add all other tensors and close; returns the file's `bytes` and `sha256`.
+
+        `name`, `shape`: what the appended bytes are, images or image_bytes; None: there are none.
+        """
+        header: dict[str, Any] = {}
+        if name is not None:
+            header[name] = {"dtype": "U8", "shape": list(shape), "data_offsets": [0, self._size]}
+        if self._size % 8:
+            tensors = {**tensors, "padding": np.zeros(-self._size % 8, np.uint8)}
+        order = sorted(tensors, key=lambda n: (n != "padding", -tensors[n].dtype.itemsize, n))
+        end = self._size
+        for other in order:
+            array = np.ascontiguousarray(tensors[other])
+            begin, end = end, end + array.nbytes
+            header[other] = {"dtype": _NAMES[array.dtype.newbyteorder("<")],
+                             "shape": list(array.shape), "data_offsets": [begin, end]}  # fmt: skip
+            self._file.write(array.reshape(-1).view(np.uint8))
+        text = json.dumps(header, separators=(",", ":")).encode()
+        if len(text) > _HEADER - 8:
+            raise ValueError(f"{self._file.name}: a header of {len(text)} bytes")
+        with self._file as file:
+            file.flush()
+            self._start_writeback()  # the disk works while the checksum is computed
+            file.seek(0)
+            file.write(struct.pack("<Q", _HEADER - 8) + text.ljust(_HEADER - 8))
+            file.flush()
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        return {"bytes": _HEADER + end, "sha256": digest}
+
+    def close(self) -> None:
+        """Close the file as it is; harmless after `finish`."""
+        self._file.close()
+
+    def _start_writeback(self) -> None:
+        # Linux begins to write these pages at this advice, and does not wait: else the whole file
+        # is left to fsync, which keeps the processor idle.
+        self._file.flush()
+        if hasattr(os, "posix_fadvise"):
+            begin, length = _HEADER + self._begun, self._size - self._begun
+            os.posix_fadvise(self._file.fileno(), begin, length, os.POSIX_FADV_DONTNEED)
+        self._begun = self._size
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_shard(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Write one safetensors file; returns its `bytes` and `sha256`."""
+    writer = ShardWriter(path)
+    try:
+        first = next((name for name in _IMAGES if name in tensors), None)
+        if first is None:
+            return writer.finish(None, (), tensors)
+        images = np.ascontiguousarray(tensors[first])
+        flat = images.reshape(-1).view(np.uint8)
+        for begin in range(0, len(flat), _WRITEBACK):
+            writer.append(flat[begin : begin + _WRITEBACK])
+        rest = {name: array for name, array in tensors.items() if name != first}
+        return writer.finish(first, images.shape, rest)
+    finally:
+        writer.close()
+
+
+def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """The value with `sha256`: the digest of everything else in it, as JSON."""
+    rest = {name: part for name, part in value.items() if name != "sha256"}
+    text = json.dumps(rest, sort_keys=True)
+    return {**rest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def is_sealed(value: dict[str, Any]) -> bool:
+    """Whether `sha256` is still that of everything else."""
+    return value.get("sha256") == seal(value)["sha256"]
+
+
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """Write a JSON file so that it is either the old one or the whole new one."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
+        json.dump(value, file, indent=indent, ensure_ascii=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
@@ -102,7 +186,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = (manifest["format"], manifest["version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a manifest of shards ({error}); {AGAIN}") from error
     if found != (FORMAT, VERSION):
         raise ValueError(f"{path}: format {found[0]} version {found[1]}, this code reads {FORMAT} "
@@ -112,40 +196,109 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no {', '.join(missing)} in it; {AGAIN}")
     if manifest["encoding"] not in ENCODINGS:
         raise ValueError(f"{path}: unknown image encoding {manifest['encoding']!r}; {AGAIN}")
+    wrong = next(_wrong_entries(manifest), None)
+    if wrong:
+        raise ValueError(f"{path}: {wrong}; {AGAIN}")
     return manifest
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST
+
+
+def _wrong_entries(manifest: dict[str, Any]) -> Iterator[str]:
+    """What in a manifest has another type than the reader relies on."""
+    for name in ("kind", "source"):
+        if not isinstance(manifest[name], str):
+            yield f"{name} is no text"
+    if not (_is_count(manifest["px"]) and 1 <= manifest["px"] < 2**16):
+        yield f"px is {manifest['px']!r}"
+    options, made, counts = (manifest[name] for name in ("options", "tokenizer", "counts"))
+    window = options.get("window") if isinstance(options, dict) else False
+    numbers = isinstance(window, list) and len(window) == 2 and all(
+        type(number) in (int, float) for number in window)  # fmt: skip
+    if window is not None and not numbers:
+        yield "options are not readable"
+    texts = ("name", "fingerprint")
+    if made is not None and not (isinstance(made, dict) and _is_count(made.get("size")) and all(
+            isinstance(made.get(name), str) for name in texts)):  # fmt: skip
+        yield "tokenizer is not one's name, fingerprint and size"
+    if not (isinstance(counts, dict) and all(
+            _is_count(counts.get(name)) for name in ("images", "texts"))):  # fmt: skip
+        yield "counts are no numbers"
+    if not isinstance(manifest["files"], list):
+        yield "files is no list"
+        return
+    channels = (1, 3) if manifest["encoding"] == "raw" else (None,)
+    for number, file in enumerate(manifest["files"]):
+        numbers = ("bytes", "images", "texts")
+        if not (isinstance(file, dict) and all(_is_count(file.get(name)) for name in numbers)
+                and isinstance(file.get("sha256"), str) and isinstance(file.get("name"), str)
+                and re.fullmatch(r"\w[\w.-]*", file["name"], re.ASCII)
+                and file.get("channels", False) in channels):  # fmt: skip
+            yield f"entry {number} of files is not one of a shard"
+    names = [file.get("name") for file in manifest["files"] if isinstance(file, dict)]
+    if len({str(name) for name in names}) < len(names):
+        yield "a file occurs twice"
+
+
 def map_shard(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a shard as a read-only view of the mapped file; checks the header."""
+    """Every tensor of a shard as a read-only view of the mapped file.
+
+    Raises ValueError naming the file where the header is not sound: tensors must fill the file
+    from the header to the end, without gaps or overlaps.
+    """
     try:
         data = np.asarray(np.memmap(path, np.uint8, "r"))
         start = 8 + int(data[:8].view("<u8")[0])
+        if start > len(data):
+            raise ValueError(f"a header of {start - 8} bytes in a file of {len(data)}")
         header = json.loads(data[8:start].tobytes())
-        tensors = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
+        header.pop("__metadata__", None)
+        tensors, filled = {}, start
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             begin, end = (start + offset for offset in entry["data_offsets"])
+            if begin != filled or end < begin:
+                raise ValueError(f"{name} begins at {begin}, the one before it ends at {filled}")
+            if not all(_is_count(side) for side in entry["shape"]):
+                raise ValueError(f"{name} is of shape {entry['shape']}")
             flat = data[begin:end].view(_DTYPES[entry["dtype"]])
-            tensors[name] = flat.reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            tensors[name], filled = flat.reshape(entry["shape"]), end
+        if filled != len(data):
+            raise ValueError(f"tensors end at {filled}, the file at {len(data)}")
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError,
+            RecursionError) as error:  # fmt: skip
         raise ValueError(f"{path}: corrupt header ({error}); {AGAIN}") from error
     return tensors
 
 
 def _check_shapes(path: Path, tensors: dict[str, np.ndarray], entry: dict, manifest: dict) -> None:
-    """Raise ValueError where a shard's tensors are not what the manifest says."""
+    """Raise ValueError where a shard's tensors are not what the manifest says.
+
+    A flat tensor may have any length: its offsets say it, which `verify` compares.
+    """
     n, m, px = entry["images"], entry["texts"], manifest["px"]
-    raw = manifest["encoding"] == "raw"
-    wanted = {"text_offsets": (m + 1,), "text_key_offsets": (m + 1,), "image_of_text": (m,),
-              "image_key_offsets": (n + 1,)}  # fmt: skip
-    wanted |= {"images": (n, entry["channels"], px, px)} if raw else {"image_offsets": (n + 1,)}
-    wanted |= {"token_offsets": (m + 1,)} if manifest["tokenizer"] else {}
-    wanted |= {"text_fields_offsets": (m + 1,)} if manifest["kind"] == WITH_FIELDS else {}
-    for name, shape in wanted.items():
+    wanted: dict[str, tuple[str, tuple[int | None, ...]]] = {"image_of_text": ("I64", (m,))}
+    ragged = {"text": m, "text_key": m, "image_key": n}
+    if manifest["kind"] == WITH_FIELDS:
+        ragged["text_fields"] = m
+    if manifest["encoding"] == "raw":
+        wanted["images"] = ("U8", (n, entry["channels"], px, px))
+    else:
+        ragged["image"] = n
+    for name, rows in ragged.items():
+        wanted[f"{name}_offsets"] = ("I64", (rows + 1,))
+        wanted[f"{name}_bytes"] = ("U8", (None,))
+    if manifest["tokenizer"]:
+        wanted["token_offsets"] = ("I64", (m + 1,))
+        wanted |= {name: ("I32", (None,)) for name in ("token_ids", "token_words")}
+    for name, (dtype, shape) in wanted.items():
         found = tensors[name].shape if name in tensors else "missing"
-        if found != shape:
+        flat = shape == (None,) and len(found) == 1
+        if found != shape and not flat:
             raise ValueError(f"{path}: {name} is {found}, the manifest says {shape}; {AGAIN}")
+        if tensors[name].dtype != _DTYPES[dtype]:
+            raise ValueError(f"{path}: {name} is not of type {dtype}; {AGAIN}")
 
 
 class Shards:
@@ -190,12 +343,7 @@ class Shards:
             raise ValueError(f"{self.folder / 'manifest.json'}: counts {counts} are not the sums "
                              f"of its files; {AGAIN}")  # fmt: skip
         for file in self.files:
-            path = self.folder / file["name"]
-            if not path.is_file():
-                raise FileNotFoundError(f"{path}: missing; {AGAIN}")
-            if path.stat().st_size != file["bytes"]:
-                raise ValueError(f"{path}: {path.stat().st_size} bytes where the manifest says "
-                                 f"{file['bytes']} (cut short?); {AGAIN}")  # fmt: skip
+            _check_size(self.folder / file["name"], file)
 
     def __len__(self) -> int:
         return int(self._text_starts[-1])
@@ -221,15 +369,20 @@ class Shards:
         k = int(np.searchsorted(starts, index, side="right")) - 1
         return self.shard(k), int(index - starts[k])
 
+    def _string(self, starts: np.ndarray, index: int, name: str) -> str:
+        shard, row = self._find(starts, index, name.removesuffix("_key"))
+        try:
+            return row_bytes(shard, name, row).decode()
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {name} {index}: {error}; {AGAIN}") from error
+
     def text(self, i: int) -> str:
         """Text i."""
-        shard, row = self._find(self._text_starts, i, "text")
-        return row_bytes(shard, "text", row).decode()
+        return self._string(self._text_starts, i, "text")
 
     def text_key(self, i: int) -> str:
         """Key of text i, e.g. ROCO_00001/0."""
-        shard, row = self._find(self._text_starts, i, "text")
-        return row_bytes(shard, "text_key", row).decode()
+        return self._string(self._text_starts, i, "text_key")
 
     def fields(self, i: int) -> dict[str, Any]:
         """Task fields of text i, e.g. its answer; ValueError where the shards hold none."""
@@ -244,8 +397,7 @@ class Shards:
 
     def image_key(self, j: int) -> str:
         """Key of image j, e.g. ROCO_00001."""
-        shard, row = self._find(self._image_starts, j, "image")
-        return row_bytes(shard, "image_key", row).decode()
+        return self._string(self._image_starts, j, "image_key")
 
     def tokens(self, i: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Token ids and word indices of text i, both int64 (tokens,); None without tokens."""
@@ -266,10 +418,17 @@ class Shards:
                     f"prepare with --px {px}, or with --encoding jpeg or original for any size"
                 )
             return np.array(shard["images"][row])
+        try:
+            return resize_crop(self.picture(j), px)
+        except ImageError as error:
+            raise ValueError(f"{self.folder}: image {self.image_key(j)}: {error}") from error
+
+    def picture(self, j: int) -> Image.Image:
+        """Image j decoded but neither resized nor cropped; encodings jpeg and original only."""
+        shard, row = self._find(self._image_starts, j, "image")
         window = self.manifest["options"].get("window")
         try:
-            image, _ = decode(row_bytes(shard, "image", row), tuple(window) if window else None)
-            return resize_crop(image, px)
+            return decode(row_bytes(shard, "image", row), tuple(window) if window else None)[0]
         except ImageError as error:
             key = self.image_key(j)
             raise ValueError(f"{self.folder}: image {key}: {error}; {AGAIN}") from error
@@ -286,41 +445,126 @@ def row_bytes(shard: dict[str, np.ndarray], name: str, row: int) -> bytes:
 
 def verify(folder: str | Path) -> list[str]:
     """Problems of a split, none if sound: every sha256, offset, key, text, token and image."""
+    return [problem for _, problem in find_problems(folder)]
+
+
+def find_problems(folder: str | Path) -> list[tuple[str, str]]:
+    """(name of the damaged file, what is wrong with it); "" where no file alone is to blame."""
+    folder = Path(folder)
     try:
-        split = Shards(folder)
+        manifest = read_manifest(folder)
     except (ValueError, FileNotFoundError) as error:
-        return [str(error)]
-    problems = []
-    for k, file in enumerate(split.files):
-        path = split.folder / file["name"]
-        with open(path, "rb") as handle:
-            if hashlib.file_digest(handle, "sha256").hexdigest() != file["sha256"]:
-                problems.append(f"{path}: sha256 is not the manifest's; {AGAIN}")
-        problems += [f"{path}: {problem}; {AGAIN}" for problem in _offset_problems(split, k)]
+        return [("manifest.json", str(error))]
+    problems = _manifest_problems(folder, manifest)
+    for file in manifest["files"]:
+        problems += [(file["name"], found) for found in _file_problems(folder, file, manifest)]
     if problems:
         return problems  # rows cannot be trusted
-    for j in range(split.num_images):
+    split = Shards(folder)
+    for k, file in enumerate(split.files):
+        problems += [(file["name"], found) for found in _row_problems(split, k)]
+    if not problems:
+        keys = {split.text_key(i) for i in range(len(split))}
+        if len(keys) < len(split):
+            problems.append(("", f"{folder}: {len(split) - len(keys)} text keys occur twice"))
+    return problems
+
+
+def _manifest_problems(folder: Path, manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    path, files = folder / "manifest.json", manifest["files"]
+    if "sha256" in manifest and not is_sealed(manifest):
+        return [("manifest.json", f"{path}: its sha256 is not that of what it says; {AGAIN}")]
+    if any(manifest["counts"][what] != sum(file[what] for file in files)
+           for what in ("images", "texts")):  # fmt: skip
+        return [("manifest.json", f"{path}: counts are not the sums of its files; {AGAIN}")]
+    if "chunks" not in manifest:
+        return []  # of an earlier version
+    try:
+        chunks = read_chunks(folder)["chunks"]
+    except (ValueError, OSError) as error:
+        return [("chunks.json", str(error))]
+    if [file for chunk in chunks for file in chunk["files"]] != files:
+        return [("chunks.json", f"{path}: lists other files than {manifest['chunks']}; {AGAIN}")]
+    return []
+
+
+def read_chunks(folder: Path) -> dict[str, Any]:
+    """The record of how a split was made: `facts` of its manifest, and `chunks` in input order.
+
+    Needs no manifest. Raises FileNotFoundError where there is none, ValueError where it is damaged.
+    """
+    paths = sorted(folder.glob("chunks*.json"))
+    if not paths:
+        raise FileNotFoundError(f"{folder}: no chunks.json in it, which says how it was made (it "
+                                "was prepared by an earlier version, or the file is lost)")
+    if len(paths) > 1:
+        try:  # data_prep/tokens.py was killed: the manifest says which one counts
+            paths = [folder / str(read_manifest(folder).get("chunks"))]
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{folder}: several chunks*.json, and no manifest to say which one "
+                             f"counts; {AGAIN}") from error  # fmt: skip
+    try:
+        record = json.loads(paths[0].read_text(encoding="utf-8"))
+        sealed = isinstance(record, dict) and is_sealed(record)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{paths[0]}: damaged ({error}); copy it again") from error
+    if not sealed:
+        raise ValueError(f"{paths[0]}: its sha256 is not that of what it says; copy it again")
+    return record
+
+
+def _file_problems(folder: Path, file: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
+    """What is wrong with one shard as a file: size, header, shapes, sha256, offsets."""
+    path = folder / file["name"]
+    try:
+        _check_size(path, file)
+        tensors = map_shard(path)
+        _check_shapes(path, tensors, file, manifest)
+    except (ValueError, FileNotFoundError) as error:
+        return [str(error)]
+    if file_sha256(path) != file["sha256"]:
+        return [f"{path}: sha256 is not the manifest's; {AGAIN}"]
+    found = _offset_problems(tensors, file["images"], manifest["tokenizer"])
+    return [f"{path}: {problem}; {AGAIN}" for problem in found]
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_size(path: Path, file: dict[str, Any]) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; {AGAIN}")
+    if path.stat().st_size != file["bytes"]:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes where the manifest says "
+                         f"{file['bytes']} (cut short?); {AGAIN}")  # fmt: skip
+
+
+def _row_problems(split: Shards, k: int) -> list[str]:
+    """Images that do not decode, and texts, keys and fields that cannot be read, of shard k."""
+    problems = []
+    for j in range(split._image_starts[k], split._image_starts[k + 1]):
         try:
             split.image(j, split.manifest["px"])
             split.image_key(j)
         except ValueError as error:
             problems.append(f"image {j}: {error}")
-    for i in range(len(split)):
+    for i in range(split._text_starts[k], split._text_starts[k + 1]):
         try:
             split.text(i), split.text_key(i)
             if split.manifest["kind"] == WITH_FIELDS:
                 split.fields(i)
-        except ValueError as error:  # also UnicodeDecodeError
-            problems.append(f"{split.folder}: text {i}: {error}")
-    keys = [split.text_key(i) for i in range(len(split))] if not problems else []
-    if len(set(keys)) != len(keys):
-        problems.append(f"{split.folder}: {len(keys) - len(set(keys))} text keys occur twice")
+        except ValueError as error:
+            problems.append(f"text {i}: {error}")
     return problems
 
 
-def _offset_problems(split: Shards, k: int) -> list[str]:
-    """Offsets of shard k that do not rise from 0 to the end of what they cut."""
-    shard, file = split.shard(k), split.files[k]
+def _offset_problems(
+    shard: dict[str, np.ndarray], images: int, tokenizer: dict[str, Any] | None
+) -> list[str]:
+    """Offsets that do not rise from 0 to the end of what they cut; rows and ids out of range."""
     problems = []
     for name, offsets in shard.items():
         if not name.endswith("_offsets"):
@@ -330,13 +574,12 @@ def _offset_problems(split: Shards, k: int) -> list[str]:
         if offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
             problems.append(f"{name} do not rise from 0 to the length of {flat}")
     rows = shard["image_of_text"]
-    if len(rows) and not (0 <= rows.min() and rows.max() < file["images"]):
+    if len(rows) and not (0 <= rows.min() and rows.max() < images):
         problems.append("image_of_text points outside the shard")
-    made = split.manifest["tokenizer"]
-    if made:
+    if tokenizer:
         ids, words = shard["token_ids"], shard["token_words"]
         if len(ids) != len(words):
             problems.append("token_ids and token_words differ in length")
-        if len(ids) and not (0 <= ids.min() and ids.max() < made["size"]):
-            problems.append(f"token ids outside the tokenizer's 0-{made['size'] - 1}")
+        if len(ids) and not (0 <= ids.min() and ids.max() < tokenizer["size"]):
+            problems.append(f"token ids outside the tokenizer's 0-{tokenizer['size'] - 1}")
     return problems

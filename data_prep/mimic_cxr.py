@@ -1,0 +1,198 @@
+r"""MIMIC-CXR -> shards of chest radiographs with sections of their reports.
+
+The corpus needs credentialed access (PhysioNet: training, then a signed data use agreement), and
+what is prepared from it stays under that agreement. Wanted are the layout of MIMIC-CXR-JPG and the
+table of the reports' sections, which the scripts of MIMIC-CXR's own code repository make:
+
+    DIR/files/p10/p10000032/s50414267/DICOM_ID.jpg
+    DIR/mimic-cxr-2.0.0-split.csv.gz      dicom_id, study_id, subject_id, split
+    DIR/mimic-cxr-2.0.0-metadata.csv.gz   dicom_id, ViewPosition (with --views only)
+    DIR/mimic_cxr_sectioned.csv           study (s50414267), impression, findings, last_paragraph
+
+Each table may be .csv or .csv.gz. The split is the official one (validate becomes valid). Every
+image of a study has the study's texts: its findings and its impression (--sections), as two texts
+or with --join as one. A study with neither is left out, or gets its last paragraph with
+--last-paragraph. The CheXpert labels are not used: these shards are image-text pairs.
+
+example: python data_prep/mimic_cxr.py --raw mimic-cxr-jpg --out data/mimic_cxr \
+             --tokenizer roberta-base
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m3ae.data.chunks import is_unicode
+from m3ae.data.prepare import Drops, Item, add_arguments, need, prepare, run
+from m3ae.data.questions import read_table
+
+SPLITS = {"train": "train", "validate": "valid", "test": "test"}
+SECTIONS = ("findings", "impression")
+FALLBACK = "last_paragraph"
+_DICOM = re.compile(r"[0-9A-Za-z-]+", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
+
+Texts = dict[str, tuple[str, ...]]  # texts by study, e.g. 50414267; empty where it has none
+
+
+def find_table(raw: Path, name: str) -> Path:
+    """NAME.csv.gz, else NAME.csv; raises FileNotFoundError where neither is there."""
+    places = [raw / f"{name}.csv.gz", raw / f"{name}.csv"]
+    found = [path for path in places if path.exists()]
+    return found[0] if found else need(places[0], "a table of MIMIC-CXR (.csv.gz or .csv)")
+
+
+def read_texts(
+    path: Path, sections: Sequence[str], join: bool, fallback: bool, drops: Drops
+) -> Texts:
+    """Texts of every study in the table of sections; `fallback`: last paragraph if it has none."""
+    columns = ("study", *sections, *((FALLBACK,) if fallback else ()))
+    texts: Texts = {}
+    for number, row in read_table(path, columns, drops):
+        study = row["study"].strip().removeprefix("s")
+        where = f"{path.name}: row {number}: {row['study']}"
+        if not _NUMBER.fullmatch(study):
+            drops.add("report: study is not like s50414267", where)
+        elif study in texts:
+            drops.add("report: study occurs twice, first one kept", where)
+        elif not all(map(is_unicode, row.values())):
+            drops.add("report: not UTF-8", where)
+        else:
+            said = [row[name].strip() for name in sections if row[name].strip()]
+            if not said and fallback and row[FALLBACK].strip():
+                said = [row[FALLBACK].strip()]
+            texts[study] = (" ".join(said),) if said and join else tuple(said)
+    return texts
+
+
+def read_views(path: Path, drops: Drops) -> dict[str, str]:
+    """ViewPosition by dicom_id, in capitals; empty where it is not known."""
+    names: dict[str, str] = {}  # one string a view, not one an image
+    views = {}
+    for number, row in read_table(path, ("dicom_id", "ViewPosition"), drops):
+        dicom, view = row["dicom_id"].strip(), row["ViewPosition"].strip().upper()
+        if dicom in views:
+            where = f"{path.name}: row {number}: {dicom}"
+            drops.add("metadata: dicom_id occurs twice, first one kept", where)
+        else:
+            views[dicom] = names.setdefault(view, view)
+    return views
+
+
+Ids = tuple[str, str, str]  # dicom, study, subject
+
+
+def read_ids(path: Path, drops: Drops) -> dict[str, list[Ids]]:
+    """The images of each split, in the order of the table of splits."""
+    splits: dict[str, list[Ids]] = {name: [] for name in SPLITS.values()}
+    for number, row in read_table(path, ("dicom_id", "study_id", "subject_id", "split"), drops):
+        dicom, split = row["dicom_id"].strip(), row["split"].strip()
+        study = row["study_id"].strip().removeprefix("s")
+        subject = row["subject_id"].strip().removeprefix("p")
+        where = f"{path.name}: row {number}: {dicom}"
+        if not all((_DICOM.fullmatch(dicom), _NUMBER.fullmatch(study), _NUMBER.fullmatch(subject))):
+            drops.add("image: dicom_id, study_id or subject_id is no id", where)
+        elif split not in SPLITS:
+            drops.add("image: unknown split", f"{where}: {split}")
+        else:
+            splits[SPLITS[split]].append((dicom, study, subject))
+    return splits
+
+
+def keep_usable(
+    ids: list[Ids], texts: Texts, views: dict[str, str] | None, wanted: Sequence[str], drops: Drops
+) -> list[Ids]:
+    """The images with a view among `wanted` (with `views`) and a text; others are counted."""
+    kept = []
+    for dicom, study, subject in ids:
+        if views is not None and dicom not in views:
+            drops.add("image: not in the metadata", dicom)
+        elif views is not None and views[dicom] not in wanted:
+            drops.add(f"image: view {views[dicom] or 'unknown'} not among --views", dicom)
+        elif study not in texts:
+            drops.add("image: its study has no row in mimic_cxr_sectioned", f"s{study}/{dicom}")
+        elif not texts[study]:
+            drops.add("image: its study has none of the sections", f"s{study}/{dicom}")
+        else:
+            kept.append((dicom, study, subject))
+    return kept
+
+
+@dataclass(frozen=True)
+class Images:
+    """Items of one split, made one by one whenever they are run through."""
+
+    folder: Path
+    ids: list[Ids]
+    texts: Texts
+
+    def __iter__(self) -> Iterator[Item]:
+        for dicom, study, subject in self.ids:
+            place = self.folder / f"p{subject[:2]}" / f"p{subject}" / f"s{study}" / f"{dicom}.jpg"
+            yield Item(dicom, place, self.texts[study])
+
+
+def count_corpus(ids: list[Ids], texts: Texts) -> dict[str, int]:
+    """Of one split: images, studies, and studies that have no row or none of the sections."""
+    studies = {study for _, study, _ in ids}
+    return {"images": len(ids), "studies": len(studies),
+            "studies_without_report": sum(study not in texts for study in studies),
+            "studies_without_section": sum(not texts.get(study, True) for study in studies)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    add = parser.add_argument
+    add("--sections", nargs="+", choices=SECTIONS, default=SECTIONS,
+        help="which to take (default: both)")  # fmt: skip
+    add("--join", action="store_true", help="findings and impression as one text")
+    add("--last-paragraph", action="store_true",
+        help="take the last paragraph of a report that has none of the sections")  # fmt: skip
+    add("--views", nargs="+", metavar="VIEW",
+        help="only images of these ViewPositions, e.g. PA AP (default: all)")  # fmt: skip
+    args = parser.parse_args(argv)
+
+    def body() -> None:
+        files = need(need(args.raw, "the MIMIC-CXR corpus") / "files", "MIMIC-CXR-JPG's images")
+        args.sections = [name for name in SECTIONS if name in args.sections]
+        args.views = args.views and sorted({view.upper() for view in args.views})
+        drops = Drops()
+        texts = read_texts(find_table(args.raw, "mimic_cxr_sectioned"), args.sections, args.join,
+                           args.last_paragraph, drops)  # fmt: skip
+        views = None
+        if args.views:
+            views = read_views(find_table(args.raw, "mimic-cxr-2.0.0-metadata"), drops)
+            unknown = set(args.views) - set(views.values())
+            if unknown:
+                some = ", ".join(sorted(set(views.values()) - {""})[:20])
+                raise ValueError(f"--views {min(unknown)}: the metadata have {some or 'none'}")
+        ids = read_ids(find_table(args.raw, "mimic-cxr-2.0.0-split"), drops)
+        common = {f"{why} (any split)": entry for why, entry in drops.as_dict().items()}
+        facts: dict[str, Any] = {"corpus": {}}
+        splits, dropped = {}, {}
+        for name, found in ids.items():
+            if not found:
+                print(f"{args.raw}: the table of splits has none of {name}, which is left out")
+                continue
+            facts["corpus"][name] = count_corpus(found, texts)
+            dropped[name] = Drops()
+            dropped[name].merge(common)
+            kept = keep_usable(found, texts, views, args.views or (), dropped[name])
+            splits[name] = Images(files, kept, texts)
+        if not splits:
+            raise ValueError(f"{args.raw}: no image in the table of splits: {common}")
+        prepare(splits, dropped, args, source="MIMIC-CXR", facts=facts)
+
+    return run(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
