@@ -122,6 +122,7 @@ class DataConfig:
 
     train: tuple[str, ...]
     train_weights: tuple[float, ...] | None
+    exclude: tuple[str, ...] | None
     valid: tuple[str, ...]
     tokenizer: str | None
     text_length: int
@@ -196,6 +197,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises FileNotFoundError for a missing file, ValueError for an unknown, missing, duplicate or
     mistyped key (naming it and the nearest valid one) and for values that cannot work.
     """
+    config = build(Config, read_with_overrides(path, overrides), "")
+    _check(config)
+    return config
+
+
+def read_with_overrides(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The merged content of a config file; a null `output` becomes the file's default one."""
     path = Path(path)
     content = read(path)
     for override in overrides:
@@ -208,9 +216,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         content = merge(content, parsed)
     if content.get("output", ...) is None:
         content["output"] = default_output(path)
-    config = build(Config, content, "")
-    _check(config)
-    return config
+    return content
 
 
 def default_output(path: Path) -> str:
@@ -220,7 +226,7 @@ def default_output(path: Path) -> str:
     return str(Path("runs", *below))
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Any) -> str:
     """The resolved config as YAML that `load_config` reads back."""
     return dump(_plain(dataclasses.asdict(config)))
 

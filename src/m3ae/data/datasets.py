@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from m3ae.config import Config, ModelConfig
+from m3ae.data.audit_lists import listed, read_lists
 from m3ae.data.sampler import GROUP, SAMPLE, SUBSET, Order, Plan, keyed
 from m3ae.data.shards import Shards
 from m3ae.data.texts import assemble, encode, mask_tokens, max_scored, mlm_scored, ordinary_ids
@@ -42,18 +43,28 @@ class Sample:
 class Pairs:
     """Several prepared folders as one list of image-text pairs.
 
-    Raises ValueError or FileNotFoundError naming the folder that is wrong.
+    `exclude`: files that list images to leave out, by key or its stem; their texts go too, and
+    what is left is numbered without gaps. Raises ValueError or FileNotFoundError naming the folder
+    or list that is wrong, ValueError where nothing is left of a folder.
     """
 
     def __init__(
-        self, folders: Sequence[str], tokenizer: Any, text_length: int, image_px: int
+        self,
+        folders: Sequence[str],
+        tokenizer: Any,
+        text_length: int,
+        image_px: int,
+        exclude: Sequence[str] | None = None,
     ) -> None:
         self.corpora = [Shards(folder, tokenizer) for folder in folders]
         self.tokenizer, self.text_length, self.image_px = tokenizer, text_length, image_px
         self.special = find_special_ids(tokenizer)
-        self.sizes = [len(corpus) for corpus in self.corpora]
+        left_out = read_lists(exclude or ())
+        kept = [_kept(corpus, left_out) for corpus in self.corpora]
+        self.images, self.rows = [images for images, _ in kept], [rows for _, rows in kept]
+        self.sizes = [len(rows) for rows in self.rows]
         self.starts = np.cumsum([0, *self.sizes])
-        self.image_starts = np.cumsum([0, *(corpus.num_images for corpus in self.corpora)])
+        self.image_starts = np.cumsum([0, *map(len, self.images)])
         for corpus in self.corpora:
             corpus.image(0, image_px)  # a size that these shards cannot give is named now
             if not corpus.manifest["tokenizer"]:
@@ -65,7 +76,7 @@ class Pairs:
     def find(self, index: int) -> tuple[int, int]:
         """Corpus and row in it of a sample."""
         corpus = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return corpus, int(index - self.starts[corpus])
+        return corpus, int(self.rows[corpus][index - self.starts[corpus]])
 
     def text(self, index: int) -> str:
         """The text as it was written."""
@@ -75,20 +86,43 @@ class Pairs:
     def image(self, image_id: int) -> np.ndarray:
         """Image by its number through all corpora, uint8 (C, H, W)."""
         corpus = int(np.searchsorted(self.image_starts, image_id, side="right")) - 1
-        return self.corpora[corpus].image(image_id - self.image_starts[corpus], self.image_px)
+        row = int(self.images[corpus][image_id - self.image_starts[corpus]])
+        return self.corpora[corpus].image(row, self.image_px)
 
-    def __getitem__(self, index: int) -> Sample:
+    def tokens(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and word indices of a sample's text, both int64 (text_length,)."""
         corpus, row = self.find(index)
         shards = self.corpora[corpus]
         tokens = shards.tokens(row)
         if tokens is None:
             ids, words = encode(self.tokenizer, [shards.text(row)])[0]
             tokens = np.array(ids, dtype=np.int64), np.array(words, dtype=np.int64)
-        ids, words = assemble(*tokens, self.text_length, self.special)
+        return assemble(*tokens, self.text_length, self.special)
+
+    def __getitem__(self, index: int) -> Sample:
+        corpus, row = self.find(index)
+        shards = self.corpora[corpus]
+        ids, words = self.tokens(index)
         image_row = int(shards.image_of_text[row])
         image = shards.image(image_row, self.image_px)
-        image_id = image_row + int(self.image_starts[corpus])
+        place = int(np.searchsorted(self.images[corpus], image_row))
+        image_id = place + int(self.image_starts[corpus])
         return Sample(index, shards.text_key(row), corpus, image_id, image, ids, words)
+
+
+def _kept(corpus: Shards, left_out: set[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the images and of the texts of a corpus that are not left out, both rising."""
+    images, texts = np.arange(corpus.num_images), np.arange(len(corpus))
+    if not left_out:
+        return images, texts
+    keep = ~listed(corpus, left_out)
+    images, texts = images[keep], texts[keep[corpus.image_of_text]]
+    log.info("%s: data.exclude leaves out %d of %d images, %d of %d texts", corpus.folder,
+             len(keep) - len(images), len(keep), len(corpus) - len(texts), len(corpus))  # fmt: skip
+    if not len(texts):
+        raise ValueError(f"{corpus.folder}: data.exclude lists all of its images; take the folder "
+                         "out of data.train or the list out of data.exclude")  # fmt: skip
+    return images, texts
 
 
 class Assembler:
@@ -172,12 +206,13 @@ class Assembler:
 def trim(batch: dict[str, Tensor], multiple: int = 8) -> dict[str, Tensor]:
     """Cut the padding that all texts of a batch share: columns up to the longest, rounded up.
 
-    Padding is no key of any attention, so no loss changes; masks were drawn before.
+    Padding is no key of any attention, so no loss changes; masks were drawn before. Texts are
+    (B, L), or (B, 1+F, L) with false ones.
     """
-    longest = int(batch["text_keep"].sum(dim=1).max())
-    length = min(-(-longest // multiple) * multiple, batch["text_keep"].shape[1])
+    longest = int(batch["text_keep"].sum(dim=-1).max())
+    length = min(-(-longest // multiple) * multiple, batch["text_keep"].shape[-1])
     columns = ("text_ids", "text_keep", "mlm_ids", "mlm_labels")
-    return batch | {key: batch[key][:, :length] for key in columns if key in batch}
+    return batch | {key: batch[key][..., :length] for key in columns if key in batch}
 
 
 def text_keep(words: np.ndarray) -> np.ndarray:
