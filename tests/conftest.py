@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep import phantoms, roco
+from data_prep import phantoms, roco, vqa_rad
 from tests.recipe import ROOT
 
 torch.set_num_threads(1)  # two wait for each other where the cores are shared
@@ -31,6 +31,18 @@ def shards(tmp_path_factory) -> Path:
     assert phantoms.main(["--out", str(raw), "--layouts", "roco", "--workers", "1", *sizes]) == 0
     prepare = ["--raw", str(raw / "roco"), "--out", str(out), "--px", "64", "--workers", "0"]
     assert roco.main([*prepare, "--tokenizer", "train:300"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def questions(shards, tmp_path_factory) -> Path:
+    """Prepared phantom questions in VQA-RAD's layout, 64 px, with the tokeniser of `shards`."""
+    folder = tmp_path_factory.mktemp("questions")
+    raw, out = folder / "raw", folder / "vqa_rad"
+    sizes = ["--vqa", "24", "--workers", "1"]
+    assert phantoms.main(["--out", str(raw), "--layouts", "vqa_rad", *sizes]) == 0
+    prepare = ["--raw", str(raw / "vqa_rad"), "--out", str(out), "--px", "64", "--workers", "0"]
+    assert vqa_rad.main([*prepare, "--tokenizer", str(shards / "tokenizer")]) == 0
     return out
 
 

@@ -8,5 +8,8 @@ from torch import Tensor
 
 
 def classification_loss(logits: Tensor, classes: Tensor) -> Tensor:
-    """Cross-entropy, mean over pairs: logits (Q, C), classes int64 (Q,) -> scalar."""
-    return F.cross_entropy(logits.float(), classes)
+    """Cross-entropy of each pair: logits (Q, C), classes int64 (Q,) -> (Q,).
+
+    A class of -1 is unknown and costs 0.
+    """
+    return F.cross_entropy(logits.float(), classes, ignore_index=-1, reduction="none")

@@ -5,7 +5,9 @@ Letters: `I` images, `T` texts, `Q` questions, `A` answers.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor
 
 
@@ -44,3 +46,33 @@ def vqa_accuracy(scores: Tensor, targets: Tensor, closed: Tensor) -> dict[str, f
     right = targets.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0].double()
     parts = {"open": right[~closed], "closed": right[closed], "overall": right}
     return {name: part.mean().item() for name, part in parts.items()}
+
+
+def macro_f1(answers: Sequence[str], predictions: Sequence[str | None]) -> float:
+    """Unweighted mean of F1 over the classes that are an answer or a prediction (scikit-learn).
+
+    answers and predictions: names of classes; None, no prediction, is of no class.
+    """
+    labels, known, said = _labels(answers, predictions)
+    return float(f1_score(known, said, labels=labels, average="macro", zero_division=0))
+
+
+def confusion(
+    answers: Sequence[str], predictions: Sequence[str | None]
+) -> tuple[list[str], np.ndarray]:
+    """The sorted classes (C) and the matrix int64 (C, C): rows answers, columns predictions.
+
+    Pairs without a prediction (None) are in no column.
+    """
+    labels, known, said = _labels(answers, predictions)
+    matrix = confusion_matrix(known, said, labels=labels)
+    return sorted({*answers, *predictions} - {None}), matrix
+
+
+def _labels(
+    answers: Sequence[str], predictions: Sequence[str | None]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of all classes, of the answers, of the predictions; no prediction is number C."""
+    number = {name: k for k, name in enumerate(sorted({*answers, *predictions} - {None}))}
+    said = [len(number) if name is None else number[name] for name in predictions]
+    return np.arange(len(number)), np.array([number[name] for name in answers]), np.array(said)

@@ -8,9 +8,10 @@ from torch import Tensor
 
 
 def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over questions and answers, times A.
+    """Binary cross-entropy of each question, summed over answers.
 
-    logits (Q, A), targets float (Q, A) in 0-1 -> scalar.
+    logits (Q, A), targets float (Q, A) in 0-1 -> (Q,). Its mean over questions is the reference's
+    loss: the mean over questions and answers, times A.
     """
-    mean = F.binary_cross_entropy_with_logits(logits.float(), targets.float())
-    return mean * logits.shape[-1]
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+    return loss.sum(dim=-1)

@@ -4,10 +4,29 @@ Letters: `B` pairs, `L` text tokens, `S` image tokens (CLS first), `D` width.
 "Layer k" means the features after k layers: 0 = what enters fusion, `depth` = the last.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from m3ae.models.layers import PostNormBlock, take
+
+
+class Alone(NamedTuple):
+    """A stream inside the first layer, as far as it depends on this stream alone.
+
+    x (B, S, D) after self-attention; queries, keys and values (B, H, S, d) of cross-attention:
+    the queries ask the other stream, the keys and values answer it.
+    """
+
+    x: Tensor
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+
+    def repeated(self, row: int, times: int) -> "Alone":
+        """One row as B = `times` equal ones, without a copy."""
+        return Alone(*(part[row].expand(times, *part.shape[1:]) for part in self))
 
 
 class Fusion(nn.Module):
@@ -26,7 +45,6 @@ class Fusion(nn.Module):
         self.text_projection = nn.Linear(text_width, width)
         self.image_projection = nn.Linear(image_width, width)
         self.type_embedding = nn.Embedding(2, width)  # row 0 text, row 1 image
-
 
         def layer() -> PostNormBlock:
             hidden = int(width * mlp_ratio)
@@ -90,7 +108,46 @@ class Fusion(nn.Module):
         text, image = self.run(text, image, text_keep, start, stop - 1)[-1]
         return self.image_layers[stop - 1](image, None, text, text_keep, read)
 
+    def text_alone(self, text: Tensor, text_keep: Tensor) -> Alone:
+        """Layer 0 of the text stream (B, L, D) -> its part of the first layer."""
+        return _alone(self.text_layers[0], self.image_layers[0], text, text_keep)
+
+    def image_alone(self, image: Tensor) -> Alone:
+        """Layer 0 of the image stream (B, S, D) -> its part of the first layer."""
+        return _alone(self.image_layers[0], self.text_layers[0], image, None)
+
+    def first_layer(self, text: Alone, image: Alone, text_keep: Tensor) -> tuple[Tensor, Tensor]:
+        """The rest of the first layer -> the pair after it, as `run` from 0 to 1 gives.
+
+        Both sides have B rows (see `Alone.repeated`). Not for training where a side is repeated:
+        its pairs would share one draw of dropout.
+        """
+        text_layer, image_layer = self.text_layers[0], self.image_layers[0]
+        told = text_layer.cross_attention.mix(text.queries, image.keys, image.values)
+        shown = image_layer.cross_attention.mix(image.queries, text.keys, text.values, text_keep)
+        return text_layer.finish(text.x, told), image_layer.finish(image.x, shown)
+
+    def pooled(self, text: Tensor, image: Tensor, text_keep: Tensor, start: int) -> Tensor:
+        """From layer `start` to both poolers, the last layer at the two CLS tokens -> (B, 2D)."""
+        if start < self.depth:
+            last = self.depth - 1
+            text, image = self.run(text, image, text_keep, start, last)[-1]
+            cls = torch.zeros(len(text), 1, dtype=torch.int64, device=text.device)
+            text, image = (
+                self.read_text(text, image, text_keep, last, self.depth, cls),
+                self.read_image(text, image, text_keep, last, self.depth, cls),
+            )
+        return self.pool(text, image)
+
     def pool(self, text: Tensor, image: Tensor) -> Tensor:
         """Two streams after the last layer (only token 0 is read) -> (B, 2D), text then image."""
         pooled = [self.text_pooler(text[:, 0]), self.image_pooler(image[:, 0])]
         return torch.cat(pooled, dim=-1).tanh()
+
+
+def _alone(own: PostNormBlock, other: PostNormBlock, x: Tensor, keep: Tensor | None) -> Alone:
+    attended = own.attend(x, keep)
+    # The other stream reads this one as it entered the layer: the streams are parallel.
+    return Alone(
+        attended, own.cross_attention.queries(attended), *other.cross_attention.keys_values(x)
+    )

@@ -50,19 +50,19 @@ class Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, S, d)
 
-    def forward(
-        self, x: Tensor, source: Tensor, keep: Tensor | None = None, maps: list | None = None
-    ) -> Tensor:
-        """x (B, Q, D) attends to source (B, S, D) -> (B, Q, D).
+    def queries(self, x: Tensor) -> Tensor:
+        """x (B, Q, D) -> (B, H, Q, d)."""
+        return self._split(self.query(x))
 
-        With a list in `maps`, the attention maps (B, H, Q, S) are appended to it and the slow
-        twin runs (no dropout: for pictures and parity only).
-        """
-        q, k, v = (
-            self._split(self.query(x)),
-            self._split(self.key(source)),
-            self._split(self.value(source)),
-        )
+    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """source (B, S, D) -> keys and values, each (B, H, S, d)."""
+        return self._split(self.key(source)), self._split(self.value(source))
+
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None,
+        maps: list | None = None,
+    ) -> Tensor:  # fmt: skip
+        """What `queries` and `keys_values` gave -> (B, Q, D)."""
         if maps is not None:
             mixed, attention = attention_with_maps(q, k, v, keep)
             maps.append(attention)
@@ -73,6 +73,16 @@ class Attention(nn.Module):
                 dropout_p=self.dropout if self.training else 0.0,
             )  # fmt: skip
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, Q, D)
+
+    def forward(
+        self, x: Tensor, source: Tensor, keep: Tensor | None = None, maps: list | None = None
+    ) -> Tensor:
+        """x (B, Q, D) attends to source (B, S, D) -> (B, Q, D).
+
+        With a list in `maps`, the attention maps (B, H, Q, S) are appended to it and the slow
+        twin runs (no dropout: for pictures and parity only).
+        """
+        return self.mix(self.queries(x), *self.keys_values(source), keep, maps)
 
 
 class FeedForward(nn.Module):
@@ -143,10 +153,19 @@ class PostNormBlock(nn.Module):
         `read` int64 (B, Q) names the positions whose output is wanted: only those are computed
         as queries, -> (B, Q, D). `maps` collects the cross-attention maps (B, H, Q, S').
         """
+        x = self.attend(x, keep, read)
+        if other is None:
+            return self.finish(x)
+        return self.finish(x, self.cross_attention(x, other, other_keep, maps))
+
+    def attend(self, x: Tensor, keep: Tensor | None = None, read: Tensor | None = None) -> Tensor:
+        """The self-attention part, which depends on this stream alone -> (B, S or Q, D)."""
         queries = x if read is None else take(x, read)
-        x = self.attention_norm(queries + self.dropout(self.attention(queries, x, keep)))
-        if other is not None:
-            crossed = self.cross_attention(x, other, other_keep, maps)
+        return self.attention_norm(queries + self.dropout(self.attention(queries, x, keep)))
+
+    def finish(self, x: Tensor, crossed: Tensor | None = None) -> Tensor:
+        """The rest: what cross-attention gave, if any, then the feed-forward part."""
+        if crossed is not None:
             x = self.cross_attention_norm(x + self.dropout(crossed))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 

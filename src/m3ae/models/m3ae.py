@@ -324,13 +324,18 @@ def build_model(config: Config) -> M3AE:
     unreached = set(model.unreached())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in unreached)
+    wrap_blocks(model)
+    return model
+
+
+def wrap_blocks(model: M3AE) -> None:
+    """Activation checkpointing and compilation of each block, as the model's config says."""
     for block in model.modules():
         if isinstance(block, PreNormBlock | PostNormBlock):
-            if config.model.activation_checkpointing:
+            if model.config.activation_checkpointing:
                 block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-            if config.model.compile:
+            if model.config.compile:
                 block.compile(dynamic=True)  # texts and kept patches change the shapes
-    return model
 
 
 def initialise(model: nn.Module) -> None:

@@ -1,0 +1,124 @@
+"""Configuration of fine-tuning: like `m3ae.config`, for `configs/finetune/`.
+
+`configs/finetune/finetune.yaml` holds every key with its meaning, unit and source.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from m3ae.config import OptimConfig, read_with_overrides
+from m3ae.strict_yaml import build
+
+
+@dataclass(frozen=True)
+class DownstreamData:
+    """Section `data`."""
+
+    train: str
+    valid: str | None
+    test: str
+    answers: str | None
+    field: str
+    held_out: float
+    image_px: int
+    text_length: int
+    tokenizer: str | None
+    augmentation: Literal["none", "resized_crop", "rand_augment"]
+    crop_scale: float
+    false_texts: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class DownstreamTrain:
+    """Section `train`."""
+
+    epochs: int
+    batch_global: int
+    batch_per_process: int
+    precision: Literal["auto", "bf16", "fp16", "fp32"]
+    threads: int | None
+    log_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+
+
+@dataclass(frozen=True)
+class DownstreamEval:
+    """Section `eval`."""
+
+    batch: int
+    metric: str
+    top: int
+    samples: int
+    text_block: int
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """A whole fine-tuning run."""
+
+    seed: int
+    output: str
+    task: Literal["vqa", "classification", "retrieval"]
+    init: str | None
+    architecture: str
+    architecture_set: tuple[str, ...]
+    eval_only: bool
+    protocol: Literal["paper", "strict", "image_disjoint", "both"]
+    data: DownstreamData
+    optim: OptimConfig
+    train: DownstreamTrain
+    eval: DownstreamEval
+
+
+METRICS = {
+    "vqa": ("overall", "open", "closed"),
+    "classification": ("accuracy", "macro_f1"),
+    "retrieval": ("loss",),
+}
+
+
+def load_finetune_config(path: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
+    """As `m3ae.config.load_config`, and raises the same."""
+    config = build(FinetuneConfig, read_with_overrides(path, overrides), "")
+    _check(config)
+    return config
+
+
+def _check(config: FinetuneConfig) -> None:
+    """Values that no run could work with; raises ValueError naming the key."""
+
+    def require(holds: bool, message: str) -> None:
+        if not holds:
+            raise ValueError(message)
+
+    data, train, evaluation = config.data, config.train, config.eval
+    known = METRICS[config.task]
+    require(
+        evaluation.metric in known,
+        f"eval.metric: {evaluation.metric!r} is none of {config.task}'s: {', '.join(known)}",
+    )
+    for key in ("epochs", "batch_global", "batch_per_process", "log_every", "checkpoint_every"):
+        require(getattr(train, key) >= 1, f"train.{key}: {getattr(train, key)} is below 1")
+    require(
+        train.batch_global % train.batch_per_process == 0,
+        f"train.batch_global: {train.batch_global} is no multiple of train.batch_per_process "
+        f"({train.batch_per_process})",
+    )
+    for key in ("batch", "top", "samples", "text_block"):
+        require(getattr(evaluation, key) >= 1, f"eval.{key}: {getattr(evaluation, key)} is below 1")
+    require(data.text_length >= 3, "data.text_length: below 3, no room for a word")
+    require(0 < data.held_out < 1, f"data.held_out: {data.held_out} is not in (0, 1)")
+    require(0 < data.crop_scale <= 1, f"data.crop_scale: {data.crop_scale} is not in (0, 1]")
+    require(
+        config.task != "retrieval" or data.false_texts >= 1,
+        f"data.false_texts: {data.false_texts} is below 1",
+    )
+    require(len(config.optim.betas) == 2, f"optim.betas: expected two, got {config.optim.betas}")
+    require(
+        not (config.eval_only and config.init is None),
+        "eval_only: needs init= (a fine-tuned checkpoint)",
+    )

@@ -1,0 +1,239 @@
+"""Questions (or captions) of a prepared split, and their batches for fine-tuning.
+
+Letters: `B` pairs, `F` false texts an image, `L` text tokens.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
+
+from m3ae.data.datasets import Pairs, Sample, stack_images, text_keep, trim
+from m3ae.data.images import to_array
+from m3ae.data.sampler import SAMPLE, Order, Plan, keyed
+from m3ae.data.shards import WITH_FIELDS, Shards
+from m3ae.downstream.config import DownstreamData, FinetuneConfig
+from m3ae.downstream.protocols import Protocol, hold_out, read_answers, select_rows
+from m3ae.downstream.retrieval import draw_false_texts
+
+log = logging.getLogger(__name__)
+
+UNKNOWN = -1  # the right answer is not in the list
+
+
+class Questions:
+    """The rows of a prepared split that a run uses, with their targets.
+
+    `answers` in the order of the head's outputs; none for retrieval. Raises ValueError naming the
+    folder that is wrong or empty.
+    """
+
+    def __init__(
+        self, folder: str, tokenizer: Any, data: DownstreamData, rows: np.ndarray | None = None
+    ) -> None:
+        self.folder, self.name = folder, data.field
+        self.pairs = Pairs([folder], tokenizer, data.text_length, data.image_px)
+        shards = self.shards = self.pairs.corpora[0]
+        everything = np.arange(len(shards))
+        self.fields: list[dict[str, Any]] = []
+        if shards.manifest["kind"] == WITH_FIELDS:
+            self.fields = [shards.fields(row) for row in range(len(shards))]
+            missing = [k for k, fields in enumerate(self.fields) if fields.get(self.name) is None]
+            if len(missing) == len(self.fields):
+                known = sorted(self.fields[0]) if self.fields else []
+                raise ValueError(f"data.field: {folder} has no {self.name!r}, only "
+                                 f"{', '.join(known)}")  # fmt: skip
+            if missing:
+                log.info("%s: %d rows without %s are left out", folder, len(missing), self.name)
+            everything = np.setdiff1d(everything, missing)
+        self.rows = everything if rows is None else np.intersect1d(everything, rows)
+        if not len(self.rows):
+            raise ValueError(f"{folder}: no row is left of this split")
+        self.targets = np.zeros(len(shards), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def label(self, row: int) -> str:
+        """What is to be predicted for a row of the shards."""
+        return str(self.fields[row][self.name])
+
+    def set_answers(self, answers: list[str]) -> None:
+        """Fix the targets; the number that the list lacks goes to the log."""
+        number = {answer: k for k, answer in enumerate(answers)}
+        for row in self.rows:
+            self.targets[row] = number.get(self.label(row), UNKNOWN)
+        unknown = int((self.targets[self.rows] == UNKNOWN).sum())
+        if unknown:
+            log.info("%s: the answers of %d of %d rows are not in the list", self.folder, unknown,
+                     len(self))  # fmt: skip
+
+    def labels(self) -> Counter:
+        """How often each label occurs."""
+        return Counter(self.label(row) for row in self.rows)
+
+
+def read_splits(
+    config: FinetuneConfig, tokenizer: Any, protocols: list[Protocol]
+) -> tuple[dict[str, Questions], list[str], dict[str, set[str]]]:
+    """The splits of a run, the answers of the head, and those that each protocol may give."""
+    data = config.data
+    whole = Questions(data.train, tokenizer, data)
+    splits = {"test": Questions(data.test, tokenizer, data)}
+    if data.valid:
+        splits["valid"] = Questions(data.valid, tokenizer, data)
+    if config.task == "retrieval":
+        return {"train": whole} | splits, [], {rules.name: set() for rules in protocols}
+    rows = select_rows(protocols[0], whole.fields)
+    if any(not np.array_equal(select_rows(rules, whole.fields), rows) for rules in protocols):
+        raise ValueError("protocol=both: the two train on other rows; run paper and strict apart")
+    if any(rules.select == "held_out" for rules in protocols):
+        rows, held = hold_out(rows, whole.shards.image_of_text, data.held_out)
+        splits["held_out"] = Questions(data.train, tokenizer, data, held)
+    train = Questions(data.train, tokenizer, data, rows)
+    everything = read_answers(data.train, data.answers, data.field)
+    if everything is None:
+        log.info("no answers.json or classes.json beside %s: all labels of the splits", data.train)
+        everything = sorted(set().union(*(split.labels() for split in [whole, *splits.values()])))
+    trained = set(train.labels())
+    whole_list = any(rules.known_answers == "all" for rules in protocols)
+    answers = everything if whole_list else sorted(trained)
+    strange = trained - set(answers)
+    if strange:
+        raise ValueError(f"{data.train}: {len(strange)} training labels are not in the answer "
+                         f"list, e.g. {sorted(strange)[0]!r}")  # fmt: skip
+    splits = {"train": train} | splits
+    for split in splits.values():
+        split.set_answers(answers)
+    known = {rules.name: set(answers) if rules.known_answers == "all" else trained
+             for rules in protocols}  # fmt: skip
+    return splits, answers, known
+
+
+def augmented(
+    shards: Shards, image: int, data: DownstreamData, rng: np.random.Generator
+) -> np.ndarray:
+    """A random crop of an image, resized to image_px: uint8 (C, px, px); torchvision's transforms.
+
+    `resized_crop`: area crop_scale-1 of the image, aspect ratio 3/4-4/3 (the paper's fine-tuning).
+    `rand_augment` adds torchvision's RandAugment with its own defaults.
+    """
+    picture = shards.picture(image)
+    crop = RandomResizedCrop(data.image_px, (data.crop_scale, 1.0),
+                             interpolation=InterpolationMode.BICUBIC)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        torch.manual_seed(int(rng.integers(2**62)))
+        picture = crop(picture)
+        if data.augmentation == "rand_augment":
+            picture = RandAugment()(picture)
+    return to_array(picture.convert("RGB") if picture.mode == "RGBA" else picture)
+
+
+def collate(questions: Questions, samples: list[Sample], rows: list[int]) -> dict[str, Tensor]:
+    """Samples of these rows of the shards -> a batch."""
+    batch = {
+        "index": torch.tensor(rows),
+        "image": stack_images([sample.image for sample in samples]),
+        "text_ids": torch.from_numpy(np.stack([sample.ids for sample in samples])),
+        "text_keep": torch.from_numpy(np.stack([text_keep(sample.words) for sample in samples])),
+        "target": torch.from_numpy(questions.targets[rows]),
+    }
+    return trim(batch)
+
+
+def add_false_texts(
+    batch: dict[str, Tensor], questions: Questions, rows: list[int], count: int, seed: int,
+    positions: Sequence[int],
+) -> dict[str, Tensor]:  # fmt: skip
+    """Texts (B, L) -> (B, 1+F, L): the true one, then false ones drawn by seed and positions."""
+    owners = questions.shards.image_of_text
+    false = draw_false_texts(owners, owners[rows], count, seed, positions)  # (B, F)
+    chosen = np.concatenate([np.array(rows)[:, None], false], axis=1)
+    texts = [[questions.pairs.tokens(int(number)) for number in numbers] for numbers in chosen]
+    ids = np.array([[ids for ids, _ in row] for row in texts])
+    keep = np.array([[text_keep(words) for _, words in row] for row in texts])
+    return trim(batch | {"text_ids": torch.from_numpy(ids), "text_keep": torch.from_numpy(keep)})
+
+
+class TrainQuestions(Dataset):
+    """Item i = the i-th micro-batch of one process, as in pre-training (`TrainBatches`)."""
+
+    def __init__(self, questions: Questions, config: FinetuneConfig, plan: Plan, rank: int) -> None:
+        self.questions, self.data, self.plan = questions, config.data, plan
+        self.order = Order([len(questions)], None, config.seed)
+        self.seed, self.rank, self.task = config.seed, rank, config.task
+        if self.data.augmentation != "none" and questions.shards.manifest["encoding"] == "raw":
+            raise ValueError(
+                f"data.augmentation: {questions.folder} holds pixels already cropped; prepare it "
+                "with --encoding jpeg or original, or set none"
+            )
+
+    def __len__(self) -> int:
+        return self.plan.steps * self.plan.accumulation
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        step, micro = divmod(item, self.plan.accumulation)
+        positions = self.plan.positions(step, self.rank, micro)
+        questions, samples, rows = self.questions, [], []
+        for position in positions:
+            row = int(questions.rows[self.order[position]])
+            rng = keyed(self.seed, SAMPLE, position)
+            sample = questions.pairs[row]
+            if self.data.augmentation != "none":
+                image = int(questions.shards.image_of_text[row])
+                sample.image = augmented(questions.shards, image, self.data, rng)
+            samples.append(sample)
+            rows.append(row)
+        batch = collate(questions, samples, rows)
+        if self.task != "retrieval":
+            return batch
+        return add_false_texts(batch, questions, rows, self.data.false_texts, self.seed, positions)
+
+
+class EvalQuestions(Dataset):
+    """All rows in order, `batch` at a time; false texts, if any, are fixed."""
+
+    def __init__(self, questions: Questions, config: FinetuneConfig) -> None:
+        self.questions, self.data, self.task = questions, config.data, config.task
+        self.batch = config.eval.batch
+
+    def __len__(self) -> int:
+        return -(-len(self.questions) // self.batch)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        if item >= len(self):
+            raise IndexError(item)
+        questions = self.questions
+        rows = [int(row) for row in questions.rows[item * self.batch : (item + 1) * self.batch]]
+        batch = collate(questions, [questions.pairs[row] for row in rows], rows)
+        if self.task != "retrieval":
+            return batch
+        return add_false_texts(batch, questions, rows, self.data.false_texts, 0, rows)
+
+
+def train_loader(
+    config: FinetuneConfig, questions: Questions, plan: Plan, rank: int, step: int,
+    device: torch.device,
+) -> DataLoader:  # fmt: skip
+    """Micro-batches of process `rank` from `step` to the end, in order."""
+    dataset = TrainQuestions(questions, config, plan, rank)
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(step * plan.accumulation, len(dataset)),
+        num_workers=config.data.workers,
+        prefetch_factor=4 if config.data.workers else None,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def share(dataset: EvalQuestions, rank: int, processes: int) -> Iterator[dict[str, Tensor]]:
+    """The batches of process `rank`: every `processes`-th."""
+    return (dataset[item] for item in range(rank, len(dataset), processes))

@@ -1,0 +1,234 @@
+"""M3AE with a downstream head (paper section 3.2), and where its weights come from.
+
+Letters: `B` pairs, `A` answers or classes, `F` false texts an image, `L` text tokens, `D` width.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m3ae.config import ModelConfig, load_config
+from m3ae.downstream.classification import classification_loss
+from m3ae.downstream.config import FinetuneConfig
+from m3ae.downstream.retrieval import retrieval_scores
+from m3ae.downstream.vqa import vqa_loss
+from m3ae.models.heads import AnswerHead, ITMHead, RetrievalHead, start_retrieval_head
+from m3ae.models.image_encoder import resize_positions
+from m3ae.models.m3ae import M3AE, build_model, initialise, wrap_blocks
+from m3ae.models.pretrained import (
+    State,
+    check_state,
+    convert_reference,
+    read_checkpoint,
+    read_pretrained,
+)
+from m3ae.pretraining.objectives import reduce_losses
+from m3ae.training.checkpoint import checkpoints
+
+log = logging.getLogger(__name__)
+
+HEADS = {"vqa": "vqa_head", "classification": "cls_head", "retrieval": "retrieval_head"}
+FACTS = "downstream.json"  # beside the weights: what the head's outputs mean
+
+
+class Downstream(M3AE):
+    """The encoders, fusion and poolers of M3AE under the head of one task.
+
+    A drop-in for `M3AE` in the engine: `model(batch)`, `model.counts(batch)`. A batch holds
+    `image`, `text_ids`, `text_keep` and, where a loss is wanted, `target` int64 (B,), -1 = the
+    right answer is not in the list. For retrieval the texts are (B, 1+F, L), the true one first.
+    """
+
+    def __init__(self, config: ModelConfig, task: str, classes: int) -> None:
+        bare = {name: dataclasses.replace(getattr(config, name), weight=0.0)
+                for name in ("mlm", "mim", "itm")}  # fmt: skip
+        super().__init__(dataclasses.replace(config, **bare))
+        self.task, self.name = task, HEADS[task].removesuffix("_head")
+        width = config.fusion.width
+        head = RetrievalHead(width) if task == "retrieval" else AnswerHead(width, classes)
+        initialise(head)
+        setattr(self, HEADS[task], head)
+        self.weights = {self.name: 1.0}
+
+    @property
+    def head(self) -> torch.nn.Module:
+        """The task's head."""
+        return getattr(self, HEADS[self.task])
+
+    def scores(self, batch: dict[str, Tensor]) -> Tensor:
+        """Logits (B, A) of the answers or classes; for retrieval (B, 1+F) of the texts."""
+        image, ids, keep = batch["image"], batch["text_ids"], batch["text_keep"]
+        if self.task == "retrieval":
+            return retrieval_scores(self, self.head, image, ids, keep)
+        return self.head(self.encode_pair(image, ids, keep).pooled)
+
+    def forward(
+        self,
+        batch: dict[str, Tensor],
+        totals: dict[str, Tensor] | None = None,
+        per_sample: bool = False,
+    ) -> dict[str, Tensor]:
+        """`{name}_loss`, `{name}_count`, `{name}_correct` and `loss`, as in pre-training.
+
+        The loss is a mean over pairs of `vqa_loss` or `classification_loss`.
+        """
+        scores, target = self.scores(batch).float(), batch["target"]
+        if self.task == "vqa":
+            right = F.one_hot(target.clamp(min=0), scores.shape[1]) * (target >= 0)[:, None]
+            loss = vqa_loss(scores, right)
+        else:
+            loss = classification_loss(scores, target)  # retrieval: target 0, the true text
+        correct = scores.argmax(dim=1).eq(target).long()
+        sums = {f"{self.name}_loss": loss, f"{self.name}_count": torch.ones_like(target),
+                f"{self.name}_correct": correct}  # fmt: skip
+        return sums if per_sample else reduce_losses(sums, self.weights, totals)
+
+    def counts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss's denominator: pairs."""
+        return {self.name: torch.tensor(len(batch["target"]), device=batch["target"].device)}
+
+    def unreached(self) -> list[str]:
+        """None: the head reads both poolers, so every parameter is trained."""
+        return []
+
+
+# ------------------------------------------------------------------------------------- weights
+
+
+@dataclasses.dataclass
+class Init:
+    """What fine-tuning starts from: sizes, all tensors found, facts of a fine-tuned one."""
+
+    source: str
+    model: ModelConfig
+    state: State
+    facts: dict[str, Any] | None
+    tokenizer: str | None
+
+
+def read_init(config: FinetuneConfig) -> Init:
+    """Sizes and weights of `init`, at the image side of `data.image_px`.
+
+    A run folder stands for its last checkpoint; a file is a checkpoint of the reference, whose
+    sizes are the architecture's. Without `init`: what a pre-training with the architecture's config
+    and seed would start from. Raises ValueError or FileNotFoundError naming what is wrong.
+    """
+    px = config.data.image_px
+    if config.init is None:
+        whole = load_config(config.architecture, config.architecture_set)
+        whole = dataclasses.replace(whole, model=at_size(whole.model, px))
+        return Init(config.architecture, whole.model, build_model(whole).state_dict(), None,
+                    whole.data.tokenizer)  # fmt: skip
+    if Path(config.init).is_file():
+        model = load_config(config.architecture, config.architecture_set).model
+        state = convert_reference(read_checkpoint(config.init))
+        return Init(config.init, at_size(model, px), state, None, None)
+    folder = last_checkpoint(Path(config.init))
+    model, state = read_pretrained(folder)
+    return Init(str(folder), at_size(model, px), state, read_facts(folder), str(folder))
+
+
+def at_size(model: ModelConfig, image_px: int) -> ModelConfig:
+    """The same sizes for images of another side; ValueError if the patches do not fill it."""
+    image = dataclasses.replace(model.image_encoder, image_px=image_px)
+    if image_px % image.patch_px:
+        raise ValueError(f"data.image_px: {image_px} is no multiple of the patch's "
+                         f"{image.patch_px} px")  # fmt: skip
+    return dataclasses.replace(model, image_encoder=image)
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The last checkpoint of a run folder; a folder of weights, or a hub id, is itself."""
+    saved = checkpoints(folder)
+    if (folder / "checkpoints").is_dir() and not saved:
+        raise FileNotFoundError(f"{folder}/checkpoints: no whole checkpoint in it yet")
+    return saved[-1] if saved else folder
+
+
+def read_facts(folder: Path) -> dict[str, Any] | None:
+    """What `write_facts` wrote, None for a pre-trained model."""
+    path = Path(folder) / FACTS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_facts(folder: Path, **facts: Any) -> None:
+    """task, field, answers (in the order of the head's outputs), protocol, sizes, source."""
+    text = json.dumps(facts, indent=1, ensure_ascii=False)
+    (Path(folder) / FACTS).write_text(text + "\n", encoding="utf-8")
+
+
+def build_downstream(config: FinetuneConfig, init: Init, answers: list[str]) -> Downstream:
+    """The model of a task with the weights of `init`.
+
+    Encoders, fusion and poolers are taken from it, strictly. For training the head is new (for
+    retrieval it starts as the "match" row of the ITM head) and follows from `config.seed`; with
+    `eval_only` it must be `init`'s and of the same answers.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = Downstream(init.model, config.task, len(answers))
+    name = HEADS[config.task]
+    state = {key: tensor for key, tensor in init.state.items() if "head." not in key}
+    positions = state["image_encoder.position_embedding"]
+    state["image_encoder.position_embedding"] = resize_positions(
+        positions, model.image_encoder.grid
+    )
+    found = {key: tensor for key, tensor in init.state.items() if key.startswith(f"{name}.")}
+    if config.eval_only and (found or config.task != "retrieval"):
+        check_facts(config, init, answers, found)
+        state |= found
+    else:
+        if config.task == "retrieval":
+            _start_from_itm(model, init)
+        state |= {f"{name}.{key}": tensor for key, tensor in model.head.state_dict().items()}
+    dropped = {key.partition(".")[0] for key in init.state if "head." in key}
+    if config.eval_only and found:
+        dropped.discard(name)
+    if dropped:
+        log.info("%s: not used here: %s", init.source, ", ".join(sorted(dropped)))
+    check_state(model, state, init.source)
+    model.load_state_dict(state)
+    wrap_blocks(model)
+    return model
+
+
+def _start_from_itm(model: Downstream, init: Init) -> None:
+    """The retrieval head from the ITM head of `init` (reference, fact 14)."""
+    itm = ITMHead(init.model.fusion.width)
+    prefix = "itm_head."
+    state = {key.removeprefix(prefix): tensor for key, tensor in init.state.items()
+             if key.startswith(prefix)}  # fmt: skip
+    if not state:
+        raise ValueError(f"{init.source}: no itm_head in it, from which retrieval starts; give a "
+                         "model pre-trained with model.itm.weight above 0")  # fmt: skip
+    itm.load_state_dict(state)
+    start_retrieval_head(model.head, itm)
+
+
+def check_facts(config: FinetuneConfig, init: Init, answers: list[str], found: State) -> None:
+    """Raise ValueError unless `init` holds a head for this task and these answers."""
+    name = HEADS[config.task]
+    if not found:
+        heads = sorted({key.partition(".")[0] for key in init.state if "head." in key})
+        raise ValueError(f"{init.source}: no {name} in it ({', '.join(heads) or 'no head'}); "
+                         "eval_only needs a checkpoint fine-tuned for this task")  # fmt: skip
+    if init.facts is None:  # the reference's files do not say what their answers are
+        outputs = next(iter(reversed(found.values()))).shape[0]
+        if config.task != "retrieval" and outputs != len(answers):
+            raise ValueError(f"{init.source}: its {name} has {outputs} answers, the data gives "
+                             f"{len(answers)}")  # fmt: skip
+        return
+    for key, wanted in (("task", config.task), ("field", config.data.field)):
+        if config.task != "retrieval" and init.facts[key] != wanted:
+            raise ValueError(f"{init.source}: fine-tuned for {key} {init.facts[key]!r}, the config "
+                             f"says {wanted!r}")  # fmt: skip
+    if init.facts["answers"] != answers:
+        strange = sorted(set(init.facts["answers"]) ^ set(answers))[:3]
+        raise ValueError(f"{init.source}: fine-tuned on another answer list ({len(answers)} here, "
+                         f"{len(init.facts['answers'])} there; e.g. {', '.join(strange)})")

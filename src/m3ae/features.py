@@ -1,0 +1,192 @@
+r"""Write features of a prepared split to a safetensors file: pre-trained or fine-tuned model.
+
+    python -m m3ae.features --model RUN --data data/mine/train --what pair --out mine.safetensors
+
+what    a row                  --pool cls (default)           --pool mean
+image   each image once        the image encoder's CLS token  mean over its patches
+text    each text              the text encoder's CLS token   mean over its real tokens, also the
+                                                              special ones
+pair    each text with its     both poolers, text then image  means of both streams after fusion,
+        image                  (what the heads read)          over real tokens and over patches
+
+image and text are before fusion: neither has seen the other. Images are not augmented.
+
+The file: `features` float32 (rows, D); in its metadata `keys`, a JSON list with the key of each row
+(of the image; else of the text), and what, pool, model, data, image_px, text_length.
+`m3ae.features.read_features` reads it back.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from m3ae.data.datasets import Pairs, stack_images, text_keep, trim
+from m3ae.data.shards import read_manifest
+from m3ae.models.m3ae import M3AE
+from m3ae.predict import (
+    Trained,
+    add_model_arguments,
+    load_trained,
+    pick_device,
+    run_command,
+    shards_px,
+)
+from m3ae.training.engine import autocast, evaluating, resolve_precision, to_device
+
+log = logging.getLogger("m3ae")
+
+WHAT, POOLS = ("image", "text", "pair"), ("cls", "mean")
+
+
+def masked_mean(x: Tensor, keep: Tensor) -> Tensor:
+    """Mean over the tokens that are real: x (B, L, D), keep bool (B, L) -> (B, D) float32."""
+    weights = keep[..., None].float()
+    return (x.float() * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def image_features(model: M3AE, image: Tensor, pool: str) -> Tensor:
+    """Images as in a batch -> (B, D) of the image encoder, before fusion."""
+    x = model.image_encoder(model.normalise(image))
+    return x[:, 0].float() if pool == "cls" else x[:, 1:].float().mean(dim=1)
+
+
+def text_features(model: M3AE, ids: Tensor, keep: Tensor, pool: str) -> Tensor:
+    """Token ids int64 (B, L), keep bool (B, L) -> (B, D) of the text encoder, before fusion."""
+    x = model.text_encoder(ids, keep)
+    return x[:, 0].float() if pool == "cls" else masked_mean(x, keep)
+
+
+def pair_features(model: M3AE, image: Tensor, ids: Tensor, keep: Tensor, pool: str) -> Tensor:
+    """Pairs -> (B, 2D) after fusion, text half first."""
+    pair = model.encode_pair(image, ids, keep)
+    if pool == "cls":
+        return pair.pooled.float()
+    return torch.cat([masked_mean(pair.text, keep), pair.image[:, 1:].float().mean(dim=1)], dim=1)
+
+
+def extract(
+    trained: Trained, folder: str, what: str, pool: str = "cls", batch: int = 32,
+    precision: str = "fp32",
+) -> tuple[np.ndarray, list[str]]:  # fmt: skip
+    """Features float32 (n, D) and keys of a prepared split, in its order.
+
+    Raises ValueError naming the first row whose features are not finite, and as `Pairs`.
+    """
+    pairs = Pairs([folder], trained.tokenizer, trained.text_length, trained.image_px)
+    shards, model = pairs.corpora[0], trained.model
+    device = model.pixel_mean.device
+
+    def images(rows: Sequence[int]) -> Tensor:
+        return stack_images([shards.image(int(row), trained.image_px) for row in rows])
+
+    def texts(rows: Sequence[int]) -> dict[str, Tensor]:
+        tokens = [pairs.tokens(row) for row in rows]
+        return trim({
+            "text_ids": torch.from_numpy(np.stack([ids for ids, _ in tokens])),
+            "text_keep": torch.from_numpy(np.stack([text_keep(words) for _, words in tokens])),
+        })  # fmt: skip
+
+    def of_images(rows: Sequence[int]) -> Tensor:
+        return image_features(model, images(rows).to(device), pool)
+
+    def of_texts(rows: Sequence[int]) -> Tensor:
+        batch = to_device(texts(rows), device)
+        return text_features(model, batch["text_ids"], batch["text_keep"], pool)
+
+    def of_pairs(rows: Sequence[int]) -> Tensor:
+        batch = to_device(texts(rows), device)
+        image = images(shards.image_of_text[rows]).to(device)
+        return pair_features(model, image, batch["text_ids"], batch["text_keep"], pool)
+
+    compute: Callable[[Sequence[int]], Tensor]
+    compute = {"image": of_images, "text": of_texts, "pair": of_pairs}[what]
+    key, count = (shards.image_key, shards.num_images) if what == "image" else (
+        shards.text_key, len(shards))  # fmt: skip
+    keys, features = [key(row) for row in range(count)], np.zeros((0, 0), np.float32)
+    with evaluating(model), autocast(device, precision):
+        for begin in tqdm(range(0, count, batch), unit="batch", desc=f"{what} features"):
+            rows = list(range(begin, min(begin + batch, count)))
+            part = compute(rows).float().cpu().numpy()
+            if not begin:
+                features = np.empty((count, part.shape[1]), np.float32)
+            features[begin : begin + len(part)] = part
+    wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(wrong):
+        raise ValueError(f"{folder}: {len(wrong)} features are not finite, e.g. of "
+                         f"{keys[wrong[0]]}; try --precision fp32")  # fmt: skip
+    return features, keys
+
+
+def write_features(path: Path, features: np.ndarray, keys: list[str], **facts: object) -> None:
+    """Write the file under a temporary name, then rename it; `facts` go to the metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {name: str(value) for name, value in facts.items()}
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({"features": features}, temporary,
+              metadata={**metadata, "keys": json.dumps(keys, ensure_ascii=False)})  # fmt: skip
+    os.replace(temporary, path)
+
+
+def read_features(path: str | Path) -> tuple[np.ndarray, list[str]]:
+    """Features float32 (n, D) and the key of each row; ValueError where the file holds none."""
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            features, metadata = file.get_tensor("features"), file.metadata()
+            return features, json.loads(metadata["keys"])
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # the library has an exception class of its own
+        raise ValueError(f"{path}: not a file of m3ae.features ({error})") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m m3ae.features", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add_model_arguments(parser, "run folder, checkpoint folder or hub id of any model")
+    add("--data", required=True, metavar="SPLIT", help="folder of a prepared split, e.g. OUT/train")
+    add("--what", required=True, choices=WHAT)
+    add("--out", required=True, type=Path, metavar="FILE", help="e.g. features.safetensors")
+    add("--pool", choices=POOLS, default="cls", help="see above (default: %(default)s)")
+    add("--text-length", type=int, metavar="N",
+        help="tokens, special ones included (default: that of training)")  # fmt: skip
+    args = parser.parse_args(argv)
+    return run_command(lambda: _features(args))
+
+
+def _features(args: argparse.Namespace) -> None:
+    if args.batch < 1:
+        raise ValueError(f"--batch {args.batch}: below 1")
+    if args.out.is_dir():
+        raise ValueError(f"--out {args.out}: a folder; give a file, e.g. features.safetensors")
+    device = pick_device(args.device)
+    px = shards_px(args.data, args.model, args.protocol)
+    trained = load_trained(args.model, args.protocol, px, args.text_length)
+    trained.model.to(device)
+    log.info("model: %s (%s), images of %d px, texts of %d tokens", trained.folder,
+             trained.task or "pre-trained", trained.image_px, trained.text_length)  # fmt: skip
+    precision = resolve_precision(args.precision, device)
+    features, keys = extract(trained, args.data, args.what, args.pool, args.batch, precision)
+    source = read_manifest(Path(args.data))["source"]
+    write_features(args.out, features, keys, what=args.what, pool=args.pool, source=source,
+                   model=trained.folder, data=args.data, image_px=trained.image_px,
+                   text_length=trained.text_length)  # fmt: skip
+    print(f"{args.what} features {features.shape[0]} x {features.shape[1]} -> {args.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

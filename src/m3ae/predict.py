@@ -1,0 +1,457 @@
+r"""Answer questions about an image with a fine-tuned model, or predict a whole prepared split.
+
+    python -m m3ae.predict --model RUN --image X.png --question "Is there a mass?"
+    python -m m3ae.predict --model RUN --image X.png --question "..." --attention looked_at.png
+    python -m m3ae.predict --model RUN --data data/mine/test --out predictions.jsonl
+
+RUN is the folder of a fine-tuning run (its best epoch is used) or a checkpoint folder with
+downstream.json in it. The image goes through the transform of training; for a model of 384 px its
+shorter side becomes 384 and the centre is cut out. A model of classes takes the text that belongs
+to the image (`--text` is the same as `--question`); a retrieval model gives a match score.
+Not a medical device.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from m3ae.data.chunks import is_unicode
+from m3ae.data.datasets import text_keep
+from m3ae.data.images import decode, resize_crop
+from m3ae.data.prepare import TEXT_TOKENS
+from m3ae.data.shards import WITH_FIELDS, read_manifest
+from m3ae.data.texts import assemble, encode, load_tokenizer, special_ids
+from m3ae.downstream.attention import draw_words
+from m3ae.downstream.config import DownstreamData
+from m3ae.downstream.data import Questions, collate
+from m3ae.downstream.evaluation import prediction_rows, probabilities
+from m3ae.downstream.model import FACTS, HEADS, Downstream, last_checkpoint, read_facts
+from m3ae.downstream.predictions import PROTOCOLS, write_predictions
+from m3ae.models.image_encoder import resize_positions
+from m3ae.models.m3ae import M3AE
+from m3ae.models.pretrained import check_state, read_pretrained
+from m3ae.strict_yaml import parse
+from m3ae.training.engine import autocast, evaluating, resolve_precision, to_device
+from m3ae.training.logs import start_logging
+
+log = logging.getLogger("m3ae")
+
+PREFERRED = ("strict", "image_disjoint", "paper")  # whose best epoch is used, if none is asked for
+
+
+# ------------------------------------------------------------------------------ load
+
+
+@dataclass
+class Trained:
+    """A model ready for use, in eval mode: `model` is a `Downstream` where `facts` are given."""
+
+    folder: Path
+    model: M3AE
+    tokenizer: Any
+    image_px: int
+    text_length: int
+    facts: dict[str, Any] | None
+    protocol: str | None  # whose answers it may give
+
+    @property
+    def task(self) -> str | None:
+        """vqa, classification, retrieval, or None for a pre-trained model."""
+        return self.facts["task"] if self.facts else None
+
+    @property
+    def known(self) -> set[str] | None:
+        """The answers that it may give; None: all."""
+        known = (self.facts or {}).get("known") or {}
+        return set(known[self.protocol]) if self.protocol in known else None
+
+
+def find_checkpoint(path: Path, protocol: str | None = None) -> Path:
+    """The checkpoint that a run folder stands for; a checkpoint folder, or a hub id, is itself.
+
+    Of a fine-tuning run it is the best epoch under `protocol` (default: the first there is of
+    strict, image_disjoint, paper), of a pre-training run the last checkpoint. Raises
+    FileNotFoundError that says what was looked for.
+    """
+    if path.is_file():
+        raise FileNotFoundError(f"{path}: a file; give a run folder or a folder of save_pretrained")
+    if not path.is_dir() or (path / "config.json").is_file():
+        return path
+    # With protocol=both, a corpus whose protocols train on other rows has a run folder for each.
+    places = {name: [path / f"best-{name}", path / name / f"best-{name}"] for name in PREFERRED}
+    found = {name: place for name in PREFERRED for place in places[name] if place.is_dir()}
+    if protocol is not None and found and protocol not in found:
+        raise FileNotFoundError(f"{path}: no best epoch under --protocol {protocol}; it has "
+                                f"{', '.join(found)}")  # fmt: skip
+    if found:
+        return found[protocol or next(iter(found))]
+    last = last_checkpoint(path)
+    if not (last / "config.json").is_file():
+        raise FileNotFoundError(f"{path}: neither a run (no best-PROTOCOL and no checkpoints in "
+                                "it) nor a checkpoint (no config.json)")  # fmt: skip
+    return last
+
+
+def load_trained(
+    path: str | Path, protocol: str | None = None, image_px: int | None = None,
+    text_length: int | None = None,
+) -> Trained:  # fmt: skip
+    """A fine-tuned or pre-trained model with its tokeniser, strictly, on the CPU.
+
+    With another `image_px` than the model's, positions are resized as fine-tuning does, and the
+    log says so. `text_length` default: that of fine-tuning, else of pre-training (its config.yaml),
+    else 64. Raises ValueError or FileNotFoundError naming what is wrong.
+    """
+    folder = find_checkpoint(Path(path), protocol)
+    config, state = read_pretrained(folder)
+    facts = read_facts(folder)
+    px = config.image_encoder.image_px
+    if image_px is not None and image_px != px:
+        image = dataclasses.replace(config.image_encoder, image_px=image_px)
+        if image_px % image.patch_px:
+            raise ValueError(f"{folder}: images of {image_px} px are no multiple of its patches of "
+                             f"{image.patch_px} px; prepare with --px {px}")  # fmt: skip
+        config = dataclasses.replace(config, image_encoder=image)
+        name = "image_encoder.position_embedding"
+        state[name] = resize_positions(state[name], image_px // image.patch_px)
+        log.info("%s: trained at %d px, positions resized to %d px", folder, px, image_px)
+        px = image_px
+    if facts is None:
+        heads = sorted({key.partition(".")[0] for key in state} & set(HEADS.values()))
+        if heads:
+            raise ValueError(f"{folder}: has a {heads[0]} and no {FACTS}, which says what its "
+                             "outputs mean; give the run folder, or its best-PROTOCOL folder")
+        model = M3AE(config)
+    else:
+        _check_facts(folder, facts)
+        model = Downstream(config, facts["task"], len(facts["answers"]))
+    check_state(model, state, str(folder))
+    model.load_state_dict(state)
+    model.eval()
+    given = text_length if text_length is not None else (facts or {}).get("text_length")
+    length = _text_length(folder) if given is None else given
+    text = config.text_encoder
+    most = text.max_positions - (text.pad_id + 1 if text.kind == "roberta" else 0)
+    if not 3 <= length <= most:
+        raise ValueError(f"text length {length}: {folder} takes 3 to {most} tokens")
+    trained = Trained(folder, model, load_tokenizer(folder), px, length, facts, None)
+    trained.protocol = _protocol(folder, facts, protocol)
+    return trained
+
+
+def _check_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Raise ValueError where downstream.json is not what `write_facts` writes."""
+    answers = facts.get("answers")
+    fine = facts.get("task") in HEADS and isinstance(answers, list)
+    if not fine or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"{folder / FACTS}: no task ({', '.join(HEADS)}) or no answer list in it")
+    if not answers and facts["task"] != "retrieval":
+        raise ValueError(f"{folder / FACTS}: an empty answer list")
+
+
+def _protocol(folder: Path, facts: dict[str, Any] | None, asked: str | None) -> str | None:
+    """The protocol whose answers count: asked for, of the folder's name, or the only one."""
+    known = (facts or {}).get("known") or {}
+    if asked is not None and known and asked not in known:
+        raise ValueError(f"{folder}: knows no answers of --protocol {asked}, only of "
+                         f"{', '.join(known)}")  # fmt: skip
+    named = folder.name.removeprefix("best-")
+    choices = [name for name in (asked, named, *PREFERRED) if name in known]
+    return choices[0] if choices else None
+
+
+def _text_length(folder: Path) -> int:
+    """The text length of the training that wrote a checkpoint, else the paper's."""
+    for path in (folder / "config.yaml", folder.parent.parent / "config.yaml"):
+        if path.is_file():
+            data = parse(path.read_text(encoding="utf-8"), str(path)).get("data", {})
+            if isinstance(length := data.get("text_length"), int):
+                return length
+    log.info("%s does not say its text length: %d tokens are taken", folder, TEXT_TOKENS)
+    return TEXT_TOKENS
+
+
+def shards_px(folder: str | Path, path: str | Path, protocol: str | None = None) -> int | None:
+    """The image side that prepared images force on a model: raw shards have one; None: any."""
+    find_checkpoint(Path(path), protocol)  # the model's mistakes first
+    manifest = read_manifest(Path(folder))
+    return manifest["px"] if manifest["encoding"] == "raw" else None
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device by name, else a GPU where there is one."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: cannot be used here ({reason})") from error
+    return device
+
+
+# ------------------------------------------------------------------------------ predict
+
+
+def read_image(path: Path, px: int, window: tuple[float, float] | None = None) -> np.ndarray:
+    """An image file through the transform of training: uint8 (C, px, px).
+
+    Raises ValueError naming the file, FileNotFoundError where there is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such image")
+    try:
+        image, notes = decode(path, window)
+        pixels = resize_crop(image, px)
+    except ValueError as error:
+        hint = "; give --window LOW HIGH" if getattr(error, "reason", "") == "16-bit" else ""
+        raise ValueError(f"{path}: cannot be used as an image: {error}{hint}") from error
+    for note in notes:
+        log.info("%s: %s", path, note)
+    return pixels
+
+
+def make_batch(trained: Trained, image: np.ndarray, texts: Sequence[str]) -> dict[str, Any]:
+    """One image with each of the texts, ready for `Downstream.scores`.
+
+    White space is collapsed as in preparing. Raises ValueError for an empty text.
+    """
+    texts = [" ".join(text.split()) for text in texts]
+    if not all(texts) or not all(map(is_unicode, texts)):
+        raise ValueError("--question: empty, or not UTF-8")
+    special, rows = special_ids(trained.tokenizer), []
+    for text, (ids, words) in zip(texts, encode(trained.tokenizer, texts), strict=True):
+        if len(ids) > trained.text_length - 2:
+            log.info("cut to the %d tokens that the model takes: %s", trained.text_length - 2, text)
+        rows.append(assemble(np.array(ids), np.array(words), trained.text_length, special))
+    keep = np.stack([text_keep(words) for _, words in rows])
+    return {
+        "image": torch.from_numpy(image)[None].expand(len(rows), -1, -1, -1),
+        "text_ids": torch.from_numpy(np.stack([ids for ids, _ in rows])),
+        "text_keep": torch.from_numpy(keep),
+    }
+
+
+def scores_of(trained: Trained, batch: dict[str, Any], precision: str) -> np.ndarray:
+    """Logits float32 of a batch: (B, A), or (B,) match scores."""
+    device = trained.model.pixel_mean.device
+    batch = to_device(batch, device)
+    if trained.task == "retrieval":
+        batch = batch | {name: batch[name][:, None] for name in ("text_ids", "text_keep")}
+    with evaluating(trained.model), autocast(device, precision):
+        scores = trained.model.scores(batch)
+    scores = scores.float().cpu().numpy()
+    return scores[:, 0] if trained.task == "retrieval" else scores
+
+
+def rank_answers(trained: Trained, scores: np.ndarray, top: int) -> list[list[tuple[str, float]]]:
+    """Logits (B, A) -> for each row the `top` answers with their probabilities, best first."""
+    chances, known, out = probabilities(scores, trained.task), trained.known, []
+    answers = trained.facts["answers"]
+    for row in chances:
+        order = [k for k in np.argsort(-row, kind="stable") if known is None or answers[k] in known]
+        out.append([(answers[k], round(float(row[k]), 6)) for k in order[:top]])
+    return out
+
+
+def answer(
+    trained: Trained, image: np.ndarray, texts: Sequence[str], top: int = 5, precision: str = "fp32"
+) -> list[dict[str, Any]]:
+    """What the model says of an image uint8 (C, px, px) and each text.
+
+    vqa and classification: question, prediction, score (probability 0-1: of that answer alone for
+    vqa, among all classes else), top. retrieval: text and score, a logit.
+    """
+    scores = scores_of(trained, make_batch(trained, image, texts), precision)
+    if trained.task == "retrieval":
+        return [{"text": text, "score": round(float(score), 6)}
+                for text, score in zip(texts, scores, strict=True)]  # fmt: skip
+    return [{"question": text, "prediction": ranked[0][0], "score": ranked[0][1], "top": ranked}
+            for text, ranked in zip(texts, rank_answers(trained, scores, top), strict=True)]
+
+
+def predict_split(
+    trained: Trained, folder: str, batch: int, top: int, precision: str
+) -> list[dict[str, Any]]:
+    """Rows of the predictions file for a prepared split; raises ValueError where it cannot be."""
+    if trained.task == "retrieval":
+        raise ValueError(f"{trained.folder}: a retrieval model, whose scores rank texts; evaluate "
+                         "it with run_finetune.py eval_only=true")  # fmt: skip
+    if read_manifest(Path(folder))["kind"] != WITH_FIELDS:
+        raise ValueError(f"{folder}: holds image-text pairs without answers or classes; prepare it "
+                         "with data_prep/table.py, or a script of questions")  # fmt: skip
+    facts = trained.facts
+    data = DownstreamData(
+        train=folder, valid=None, test=folder, answers=None, field=facts.get("field", "label"),
+        held_out=0.1, image_px=trained.image_px, text_length=trained.text_length, tokenizer=None,
+        augmentation="none", crop_scale=1.0, false_texts=0, workers=0,
+    )  # fmt: skip
+    questions = Questions(folder, trained.tokenizer, data)
+    questions.set_answers(facts["answers"])
+    logits = []
+    for begin in tqdm(range(0, len(questions), batch), unit="batch", desc=str(folder)):
+        rows = [int(row) for row in questions.rows[begin : begin + batch]]
+        samples = [questions.pairs[row] for row in rows]
+        logits.append(scores_of(trained, collate(questions, samples, rows), precision))
+    chances = probabilities(np.concatenate(logits), trained.task)
+    return prediction_rows(questions, chances, facts["answers"], trained.known, top)
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, runs: str) -> None:
+    """The options by which a command is given its model."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="RUN", help=runs)
+    add("--protocol", choices=PROTOCOLS, help="whose best epoch, and whose answers (default: the "
+        "first that the run has of " + ", ".join(PREFERRED) + ")")  # fmt: skip
+    add("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto",
+        help="auto: bf16 on GPUs that have it, else fp16, fp32 on CPUs")  # fmt: skip
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add("--batch", type=int, default=32, metavar="N", help="rows a forward pass (default: 32)")
+
+
+def run_command(body: Any) -> int:
+    """Run a command's work; a user's mistake ends as one line on stderr and status 2."""
+    start_logging(True)
+    try:
+        body()
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m m3ae.predict", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add_model_arguments(parser, "run folder of a fine-tuning, or a checkpoint folder")
+    add("--image", type=Path, metavar="FILE", help="any image file that Pillow opens")
+    add("--question", "--text", action="append", metavar="TEXT", help="may be repeated")
+    add("--top", type=int, default=5, metavar="N", help="answers to list (default: %(default)s)")
+    add("--json", action="store_true", help="print one JSON object a question")
+    add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="grey values of a 16-bit image that become 0 and 255, as in preparing")  # fmt: skip
+    add("--attention", type=Path, metavar="OUT.png", help="draw which patches each word looked at; "
+        "several questions give OUT-1.png, OUT-2.png, ...")  # fmt: skip
+    add("--layer", type=int, default=-1, metavar="N",
+        help="fusion layer of that picture, from 1 (default: -1, the last)")  # fmt: skip
+    add("--head", type=int, metavar="N", help="attention head, from 1 (default: the mean)")
+    add("--data", metavar="SPLIT", help="predict a whole prepared split instead of --image")
+    add("--out", type=Path, metavar="FILE", help="where its predictions go, e.g. predictions.jsonl")
+    args = parser.parse_args(argv)
+    return run_command(lambda: _predict(args))
+
+
+def _predict(args: argparse.Namespace) -> None:
+    one = args.image is not None or args.question is not None
+    if one == (args.data is not None) or one != (args.out is None):
+        raise ValueError("give --image and --question, or --data and --out")
+    if one and (args.image is None or args.question is None):
+        raise ValueError("--image and --question belong together")
+    if args.data is not None and args.attention is not None:
+        raise ValueError("--attention: draws one image; give --image and --question")
+    if args.top < 1 or args.batch < 1:
+        raise ValueError(f"--top {args.top} --batch {args.batch}: below 1")
+    device = pick_device(args.device)
+    precision = resolve_precision(args.precision, device)
+    px = shards_px(args.data, args.model, args.protocol) if args.data else None
+    trained = load_trained(args.model, args.protocol, px)
+    _say_model(trained, drawing=args.attention is not None)
+    trained.model.to(device)
+    if args.data is not None:
+        rows = predict_split(trained, args.data, args.batch, args.top, precision)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_predictions(args.out, rows)
+        print(f"{len(rows)} predictions -> {args.out}")
+        return
+    image = read_image(args.image, trained.image_px, tuple(args.window) if args.window else None)
+    results = []
+    if trained.task is None:
+        make_batch(trained, image, args.question)  # its checks
+    else:
+        for begin in range(0, len(args.question), args.batch):
+            some = args.question[begin : begin + args.batch]
+            results += answer(trained, image, some, args.top, precision)
+        _show(trained, args, results)
+    if args.attention is not None:
+        _draw(trained, args, image, results)
+
+
+def _say_model(trained: Trained, drawing: bool) -> None:
+    """One line on what is used; ValueError where a model cannot answer and nothing is to draw."""
+    if trained.task is None:
+        if not drawing:
+            raise ValueError(
+                f"{trained.folder}: a pre-trained model, which has no answer head; fine-tune it "
+                f"first (run_finetune.py --config configs/finetune/... init={trained.folder}), or "
+                "give --attention OUT.png to see what each word of the text looks at"
+            )
+        log.info("%s: pre-trained, no answer head: only its attention is drawn", trained.folder)
+        return
+    answers, known = trained.facts["answers"], trained.known
+    what = trained.task
+    if trained.task != "retrieval":
+        what += f", {len(answers)} {'answers' if trained.task == 'vqa' else 'classes'}"
+        if known is not None:
+            what += f", of which {len(known)} may be given under the {trained.protocol} protocol"
+    log.info("model: %s (%s)", trained.folder, what)
+
+
+def _show(trained: Trained, args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    if args.json:
+        for result in results:
+            print(json.dumps({"image": str(args.image), **result}, ensure_ascii=False))
+        return
+    print("\n\n".join(_lines(trained, results)))
+
+
+def _lines(trained: Trained, results: Sequence[dict[str, Any]]) -> Iterable[str]:
+    """What is printed, a block a question."""
+    if trained.task == "retrieval":
+        ranked = sorted(results, key=lambda result: -result["score"])
+        yield "\n".join(f"{result['score']:+9.4f}  {result['text']}" for result in ranked)
+        yield ("match score of image and text: a logit, no probability. Of several texts for this "
+               "image\nthe highest fits best; scores of other images or models do not compare.")
+        return
+    names = ("question", "answer") if trained.task == "vqa" else ("text", "class")
+    for result in results:
+        lines = [f"{names[0]:<10}{result['question']}",
+                 f"{names[1]:<10}{result['prediction']}"]  # fmt: skip
+        lines += [f"{100 * score:8.2f} %  {text}" for text, score in result["top"]]
+        yield "\n".join(lines)
+
+
+def _draw(
+    trained: Trained, args: argparse.Namespace, image: np.ndarray, results: list[dict[str, Any]]
+) -> None:
+    for number, text in enumerate(args.question):
+        path, said = args.attention, ""
+        if len(args.question) > 1:
+            path = path.with_name(f"{path.stem}-{number + 1}{path.suffix}")
+        if trained.task == "retrieval":
+            said = f"match score {results[number]['score']:+.3f}"
+        elif trained.task is not None:
+            name = "answer" if trained.task == "vqa" else "class"
+            said = f"{name}: {results[number]['prediction']} ({results[number]['score']:.1%})"
+        draw_words(trained.model, trained.tokenizer, image, " ".join(text.split()),
+                   trained.text_length, path, args.layer, args.head, said)  # fmt: skip
+        log.info("attention -> %s", path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

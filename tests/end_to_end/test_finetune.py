@@ -1,0 +1,221 @@
+"""run_finetune from the command line: protocols, files, resuming, evaluation alone, mistakes."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import run_finetune
+import run_pretrain
+from m3ae.config import load_config
+from m3ae.data.shards import Shards
+from m3ae.downstream.predictions import read_predictions
+from m3ae.models import build_model
+from m3ae.training.checkpoint import checkpoints
+from m3ae.training.logs import read_log
+from tests.conftest import SMALL
+from tests.recipe import ROOT
+
+FAST = """
+data={image_px: 64, text_length: 24, workers: 0}
+optim={lr: 2.0e-3, head_lr_scale: 2, fusion_lr_scale: 1}
+train={epochs: 2, batch_global: 32, batch_per_process: 16, log_every: 2, checkpoint_every: 1}
+eval={samples: 100}
+""".strip().splitlines()
+
+
+@pytest.fixture()
+def tune(shards, questions, tmp_path):
+    """Runs run_finetune for a small model on phantom questions; returns its exit code."""
+
+    def run(*overrides: str, name: str = "run", config: str = "vqa_rad") -> int:
+        sizes = [line for line in SMALL if line.startswith("model.")]
+        return run_finetune.main([
+            "--config", str(ROOT / f"configs/finetune/{config}.yaml"),
+            f"architecture={ROOT}/configs/pretrain/quickstart.yaml",
+            f"architecture_set={json.dumps(sizes)}", *FAST, f"output={tmp_path / name}",
+            f"data.train={questions}/train", f"data.test={questions}/test",
+            f"data.tokenizer={shards}/tokenizer", *overrides,
+        ])  # fmt: skip
+
+    return run
+
+
+def scores(folder) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_both_protocols(tune, tmp_path, questions):
+    """Rows, answers or selection of one protocol in the other's run."""
+    assert tune("protocol=both") == 0
+    train, test = (Shards(questions / split) for split in ("train", "test"))
+    leaked = sum(bool(train.fields(i)["leaked"]) for i in range(len(train)))
+    facts = {}
+    for name in ("paper", "strict"):
+        run = tmp_path / "run" / name
+        facts[name] = json.loads((run / "environment.json").read_text())
+        rows = read_predictions(run / f"predictions-{name}.jsonl")
+        assert len(rows) == len(test) and {"open", "closed"} == {row["type"] for row in rows}
+        assert rows[0]["top"][0] == [rows[0]["prediction"], rows[0]["score"]]
+        entry = scores(run)[name]
+        right = sum(row["prediction"] == row["label"] for row in rows)
+        assert entry["test"]["overall"]["accuracy"] == pytest.approx(right / len(rows))
+        assert {"majority", "nearest"} == entry["test"]["overall"]["blind"].keys()
+        assert "leaked_twin" in entry["test"]["strata"]
+        assert (run / f"best-{name}" / "downstream.json").is_file()
+    assert facts["paper"]["train_rows"] == len(train) and leaked
+    assert facts["strict"]["train_rows"] + facts["strict"]["held_out_rows"] == len(train) - leaked
+    assert scores(tmp_path / "run/paper")["paper"]["selected_on"] == "test"
+    assert scores(tmp_path / "run/strict")["strict"]["selected_on"] == "held_out"
+
+
+def test_one_run_serves_both_where_there_is_a_valid_split(tune, tmp_path, questions):
+    """Two trainings where one would do, or strict answers that training has never seen."""
+    answers = json.loads((questions / "answers.json").read_text())["paper"]
+    more = tmp_path / "answers.json"
+    more.write_text(json.dumps([*answers, "an answer of the test set alone"]))
+    own = tmp_path / "own"  # another source than VQA-RAD, without leaked rows
+    shutil.copytree(questions, own)
+    for split in ("train", "test"):
+        manifest = json.loads((own / split / "manifest.json").read_text())
+        (own / split / "manifest.json").write_text(json.dumps(manifest | {"source": "own"}))
+    splits = [f"data.{name}={own}/{split}" for name, split in
+              (("train", "test"), ("valid", "test"), ("test", "test"))]  # fmt: skip
+    assert tune("protocol=both", f"data.answers={more}", "train.epochs=1", *splits) == 0
+    result = scores(tmp_path / "run")
+    assert {"paper", "strict"} <= result.keys()
+    assert {result[name]["selected_on"] for name in ("paper", "strict")} == {"valid"}
+    facts = json.loads((tmp_path / "run/best-strict/downstream.json").read_text())
+    assert "an answer of the test set alone" in facts["known"]["paper"]
+    assert "an answer of the test set alone" not in facts["known"]["strict"]
+    for row in read_predictions(tmp_path / "run/predictions-strict.jsonl"):
+        assert row["prediction"] in facts["known"]["strict"]
+
+
+def test_resumed_is_uninterrupted(tune, tmp_path, monkeypatch):
+    """Anything of the loop, the order or the selection that a checkpoint forgets."""
+    assert tune("train.epochs=3", name="whole") == 0
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    real = run_finetune.save_checkpoint
+    calls = []
+
+    def save_twice(*args, **kwargs):
+        real(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == 2:
+            stop()
+
+    monkeypatch.setattr(run_finetune, "save_checkpoint", save_twice)
+    with pytest.raises(KeyboardInterrupt):
+        tune("train.epochs=3", name="cut")
+    monkeypatch.setattr(run_finetune, "save_checkpoint", real)
+    assert tune("train.epochs=3", name="cut") == 0
+    one, two = (load_file(checkpoints(tmp_path / name)[-1] / "model.safetensors")
+                for name in ("whole", "cut"))  # fmt: skip
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    logs = [read_log(tmp_path / name, "eval") for name in ("whole", "cut")]
+    assert logs[0] == logs[1] and len(logs[0]) == 3
+    assert scores(tmp_path / "whole") == scores(tmp_path / "cut")
+
+
+def test_evaluation_alone_repeats_the_run(tune, tmp_path, capsys):
+    """An evaluation that reads other weights, another answer order, or writes over the run."""
+    assert tune(name="run") == 0
+    best = f"init={tmp_path}/run/best-paper"
+    assert tune(best, "eval_only=true", name="check") == 0
+    mine, theirs = (scores(tmp_path / name)["paper"]["test"] for name in ("run", "check"))
+    assert mine == theirs
+    assert tune(best, "eval_only=true", "protocol=strict", name="strict") == 2
+    assert "another answer list" in capsys.readouterr().err
+
+
+def test_from_pretraining(small_run, tune, tmp_path):
+    """A fine-tuning that starts from random weights though `init` names a run."""
+    assert run_pretrain.main(small_run(steps=4)) == 0
+    assert tune(f"init={tmp_path}/run", "train.epochs=1", "optim.lr=0.0", name="tuned") == 0
+    before = load_file(checkpoints(tmp_path / "run")[-1] / "model.safetensors")
+    after = load_file(checkpoints(tmp_path / "tuned")[-1] / "model.safetensors")
+    shared = before.keys() & after.keys()
+    assert len(shared) > 50 and all(torch.equal(before[name], after[name]) for name in shared)
+
+
+def test_the_control_starts_where_pretraining_started(small_run, tune, tmp_path):
+    """A control whose initial weights are others than those that pre-training began with."""
+    assert run_pretrain.main(small_run(steps=2)) == 0
+    run = tmp_path / "run"
+    assert tune(f"architecture={run}/config.yaml", "architecture_set=[]", "optim.lr=0.0",
+                "train.epochs=1", name="control") == 0  # fmt: skip
+    started = build_model(load_config(run / "config.yaml")).state_dict()
+    tuned = load_file(checkpoints(tmp_path / "control")[-1] / "model.safetensors")
+    for name, tensor in tuned.items():
+        assert name.startswith("vqa_head.") or torch.equal(tensor, started[name]), name
+
+
+def test_retrieval(small_run, tune, shards, tmp_path):
+    """A pool that is not ranked, or ranked by other weights than the selected ones."""
+    assert run_pretrain.main(small_run(steps=4)) == 0
+    folders = [f"data.{name}={shards}/{split}" for name, split in
+               (("train", "train"), ("valid", "valid"), ("test", "test"))]  # fmt: skip
+    more = [f"init={tmp_path}/run", "data.false_texts=3", "data.augmentation=none", *folders]
+    assert tune(*more, "train={batch_global: 8, batch_per_process: 4}", name="irtr",
+                config="roco_retrieval") == 0  # fmt: skip
+    entry = scores(tmp_path / "irtr")["paper"]
+    assert entry["test"]["images"] == 16 and set(entry["test"]["id"]) == {
+        f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)
+    }
+    zero = [*more, "eval_only=true"]
+    assert tune(*zero, name="zero", config="roco_retrieval") == 0
+    assert scores(tmp_path / "zero")["paper"]["test"]["id"]["t2i_r10"] >= 0
+
+
+def test_augmentation_is_repeatable_and_needs_whole_images(questions, tune, tmp_path, capsys):
+    """Crops drawn from a generator that another epoch or process shares."""
+    assert tune("data.augmentation=resized_crop") == 2
+    assert "holds pixels already cropped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.test=nowhere"], "nowhere"),
+        (["data.field=colour"], "data.field: .*has no 'colour', only"),
+        (["eval.metric=accuracy"], "eval.metric: 'accuracy' is none of vqa's: overall"),
+        (["eval_only=true"], "eval_only: needs init="),
+        (["init=nowhere"], "nowhere"),
+        (["data.image_px=32"], "raw shards of 64 px cannot give 32 px"),
+        (["data.answers=nowhere.json"], "nowhere.json does not exist"),
+        (["protocol=lenient"], "protocol"),
+        (["train.batch_global=30"], "train.batch_global: 30 is no multiple"),
+    ],
+)
+def test_mistakes_end_in_one_line(tune, tmp_path, capsys, overrides, message):
+    """A traceback, a message that does not say what is wrong, or a run begun in spite of it."""
+    import re
+
+    assert tune(*overrides) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert re.search(f"error: .*{message}", lines[-1])
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_outside_the_list(tune, tmp_path, capsys):
+    """Training rows that silently teach nothing."""
+    (tmp_path / "short.json").write_text(json.dumps(["yes", "no"]))
+    assert tune(f"data.answers={tmp_path}/short.json") == 2
+    assert "training labels are not in the answer list" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_left_alone(tune, tmp_path, capsys):
+    """A result that a second start replaces, with the same or with another config."""
+    assert tune("train.epochs=1") == 0
+    before = (tmp_path / "run" / "evaluation.json").stat().st_mtime_ns
+    assert tune("train.epochs=1") == 0
+    assert "is finished" in capsys.readouterr().err
+    assert tune("train.epochs=1", "optim.lr=1.0e-4") == 2
+    assert "optim.lr" in capsys.readouterr().err
+    assert (tmp_path / "run" / "evaluation.json").stat().st_mtime_ns == before
