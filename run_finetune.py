@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from m3ae.config import to_yaml
 from m3ae.data.sampler import Plan
 from m3ae.data.shards import read_manifest, write_json
-from m3ae.data.texts import load_tokenizer
+from m3ae.data.texts import check_tokenizer, load_tokenizer
 from m3ae.downstream.config import FinetuneConfig, load_finetune_config
 from m3ae.downstream.data import read_splits, train_loader
 from m3ae.downstream.evaluation import Evaluation
@@ -101,6 +101,7 @@ def finetune(config: FinetuneConfig, group: Processes, dry_run: bool = False) ->
     # ---------------------------------------------------------------- weights, data
     init = read_init(config)
     tokenizer = load_tokenizer(tokenizer_source(config, init))
+    check_tokenizer(tokenizer, init.model.text_encoder, config.data.text_length)
     source = read_manifest(Path(config.data.train))["source"]
     protocols = protocols_of(config.protocol, source, bool(config.data.valid))
     splits, answers, known = read_splits(config, tokenizer, protocols)

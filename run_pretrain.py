@@ -20,7 +20,7 @@ from m3ae.config import Config, load_config, to_yaml
 from m3ae.data.datasets import EvalBatches, Pairs, eval_batches, train_loader
 from m3ae.data.sampler import Plan
 from m3ae.data.shards import write_json
-from m3ae.data.texts import load_tokenizer
+from m3ae.data.texts import check_tokenizer, load_tokenizer
 from m3ae.installation import check_installation
 from m3ae.models import M3AE, build_model
 from m3ae.pretraining.evaluation import ThreeArms
@@ -83,7 +83,7 @@ def pretrain(config: Config, group: Processes, dry_run: bool = False) -> None:
 
     # ---------------------------------------------------------------- data
     tokenizer = load_tokenizer(tokenizer_source(config))
-    check_tokenizer(tokenizer, config)
+    check_tokenizer(tokenizer, config.model.text_encoder, config.data.text_length)
     shape = (tokenizer, config.data.text_length, config.model.image_encoder.image_px)
     pairs = Pairs(config.data.train, *shape)
     held_out = Pairs(config.data.valid, *shape) if config.data.valid else None
@@ -220,27 +220,6 @@ def tokenizer_source(config: Config) -> str:
     if source is None:
         raise ValueError("data.tokenizer: set it, since model.text_encoder.weights is null")
     return source
-
-
-def check_tokenizer(tokenizer: object, config: Config) -> None:
-    """Raise ValueError when a tokeniser does not fit the text encoder."""
-    text = config.model.text_encoder
-    if len(tokenizer) > text.vocab_size:
-        raise ValueError(
-            f"model.text_encoder.vocab_size: {text.vocab_size} is too small for the tokeniser's "
-            f"{len(tokenizer)} entries"
-        )
-    if tokenizer.pad_token_id != text.pad_id:
-        raise ValueError(
-            f"model.text_encoder.pad_id: {text.pad_id}, but the tokeniser pads with "
-            f"{tokenizer.pad_token_id}"
-        )
-    room = text.max_positions - (text.pad_id + 1 if text.kind == "roberta" else 0)
-    if config.data.text_length > room:
-        raise ValueError(
-            f"data.text_length: {config.data.text_length} is more than the {room} positions that "
-            f"model.text_encoder.max_positions leaves"
-        )
 
 
 def short(values: dict[str, float]) -> str:

@@ -42,6 +42,7 @@ from m3ae.downstream.answers import accepted_answers
 TRAINING = "ImageClef-2019-VQA-Med-Training"
 CATEGORIES = ("C1_Modality", "C2_Plane", "C3_Organ", "C4_Abnormality")  # their order in a caption
 NAMES = tuple(category[3:].lower() for category in CATEGORIES)
+REFERENCE_ORDER = ("modality", "organ", "plane", "abnormality")  # in which it reads its files
 OFFICIAL = {"train": (TRAINING, "Train_images", "train"),
             "valid": ("ImageClef-2019-VQA-Med-Validation", "Val_images", "val")}  # fmt: skip
 TEST = Path("VQAMed2019Test")
@@ -156,7 +157,7 @@ def make_questions(args: argparse.Namespace) -> None:
     images = {name: source.images.joinpath for name, source in sources.items()}
     corpus = {name: count_corpus(asked, sources[name].images) for name, asked in splits.items()}
     prepare_questions(splits, images, lambda name: Path(name).stem, lists, corpus, dropped, args,
-                      "VQA-Med-2019, questions")
+                      "VQA-Med-2019, questions", REFERENCE_ORDER)
 
 
 # ------------------------------------------------------------------ captions and command line
@@ -186,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_arguments(parser)
     add = parser.add_argument
-    add("--as", dest="form", choices=["questions", "captions"], required=True,
+    add("--as", "--form", dest="form", choices=["questions", "captions"], required=True,
         help="what to make of it")  # fmt: skip
     add("--held-out", type=int, default=300, metavar="N",
         help="captions: training images held out as `valid` (default: %(default)s)")  # fmt: skip

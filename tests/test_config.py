@@ -149,6 +149,7 @@ def test_the_published_run():
         ("model: {mlm: 3}", "model.mlm.: expected a section, got 3"),
         ("data: {train: data/roco}", "data.train: expected a list, got 'data/roco'"),
         ("data: {train: [1]}", "data.train[0]: expected str, got 1"),
+        ("data: {exclude: list.tsv}", "data.exclude: expected a list, got 'list.tsv'"),
         ("optim: {betas: [0.9, x]}", "optim.betas[1]: expected float, got 'x'"),
         ("eval: {attributes: [a]}", "eval.attributes: expected a mapping, got ['a']"),
         ("model: {mlm: {sampling: exactly}}",
@@ -276,6 +277,14 @@ def test_refused_overrides(override, message):
     """A typo on the command line that changes nothing."""
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config(BASE, [override])
+
+
+def test_exclusion_lists(tmp_path):
+    """A run that continues with another list: the key must reach the saved config."""
+    assert load_config(BASE).data.exclude is None
+    config = load_config(BASE, ["data.exclude=[a.tsv, b.tsv]"])
+    assert config.data.exclude == ("a.tsv", "b.tsv")
+    assert load_config(write(tmp_path, to_yaml(config))) == config
 
 
 def test_output_folder(tmp_path):

@@ -152,3 +152,72 @@ def test_trim_cuts_only_padding():
     cut = trim(batch)
     assert cut["text_keep"].shape == (2, 16) and cut["text_keep"].sum() == keep.sum()
     assert cut["text_ids"].equal(batch["text_ids"][:, :16])
+
+
+# ------------------------------------------------------------------ data.exclude
+
+
+def excluding(shards, pairs, *keys, tmp_path, folders=("train",)):
+    path = tmp_path / "list.tsv"
+    path.write_text("# a remark\n" + "".join(f"{key}\twhy\n" for key in keys))
+    folders = [f"{shards}/{name}" for name in folders]
+    return Pairs(folders, pairs.tokenizer, 24, 64, exclude=[str(path)])
+
+
+@pytest.mark.parametrize("negatives", ["in_batch", "dataset"])
+def test_an_excluded_image_is_in_no_batch(shards, config, pairs, tmp_path, negatives):
+    """Catches a left-out image that trains on, as itself or as the false image of another pair."""
+    corpus = pairs.corpora[0]
+    out = [0, 7, 8, corpus.num_images - 1]
+    few = excluding(shards, pairs, *map(corpus.image_key, out), tmp_path=tmp_path,
+                    folders=("train", "test"))  # fmt: skip
+    bad = {corpus.image(j, 64).tobytes() for j in out}
+    texts = int((~np.isin(corpus.image_of_text, out)).sum())
+    assert few.sizes[0] == texts < len(corpus) and few.image_starts[1] == corpus.num_images - 4
+    itm = dataclasses.replace(config.model.itm, negatives=negatives)
+    model = dataclasses.replace(config.model, itm=itm)
+    plan = Plan(len(few), 3 * len(few) // 8, 8, 8, 1)
+    data = TrainBatches(few, Order(few.sizes, None, 0), plan, model, 0, 0)
+    seen, wrong = set(), 0
+    for item in range(len(data)):
+        batch = data[item]
+        seen |= set(batch["index"].tolist())
+        shown = [*batch["image"], *batch.get("negative_image", ())]
+        wrong += sum(image.numpy().tobytes() in bad for image in shown)
+    assert wrong == 0 and seen == set(range(len(few)))
+
+
+def test_excluded_rows_move_nothing_else(shards, pairs, tmp_path):
+    """Catches texts or images that shift against each other, and wrong image numbers."""
+    corpus = pairs.corpora[0]
+    gone = corpus.image_key(3)
+    few = excluding(shards, pairs, gone, tmp_path=tmp_path, folders=("train", "test"))
+    whole = Pairs([f"{shards}/train", f"{shards}/test"], pairs.tokenizer, 24, 64)
+    wanted = [i for i in range(len(whole)) if i >= len(corpus) or corpus.image_of_text[i] != 3]
+    assert len(few) == len(wanted)
+    for new, old in enumerate(wanted):
+        ours, theirs = few[new], whole[old]
+        assert (ours.key, ours.corpus) == (theirs.key, theirs.corpus)
+        assert few.text(new) == whole.text(old) and np.array_equal(ours.image, theirs.image)
+        assert np.array_equal(few.image(ours.image_id), ours.image)
+        assert ours.image_id == theirs.image_id - (theirs.image_id > 3)
+
+
+def test_exclusion_by_stem_and_its_count(shards, pairs, tmp_path, caplog):
+    """Catches a list that names files where the corpus has keys, and a silent filter."""
+    from m3ae.data.audit_lists import image_stem
+
+    assert image_stem("sub/synpic1.JPG") == "synpic1" and image_stem("10.1001/a.b") == "a.b"
+    with caplog.at_level("INFO"):
+        few = excluding(shards, pairs, pairs.corpora[0].image_key(0), "unknown", tmp_path=tmp_path)
+    count = pairs.corpora[0].num_images
+    assert f"leaves out 1 of {count} images" in caplog.text and len(few) < len(pairs)
+
+
+def test_exclusions_refused(shards, pairs, tmp_path):
+    """Catches a run without data, or one that trains on what a missing list should leave out."""
+    every = [pairs.corpora[0].image_key(j) for j in range(pairs.corpora[0].num_images)]
+    with pytest.raises(ValueError, match=r"train: data\.exclude lists all of its images"):
+        excluding(shards, pairs, *every, tmp_path=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"gone\.tsv"):
+        Pairs([f"{shards}/train"], pairs.tokenizer, 24, 64, exclude=[str(tmp_path / "gone.tsv")])

@@ -81,7 +81,8 @@ def test_rad_training_sets_and_flags(tmp_path):
     }  # fmt: skip
     answers = json.loads((tmp_path / "out" / "answers.json").read_text())
     assert answers == {"paper": ["2", "axial", "liver", "right lung", "yes"],
-                       "train": ["2", "liver", "yes"]}  # fmt: skip
+                       "train": ["2", "liver", "yes"],
+                       "reference_order": ["yes", "2", "liver", "right lung", "axial"]}  # fmt: skip
     assert report["answers"]["train"] == {"answers": 3, "test_coverage": 0.0}
     assert all(verify(split.folder) == [] for split in splits.values())
     listed = (tmp_path / "out" / "leaked_questions.txt").read_text()
@@ -346,7 +347,7 @@ def test_med_questions(tmp_path, official):
     assert (organ["label"], organ["answer_type"]) == ("lung#spine and contents", "open")
     answers = json.loads((tmp_path / "out" / "answers.json").read_text())
     assert {name: len(labels) for name, labels in answers.items()} == {
-        "paper": 9, "train": 4, "train_valid": 7}  # fmt: skip
+        "paper": 9, "train": 4, "train_valid": 7, "reference_order": 9}  # fmt: skip
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["answers"]["train_valid"] == {
         "answers": 7, "test_coverage": 0.0, "test_coverage_any": 0.5}  # fmt: skip
@@ -439,7 +440,7 @@ def test_slake(tmp_path, valid):
     row = fields_of(splits["test"])["xmlab2/21"]
     assert (row["label"], row["answer_type"], row["q_lang"]) == ("是", "closed", "zh")
     answers = json.loads((tmp_path / "both" / "answers.json").read_text())
-    assert answers == {"paper": ["ct", "是"], "train": ["ct", "是"]}
+    assert answers == {name: ["ct", "是"] for name in ("paper", "train", "reference_order")}
     (raw / valid).unlink()
     assert slake.main(["--raw", str(raw), "--out", str(tmp_path / "no"), *SMALL]) == 1
 

@@ -1,4 +1,4 @@
-"""The model of fine-tuning: the recorded numbers through it, where its weights come from, errors."""
+"""The model of fine-tuning: the recorded numbers, where its weights come from, errors."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def names(task: str) -> list[str]:
 def released(tmp_path):
     """A checkpoint in the format that the authors publish, hyper-parameters and all."""
     path = tmp_path / "released.ckpt"
-    content = {"state_dict": golden_state(heads=True), "epoch": 3, "hyper_parameters": {"config": {}}}
+    content = {"state_dict": golden_state(heads=True), "epoch": 3, "hyper_parameters": {"c": {}}}
     torch.save(content, path)
     return str(path)
 
@@ -99,8 +99,7 @@ def test_another_image_size(released):
 
 
 def test_fine_tuning_starts_with_a_new_head_by_seed(released, tmp_path):
-    """The released head trained on, a head that is the same for all seeds, or an encoder that is not
-    the checkpoint's."""
+    """The released head trained on, a head that is the same for all seeds, or another encoder."""
     first, again = build("vqa", released), build("vqa", released)
     other = build("vqa", released, seed=1)
     head = first.vqa_head[0].weight
@@ -132,7 +131,7 @@ def test_every_parameter_is_trained_and_grouped():
 
 
 def test_the_loss_does_not_depend_on_the_split_into_micro_batches():
-    """A loss divided by the micro-batch instead of the global one, or an unknown answer left out."""
+    """A loss divided by the micro-batch instead of the global one; an unknown answer left out."""
     made = config("vqa")
     model = build_downstream(made, read_init(made), names("vqa")).eval()
     batch = {key: golden_batch()[key] for key in ("image", "text_ids", "text_keep")}

@@ -400,9 +400,9 @@ def write_report(out: Path, source: str, facts: dict[str, Any] | None = None) ->
     """OUT/report.json from the manifests of all finished splits, and a table on the screen.
 
     `facts` (what a script counted in the raw corpus) go into it; without them, those stay that an
-    earlier report of a corpus of questions holds.
+    earlier report holds.
     """
-    if facts is None and (out / "answers.json").exists() and (out / "report.json").exists():
+    if facts is None and (out / "report.json").exists():
         facts = json.loads((out / "report.json").read_text(encoding="utf-8"))
     report: dict[str, Any] = {**(facts or {}), "source": source, "splits": {}}
     for path in sorted(out.glob("*/manifest.json")):

@@ -258,6 +258,7 @@ def prepare_fields(
     shards.write_json(path, lists)
     return report
 
+
 def prepare_questions(
     splits: dict[str, list[Question]],
     images: dict[str, Place],
@@ -267,10 +268,15 @@ def prepare_questions(
     dropped: dict[str, Drops],
     args: argparse.Namespace,
     source: str,
+    type_order: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """`prepare` for questions, and OUT/answers.json (each of `lists` sorted); returns the report.
+    """`prepare` for questions, and OUT/answers.json; returns the report.
 
-    `images`: where the images of a split lie. `key_of`: an image's key from its file name.
+    The file has each of `lists` sorted, and as `reference_order` all labels in the order in which
+    they first occur in train, valid and test: that of a released checkpoint's outputs, if the rows
+    stand as in the files that it was made from, in a split by the question types in `type_order`
+    (reference, data fact 22). `images`: where the images of a split lie. `key_of`: an image's key
+    from its file name.
     `corpus`: what the raw corpus has, for the report. The rest is as in `prepare`. The lists are of
     the whole corpus, whatever --split, --limit or missing images leave of it. Raises ValueError
     where OUT has splits that these lists do not fit (`refuse_mixture`).
@@ -278,6 +284,13 @@ def prepare_questions(
     facts = {"corpus": corpus, "answers": coverage(lists, splits["test"])}
     items = {name: to_items(asked, images[name], key_of) for name, asked in splits.items()}
     answers = {name: sorted(lists[name]) for name in lists}
+    rank = {kind: place for place, kind in enumerate(type_order)}
+    found: dict[str, None] = {}
+    for name in ("train", "valid", "test"):
+        asked = splits.get(name, [])
+        ordered = sorted(asked, key=lambda q: rank.get(q.fields["question_type"], len(rank)))
+        found |= dict.fromkeys(question.fields["label"] for question in ordered)
+    answers["reference_order"] = list(found)
     return prepare_fields(items, dropped, args, source, facts, "answers.json", answers)
 
 

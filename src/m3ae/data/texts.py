@@ -8,11 +8,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from m3ae.config import TextEncoderConfig
 from m3ae.pretraining.masking import NOT_SCORED
 
 SAMPLINGS = ("exact", "whole_word", "reference")
@@ -73,6 +75,26 @@ def train_wordpiece(texts: Iterable[str], size: int, folder: Path) -> PreTrained
     )  # fmt: skip
     tokenizer.save_pretrained(str(folder))
     return tokenizer
+
+
+def check_tokenizer(tokenizer: Any, text: TextEncoderConfig, text_length: int) -> None:
+    """Raise ValueError when a tokeniser or the texts' length does not fit the text encoder."""
+    if len(tokenizer) > text.vocab_size:
+        raise ValueError(
+            f"model.text_encoder.vocab_size: {text.vocab_size} is too small for the tokeniser's "
+            f"{len(tokenizer)} entries"
+        )
+    if tokenizer.pad_token_id != text.pad_id:
+        raise ValueError(
+            f"model.text_encoder.pad_id: {text.pad_id}, but the tokeniser pads with "
+            f"{tokenizer.pad_token_id}"
+        )
+    room = text.max_positions - (text.pad_id + 1 if text.kind == "roberta" else 0)
+    if text_length > room:
+        raise ValueError(
+            f"data.text_length: {text_length} is more than the {room} positions that "
+            f"model.text_encoder.max_positions leaves"
+        )
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

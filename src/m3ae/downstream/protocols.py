@@ -72,11 +72,13 @@ def hold_out(rows: np.ndarray, images: np.ndarray, share: float) -> tuple[np.nda
     return rows[~held], rows[held]
 
 
-def read_answers(folder: str, file: str | None, field: str) -> list[str] | None:
-    """The list of all answers that preparation wrote beside a split, None if it wrote none.
+def read_answers(
+    folder: str, file: str | None, field: str, name: str = "paper"
+) -> list[str] | None:
+    """The list `name` of answers that preparation wrote beside a split, None if it wrote none.
 
-    `file` names another one: a JSON list, or an object with the list `paper`. The order is that of
-    the head's outputs.
+    `file` names another one: a JSON list, or an object with the list `name`. The order is that of
+    the head's outputs. Raises ValueError where the file has no such list.
     """
     parent = Path(folder).parent
     names = [parent / "answers.json", parent / "classes.json"] if file is None else [Path(file)]
@@ -89,9 +91,9 @@ def read_answers(folder: str, file: str | None, field: str) -> list[str] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and field in content:  # classes.json: lists by column
             content = content[field]
-        answers = content["paper"] if isinstance(content, dict) else content
+        answers = content[name] if isinstance(content, dict) else content
         if not all(isinstance(answer, str) for answer in answers) or not answers:
             raise ValueError("not a list of strings")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no answer list for data.field={field} ({error})") from error
+        raise ValueError(f"{path}: no list {name} for data.field={field} ({error})") from error
     return list(answers)
