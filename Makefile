@@ -1,4 +1,5 @@
-# make quickstart   generate phantoms, prepare shards, pre-train a small M3AE, evaluate, write a report
+# make quickstart   generate phantoms, prepare shards, pre-train a small M3AE, fine-tune it and its
+#                   initial weights on phantom questions, write a report
 # make test         lint and the whole test suite
 # Both set up $(VENV) first: a virtual environment with the pinned packages (5.5 GB, 2-3 minutes).
 
@@ -6,6 +7,8 @@ VENV ?= .venv
 PYTHON ?= python3
 PHANTOMS ?= data/phantoms
 BIN := $(VENV)/bin
+FINETUNE = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 run_finetune.py \
+  --config configs/finetune/quickstart.yaml
 
 .PHONY: quickstart test environment
 
@@ -22,11 +25,19 @@ $(VENV)/.installed: requirements.txt
 	touch $@
 
 quickstart: environment
-	$(BIN)/python data_prep/phantoms.py --out $(PHANTOMS)/raw --layouts roco
+	$(BIN)/python data_prep/phantoms.py --out $(PHANTOMS)/raw --layouts roco vqa_rad --vqa 280
 	$(BIN)/python data_prep/roco.py --raw $(PHANTOMS)/raw/roco --out $(PHANTOMS)/shards \
 	  --px 144 --tokenizer train:400
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 run_pretrain.py \
 	  --config configs/pretrain/quickstart.yaml
+	$(BIN)/python data_prep/vqa_rad.py --raw $(PHANTOMS)/raw/vqa_rad --out $(PHANTOMS)/questions \
+	  --px 144 --tokenizer $(PHANTOMS)/shards/tokenizer
+	$(FINETUNE) init=runs/quickstart
+	$(FINETUNE) architecture=runs/quickstart/config.yaml output=runs/quickstart_scratch
+	$(BIN)/python -m m3ae.score runs/quickstart_vqa/predictions-image_disjoint.jsonl \
+	  --against runs/quickstart_scratch/predictions-image_disjoint.jsonl \
+	  --train $(PHANTOMS)/questions/train --protocol image_disjoint --json runs/quickstart/fine_tuning.json
+	$(BIN)/python -m m3ae.training.report runs/quickstart
 	@echo "Open runs/quickstart/report.html"
 
 test: environment

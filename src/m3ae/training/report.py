@@ -281,6 +281,39 @@ def matching(run: Run) -> str:
     return section("Image-text matching", body, paragraph(text, note=True))
 
 
+def fine_tuning(run: Run) -> str:
+    """The table of `m3ae.score` in fine_tuning.json: with pre-training, against without."""
+    scored = parts.read_json(run.folder / "fine_tuning.json")
+    if not scored:
+        return ""
+    protocol, result = next(iter(scored["results"].items()))
+    names = {"against": "without", **{name: f"blind: {name}" for name in
+                                      result["overall"].get("blind", {})}}  # fmt: skip
+    rows = []
+    for name in ("overall", "open", "closed"):
+        entry = result[name]
+        compared = entry.get("blind", {}) | {"against": entry["against"]}
+        cells = [f"{name}<br><small>{parts.count(entry['questions'])} questions</small>"]
+        cells.append(parts.with_interval(_measure(entry, "accuracy", "interval"), is_loss=False))
+        gain = _measure(entry["against"], "difference", "difference_interval")
+        cells.append(parts.with_interval(gain, is_loss=False, gain=True))
+        cells += [absent(parts.percent(compared[other]["accuracy"])) for other in names]
+        rows.append(cells)
+    text = (
+        "Accuracy of questions on images, fine-tuned from this run and, with as many fine-tuning "
+        f"steps, from the weights that it began with. Protocol {protocol}; brackets are 95 % "
+        "bootstrap intervals over images. Blind baselines never see the image."
+    )
+    columns = ["", "with pre-training", "gain", *names.values()]
+    return section("Fine-tuning", paragraph(text), parts.table(columns, rows))
+
+
+def _measure(entry: dict, value: str, interval: str) -> dict:
+    """A value and its interval as `parts.with_interval` takes them."""
+    low, high = entry[interval] or (None, None)
+    return {"value": entry[value], "low": low, "high": high, "n": entry.get("questions")}
+
+
 def curves(run: Run) -> str:
     """Losses and accuracies, learning rates, speed and gradient norm over pairs seen."""
 
@@ -364,7 +397,8 @@ def origin(run: Run) -> str:
 
 
 SECTIONS: tuple[Callable[[Run], str], ...] = (
-    head, key_numbers, modalities, attributes, matching, curves, pictures, notes, origin,
+    head, key_numbers, modalities, attributes, matching, fine_tuning, curves, pictures, notes,
+    origin,
 )  # fmt: skip
 
 
