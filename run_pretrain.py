@@ -85,7 +85,7 @@ def pretrain(config: Config, group: Processes, dry_run: bool = False) -> None:
     tokenizer = load_tokenizer(tokenizer_source(config))
     check_tokenizer(tokenizer, config.model.text_encoder, config.data.text_length)
     shape = (tokenizer, config.data.text_length, config.model.image_encoder.image_px)
-    pairs = Pairs(config.data.train, *shape)
+    pairs = Pairs(config.data.train, *shape, exclude=config.data.exclude)
     held_out = Pairs(config.data.valid, *shape) if config.data.valid else None
     plan = Plan(len(pairs), config.train.steps, config.train.batch_global,
                 config.train.batch_per_process, group.count)  # fmt: skip
