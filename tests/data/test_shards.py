@@ -226,7 +226,7 @@ ODD = st.one_of(
     st.floats(), st.text(max_size=5), st.just([]), st.just({}), st.just([[]]), st.just("../x"),
     st.just("\0"), st.just([0, -1]), st.just([2**64, 2**64]), st.just({"a": {}}), st.just("raw"),
     st.lists(st.integers(-8, 400), max_size=4),
-)  # fmt: skip
+).map(copy.deepcopy)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["raw", "original"])

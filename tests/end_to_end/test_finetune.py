@@ -1,10 +1,15 @@
 """run_finetune from the command line: protocols, files, resuming, evaluation alone, mistakes."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import run_finetune
@@ -186,7 +191,7 @@ def test_augmentation_is_repeatable_and_needs_whole_images(questions, tune, tmp_
         (["data.field=colour"], "data.field: .*has no 'colour', only"),
         (["eval.metric=accuracy"], "eval.metric: 'accuracy' is none of vqa's: overall"),
         (["eval_only=true"], "eval_only: needs init="),
-        (["init=nowhere"], "nowhere"),
+        (["init=./nowhere"], "nowhere"),
         (["data.image_px=32"], "raw shards of 64 px cannot give 32 px"),
         (["data.answers=nowhere.json"], "nowhere.json does not exist"),
         (["protocol=lenient"], "protocol"),
@@ -195,12 +200,28 @@ def test_augmentation_is_repeatable_and_needs_whole_images(questions, tune, tmp_
 )
 def test_mistakes_end_in_one_line(tune, tmp_path, capsys, overrides, message):
     """A traceback, a message that does not say what is wrong, or a run begun in spite of it."""
-    import re
-
     assert tune(*overrides) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert re.search(f"error: .*{message}", lines[-1])
     assert not (tmp_path / "run").exists()
+
+
+def test_two_processes(tune, tmp_path, capfd):
+    """Rows that two processes evaluate twice or not at all, or a gradient of half a batch."""
+    assert tune("train.epochs=1", name="one") == 0
+    arguments = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
+    arguments |= {"output": str(tmp_path / "two")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(arguments))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+               "2", "run_finetune.py", "--config", str(tmp_path / "config.yaml")]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    one, two = (read_predictions(tmp_path / name / "predictions-paper.jsonl")
+                for name in ("one", "two"))  # fmt: skip
+    assert [row["id"] for row in one] == [row["id"] for row in two]
+    for row, other in zip(one, two, strict=True):
+        assert row["score"] == pytest.approx(other["score"], abs=2e-3)
+    losses = [read_log(tmp_path / name, "train")[0]["loss"] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 def test_labels_outside_the_list(tune, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """run_pretrain from the command line: a run, its files, resuming, mistakes."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 import run_pretrain
+from m3ae.data.shards import Shards
 from m3ae.models import M3AE
 from m3ae.training.logs import read_log
 from tests.recipe import ROOT
@@ -144,3 +146,12 @@ def test_mixed_precision_trains(small_run, tmp_path, precision):
     assert run_pretrain.main(small_run(name="full", steps=4)) == 0
     full = [entry["loss"] for entry in read_log(tmp_path / "full", "train")]
     assert losses == pytest.approx(full, rel=0.02) and losses != full
+
+
+def test_excluded_images_are_not_trained_on(small_run, shards, tmp_path, capsys):
+    """data.exclude that is read and then forgotten."""
+    listed = [Shards(shards / "train").image_key(row) for row in range(10)]
+    (tmp_path / "exclude.txt").write_text("".join(f"{key}\tin a test set\n" for key in listed))
+    excluded = f"data.exclude=[{tmp_path}/exclude.txt]"
+    assert run_pretrain.main([*small_run(excluded), "--dry-run"]) == 0
+    assert re.search(r"training pairs +30\n", capsys.readouterr().err)

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from m3ae import score
 from m3ae.training import report_parts as parts
 from m3ae.training.report import Run, learning_rates, main, read_run, write_report
 from tests.recipe import ROOT
@@ -262,3 +263,22 @@ def test_name_of_a_run(tmp_path):
         ("x/runs", "runs"),
     ):
         assert Run(tmp_path / place, "", {}, [], [], [], {}, []).name == name
+
+
+def test_fine_tuning(run, tmp_path):
+    """A gain of the wrong sign, or the baselines' figures beside each other's names."""
+    def row(name, prediction):
+        return {"id": f"{name}/0", "image": name, "question": "what", "answer": "yes",
+                "prediction": prediction, "type": "closed", "question_type": "x"}  # fmt: skip
+
+    files = {}
+    for name, right in (("with", 6), ("without", 2)):
+        rows = [row(f"i{k}", "yes" if k < right else "no") for k in range(8)]
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text("".join(json.dumps(entry) + "\n" for entry in rows))
+    out = ["--protocol", "strict", "--json", str(run / "fine_tuning.json"), "--samples", "200"]
+    assert score.main([str(files["with"]), "--against", str(files["without"]), *out]) == 0
+    text = write_report(run).read_text()
+    part = text[text.index("Fine-tuning") :]
+    part = part[: part.index("</section>")]
+    assert "75.0" in part and "+50.0" in part and "25.0" in part and "strict" in part

@@ -1,0 +1,120 @@
+"""Questions as batches: targets, augmentation, false texts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_prep import pairs as pairs_script
+from m3ae.data.sampler import Plan
+from m3ae.data.texts import load_tokenizer
+from m3ae.downstream.config import load_finetune_config
+from m3ae.downstream.data import UNKNOWN, EvalQuestions, Questions, TrainQuestions, augmented
+from tests.recipe import ROOT
+
+
+def config(task: str = "vqa", **changes):
+    """The paper's fine-tuning of 64 px, texts of 24 tokens."""
+    metric = {"vqa": "overall", "retrieval": "loss"}[task]
+    made = load_finetune_config(ROOT / "configs/finetune/finetune.yaml", [
+        f"task={task}", f"eval={{metric: {metric}, batch: 5}}",
+        "data={image_px: 64, text_length: 24, false_texts: 3}",
+    ])  # fmt: skip
+    return dataclasses.replace(made, data=dataclasses.replace(made.data, **changes))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(shards):
+    return load_tokenizer(shards / "tokenizer")
+
+
+def test_targets(questions, tokenizer):
+    """A target that is another answer's number, or an unknown one taken for the first answer."""
+    test = Questions(str(questions / "test"), tokenizer, config().data)
+    answers = sorted(test.labels())[1:]
+    test.set_answers(answers)
+    batches = list(EvalQuestions(test, config()))
+    rows = np.concatenate([batch["index"] for batch in batches])
+    assert rows.tolist() == test.rows.tolist()
+    for batch in batches:
+        for row, target in zip(batch["index"].tolist(), batch["target"].tolist(), strict=True):
+            label = test.label(row)
+            assert label == answers[target] if target != UNKNOWN else label not in answers
+    assert UNKNOWN in np.concatenate([batch["target"] for batch in batches])
+
+
+def test_training_batches_do_not_depend_on_processes(questions, tokenizer):
+    """Another order or sample when the same step is split over processes."""
+    train = Questions(str(questions / "train"), tokenizer, config().data)
+    train.set_answers(sorted(train.labels()))
+    one = TrainQuestions(train, config(), Plan(len(train), 3, 8, 8, 1), 0)
+    two = [TrainQuestions(train, config(), Plan(len(train), 3, 8, 2, 2), rank) for rank in (0, 1)]
+    for step in range(3):
+        whole = one[step]["index"].tolist()
+        parts = [part[2 * step + micro]["index"].tolist() for part in two for micro in (0, 1)]
+        assert whole == [row for part in parts for row in part]
+
+
+def test_false_texts_are_of_other_images(shards, tokenizer):
+    """A false text of the same image, the true one not first, or draws that change."""
+    captions = Questions(str(shards / "train"), tokenizer, config("retrieval").data)
+    data = EvalQuestions(captions, config("retrieval"))
+    batch = data[0]
+    assert batch["text_ids"].shape[:2] == (5, 4) and not batch["target"].any()
+    for k, row in enumerate(batch["index"].tolist()):
+        ids, _ = captions.pairs.tokens(row)
+        length = batch["text_ids"].shape[2]
+        assert batch["text_ids"][k, 0].tolist() == ids[:length].tolist()
+        assert not (batch["text_ids"][k, 1:] == batch["text_ids"][k, 0]).all(dim=1).any()
+    again = data[0]
+    assert all((batch[key] == again[key]).all() for key in batch)
+
+
+@pytest.fixture(scope="module")
+def jpegs(shards, tmp_path_factory):
+    """Phantom pictures in shards of encoding jpeg."""
+    raw = shards.parent / "raw" / "roco" / "train" / "radiology" / "images"
+    folder = tmp_path_factory.mktemp("jpegs")
+    names = sorted(path.name for path in raw.iterdir())[:4]
+    rows = "".join(f"{name},a phantom of nobody\n" for name in names)
+    (folder / "table.csv").write_text("image,text\n" + rows)
+    assert pairs_script.main(["--table", str(folder / "table.csv"), "--raw", str(raw), "--px", "64",
+                              "--out", str(folder / "out"), "--encoding", "jpeg",
+                              "--workers", "0"]) == 0  # fmt: skip
+    return folder / "out" / "train"
+
+
+@pytest.mark.parametrize("kind", ["resized_crop", "rand_augment"])
+def test_augmentation_follows_from_the_generator(jpegs, tokenizer, kind):
+    """A crop drawn from the global generator, which another sample or process moves on."""
+    import torch
+
+    data = config(augmentation=kind).data
+    shards = Questions(str(jpegs), tokenizer, data).shards
+    first = augmented(shards, 0, data, np.random.default_rng(3))
+    torch.rand(5)
+    state = torch.get_rng_state()
+    again = augmented(shards, 0, data, np.random.default_rng(3))
+    assert np.array_equal(first, again) and first.shape[1:] == (64, 64) and first.dtype == np.uint8
+    assert torch.equal(state, torch.get_rng_state())
+    others = [augmented(shards, 0, data, np.random.default_rng(k)) for k in range(4, 12)]
+    assert any(other.shape != first.shape or not np.array_equal(other, first) for other in others)
+
+
+def test_a_crop_keeps_most_of_the_image(jpegs, tokenizer):
+    """crop_scale taken for the share that is cut off."""
+    data = config(augmentation="resized_crop", crop_scale=0.9).data
+    questions = Questions(str(jpegs), tokenizer, data)
+    whole = questions.pairs.image(0).astype(float).mean(axis=0)
+    crops = [augmented(questions.shards, 0, data, np.random.default_rng(k)) for k in range(8)]
+    likeness = [np.corrcoef(whole.ravel(), crop.astype(float).mean(axis=0).ravel())[0, 1]
+                for crop in crops]  # fmt: skip
+    assert np.median(likeness) > 0.7
+
+
+def test_a_split_without_rows_or_field(questions, tokenizer):
+    """An empty split that passes, or a field that nobody has."""
+    with pytest.raises(ValueError, match="no row is left"):
+        Questions(str(questions / "test"), tokenizer, config().data, np.array([], dtype=int))
+    with pytest.raises(ValueError, match="has no 'colour', only answer, "):
+        Questions(str(questions / "test"), tokenizer, config(field="colour").data)
