@@ -20,7 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from m3ae.data import prepare, shards
-from m3ae.data.shards import AGAIN, Shards, file_sha256, shard_name
+from m3ae.data.shards import AGAIN, Shards, shard_name
+from m3ae.data.verification import file_sha256, read_chunks
 
 
 def split_folders(folder: Path) -> list[Path]:
@@ -67,7 +68,7 @@ def read_record(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | None
     """
     if "sha256" in manifest and not shards.is_sealed(manifest):
         raise ValueError(f"{folder / 'manifest.json'}: damaged; see data_prep/verify.py --repair")
-    return shards.read_chunks(folder) if "chunks" in manifest else None
+    return read_chunks(folder) if "chunks" in manifest else None
 
 
 def new_record(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m3ae.data.prepare import command, need, partial_folder, reopen, run
-from m3ae.data.shards import file_sha256, find_problems, read_chunks
+from m3ae.data.verification import file_sha256, find_problems, read_chunks
 
 
 def split_folders(folder: Path) -> list[Path]:

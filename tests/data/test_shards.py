@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 
-from m3ae.data import shards
-from m3ae.data.shards import Shards, verify
+from m3ae.data import shards, verification
+from m3ae.data.shards import Shards
 from m3ae.data.texts import fingerprint, train_wordpiece
+from m3ae.data.verification import verify
 
 CHANNELS = [1, 3, 3]  # of the shards below
 PX = 6
@@ -291,9 +292,9 @@ def opens_or_names(folder: Path, name: str) -> None:
         Shards(folder)
     except (ValueError, FileNotFoundError) as error:
         assert str(folder) in str(error) and "again" in str(error)  # what to do
-        assert shards.find_problems(folder)[0][0] == name
+        assert verification.find_problems(folder)[0][0] == name
     else:
-        shards.find_problems(folder)
+        verification.find_problems(folder)
 
 
 @FUZZ
@@ -352,7 +353,7 @@ def test_any_damage_of_a_manifest_is_named(sound, data):
             Shards(sound)
         except (ValueError, FileNotFoundError) as error:
             assert str(sound) in str(error)
-        shards.find_problems(sound)
+        verification.find_problems(sound)
     finally:
         path.write_bytes(blob)
 

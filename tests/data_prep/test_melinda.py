@@ -11,7 +11,8 @@ from hypothesis import given
 from data_prep import melinda
 from m3ae.data.chunks import Drops
 from m3ae.data.questions import to_items
-from m3ae.data.shards import Shards, verify
+from m3ae.data.shards import Shards
+from m3ae.data.verification import verify
 from tests.data_prep.test_corpora import SMALL, dropped, save_image, texts_of
 from tests.data_prep.test_question_parsers import (
     ALLOWED,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from data_prep import mimic_cxr
 from m3ae.data.chunks import Drops
-from m3ae.data.shards import Shards, verify
+from m3ae.data.shards import Shards
+from m3ae.data.verification import verify
 from tests.data_prep.test_corpora import SMALL, dropped, save_image, texts_of
 from tests.data_prep.test_question_parsers import (
     ALLOWED,

@@ -15,7 +15,8 @@ from PIL import Image
 from data_prep import table
 from m3ae.data.chunks import Drops, is_unicode
 from m3ae.data.questions import Question
-from m3ae.data.shards import Shards, verify
+from m3ae.data.shards import Shards
+from m3ae.data.verification import verify
 
 
 def as_bytes(seed: int) -> bytes:

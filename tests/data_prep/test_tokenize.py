@@ -12,6 +12,7 @@ from data_prep import tokens, verify
 from m3ae.data import chunks, shards
 from m3ae.data.shards import Shards
 from m3ae.data.texts import load_tokenizer, train_wordpiece
+from m3ae.data.verification import find_problems
 from tests.data_prep.test_prepare import everything, run, ten
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +93,7 @@ def test_killed_anywhere(prepared, tokenizers, monkeypatch):
         except KilledError:
             kills += 1
         left["operations"] = 10**9
-        assert shards.verify(split) == [], allowed
+        assert find_problems(split) == [], allowed
         assert add(prepared, tokenizer) == 0
         after = digests(split)
         assert len(after) == len(before) == len(list(split.glob("shard-*")))
@@ -119,7 +120,7 @@ def test_a_continued_run_keeps_what_is_done(prepared, tokenizers, monkeypatch):
     count = len(digests(prepared / "train"))
     kill.clear()
     assert add(prepared, tokenizers / "words") == 0
-    assert len(written) == count and shards.verify(prepared / "train") == []
+    assert len(written) == count and find_problems(prepared / "train") == []
     assert not list((prepared / "train").glob("*.tmp"))
 
 

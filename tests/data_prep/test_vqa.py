@@ -11,7 +11,8 @@ from data_prep import phantoms, slake, vqa_med_2019, vqa_rad
 from m3ae.data.chunks import Item, _chunks
 from m3ae.data.prepare import write_report
 from m3ae.data.questions import Question, is_inside, task_fields, to_items
-from m3ae.data.shards import Shards, seal, verify, write_json, write_shard
+from m3ae.data.shards import Shards, seal, write_json, write_shard
+from m3ae.data.verification import verify
 from tests.data_prep.test_corpora import SMALL, dropped, save_image, texts_of
 
 

@@ -315,7 +315,7 @@ def partial_folder(final: Path) -> Path:
 def reopen(final: Path, record: dict[str, Any], broken: set[str]) -> tuple[int, int]:
     """Turn a finished split into a begun one without the chunks that have a file in `broken`.
 
-    `record`: of `shards.read_chunks`. Returns the numbers of these chunks and of all. The
+    `record`: of `verification.read_chunks`. Returns the numbers of these chunks and of all. The
     preparation command then makes them again; where this is interrupted, it can be repeated.
     """
     partial = partial_folder(final)

@@ -1,4 +1,4 @@
-"""Shards: the prepared form of a corpus. Write, read, verify.
+"""Shards: the prepared form of a corpus. Write and read; `verification.py` checks them.
 
 A split is a folder: `manifest.json`, `shard-00000.safetensors`, ... (numbers may be left out) and
 `chunks.json`, which only repairs read. Tensors of a shard with n images and m texts (ragged ones
@@ -272,7 +272,16 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _check_shapes(path: Path, tensors: dict[str, np.ndarray], entry: dict, manifest: dict) -> None:
+def check_size(path: Path, file: dict[str, Any]) -> None:
+    """Raise where a file is missing or of another size than its entry in the manifest says."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; {AGAIN}")
+    if path.stat().st_size != file["bytes"]:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes where the manifest says "
+                         f"{file['bytes']} (cut short?); {AGAIN}")  # fmt: skip
+
+
+def check_shapes(path: Path, tensors: dict[str, np.ndarray], entry: dict, manifest: dict) -> None:
     """Raise ValueError where a shard's tensors are not what the manifest says.
 
     A flat tensor may have any length: its offsets say it, which `verify` compares.
@@ -316,11 +325,11 @@ class Shards:
         self._open: dict[int, dict[str, np.ndarray]] = {}
         if tokenizer is not None and self.manifest["tokenizer"]:
             self._check_tokenizer(tokenizer)
-        self._image_starts = np.cumsum([0, *(file["images"] for file in self.files)])
-        self._text_starts = np.cumsum([0, *(file["texts"] for file in self.files)])
-        self.num_images = int(self._image_starts[-1])
+        self.image_starts = np.cumsum([0, *(file["images"] for file in self.files)])
+        self.text_starts = np.cumsum([0, *(file["texts"] for file in self.files)])
+        self.num_images = int(self.image_starts[-1])
         self._check_files()
-        rows = [self.shard(k)["image_of_text"] + self._image_starts[k]
+        rows = [self.shard(k)["image_of_text"] + self.image_starts[k]
                 for k in range(len(self.files))]  # fmt: skip
         self.image_of_text = np.concatenate([np.zeros(0, np.int64), *rows])
         self._open.clear()
@@ -343,10 +352,10 @@ class Shards:
             raise ValueError(f"{self.folder / 'manifest.json'}: counts {counts} are not the sums "
                              f"of its files; {AGAIN}")  # fmt: skip
         for file in self.files:
-            _check_size(self.folder / file["name"], file)
+            check_size(self.folder / file["name"], file)
 
     def __len__(self) -> int:
-        return int(self._text_starts[-1])
+        return int(self.text_starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
@@ -356,7 +365,7 @@ class Shards:
         if k not in self._open:
             path = self.folder / self.files[k]["name"]
             tensors = map_shard(path)
-            _check_shapes(path, tensors, self.files[k], self.manifest)
+            check_shapes(path, tensors, self.files[k], self.manifest)
             while len(self._open) >= _OPEN_SHARDS:
                 self._open.pop(next(iter(self._open)))
             self._open[k] = tensors
@@ -378,18 +387,18 @@ class Shards:
 
     def text(self, i: int) -> str:
         """Text i."""
-        return self._string(self._text_starts, i, "text")
+        return self._string(self.text_starts, i, "text")
 
     def text_key(self, i: int) -> str:
         """Key of text i, e.g. ROCO_00001/0."""
-        return self._string(self._text_starts, i, "text_key")
+        return self._string(self.text_starts, i, "text_key")
 
     def fields(self, i: int) -> dict[str, Any]:
         """Task fields of text i, e.g. its answer; ValueError where the shards hold none."""
         if self.manifest["kind"] != WITH_FIELDS:
             raise ValueError(f"{self.folder}: holds {self.manifest['kind']}, no questions; prepare "
                              "it with a script of questions, e.g. data_prep/vqa_rad.py")
-        shard, row = self._find(self._text_starts, i, "text")
+        shard, row = self._find(self.text_starts, i, "text")
         try:
             return json.loads(row_bytes(shard, "text_fields", row))
         except ValueError as error:
@@ -397,20 +406,20 @@ class Shards:
 
     def image_key(self, j: int) -> str:
         """Key of image j, e.g. ROCO_00001."""
-        return self._string(self._image_starts, j, "image_key")
+        return self._string(self.image_starts, j, "image_key")
 
     def tokens(self, i: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Token ids and word indices of text i, both int64 (tokens,); None without tokens."""
         if not self.manifest["tokenizer"]:
             return None
-        shard, row = self._find(self._text_starts, i, "text")
+        shard, row = self._find(self.text_starts, i, "text")
         begin, end = shard["token_offsets"][row : row + 2]
         ids, words = shard["token_ids"][begin:end], shard["token_words"][begin:end]
         return ids.astype(np.int64), words.astype(np.int64)
 
     def image(self, j: int, px: int) -> np.ndarray:
         """Pixels of image j, uint8 (C, px, px), C = 1 or 3; raw shards hold one size only."""
-        shard, row = self._find(self._image_starts, j, "image")
+        shard, row = self._find(self.image_starts, j, "image")
         if self.manifest["encoding"] == "raw":
             if px != self.manifest["px"]:
                 raise ValueError(
@@ -425,7 +434,7 @@ class Shards:
 
     def picture(self, j: int) -> Image.Image:
         """Image j decoded but neither resized nor cropped; encodings jpeg and original only."""
-        shard, row = self._find(self._image_starts, j, "image")
+        shard, row = self._find(self.image_starts, j, "image")
         window = self.manifest["options"].get("window")
         try:
             return decode(row_bytes(shard, "image", row), tuple(window) if window else None)[0]
@@ -438,148 +447,3 @@ def row_bytes(shard: dict[str, np.ndarray], name: str, row: int) -> bytes:
     """One row of a ragged tensor."""
     begin, end = shard[f"{name}_offsets"][row : row + 2]
     return shard[f"{name}_bytes"][begin:end].tobytes()
-
-
-# ------------------------------------------------------------------ verify
-
-
-def verify(folder: str | Path) -> list[str]:
-    """Problems of a split, none if sound: every sha256, offset, key, text, token and image."""
-    return [problem for _, problem in find_problems(folder)]
-
-
-def find_problems(folder: str | Path) -> list[tuple[str, str]]:
-    """(name of the damaged file, what is wrong with it); "" where no file alone is to blame."""
-    folder = Path(folder)
-    try:
-        manifest = read_manifest(folder)
-    except (ValueError, FileNotFoundError) as error:
-        return [("manifest.json", str(error))]
-    problems = _manifest_problems(folder, manifest)
-    for file in manifest["files"]:
-        problems += [(file["name"], found) for found in _file_problems(folder, file, manifest)]
-    if problems:
-        return problems  # rows cannot be trusted
-    split = Shards(folder)
-    for k, file in enumerate(split.files):
-        problems += [(file["name"], found) for found in _row_problems(split, k)]
-    if not problems:
-        keys = {split.text_key(i) for i in range(len(split))}
-        if len(keys) < len(split):
-            problems.append(("", f"{folder}: {len(split) - len(keys)} text keys occur twice"))
-    return problems
-
-
-def _manifest_problems(folder: Path, manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    path, files = folder / "manifest.json", manifest["files"]
-    if "sha256" in manifest and not is_sealed(manifest):
-        return [("manifest.json", f"{path}: its sha256 is not that of what it says; {AGAIN}")]
-    if any(manifest["counts"][what] != sum(file[what] for file in files)
-           for what in ("images", "texts")):  # fmt: skip
-        return [("manifest.json", f"{path}: counts are not the sums of its files; {AGAIN}")]
-    if "chunks" not in manifest:
-        return []  # of an earlier version
-    try:
-        chunks = read_chunks(folder)["chunks"]
-    except (ValueError, OSError) as error:
-        return [("chunks.json", str(error))]
-    if [file for chunk in chunks for file in chunk["files"]] != files:
-        return [("chunks.json", f"{path}: lists other files than {manifest['chunks']}; {AGAIN}")]
-    return []
-
-
-def read_chunks(folder: Path) -> dict[str, Any]:
-    """The record of how a split was made: `facts` of its manifest, and `chunks` in input order.
-
-    Needs no manifest. Raises FileNotFoundError where there is none, ValueError where it is damaged.
-    """
-    paths = sorted(folder.glob("chunks*.json"))
-    if not paths:
-        raise FileNotFoundError(f"{folder}: no chunks.json in it, which says how it was made (it "
-                                "was prepared by an earlier version, or the file is lost)")
-    if len(paths) > 1:
-        try:  # data_prep/tokens.py was killed: the manifest says which one counts
-            paths = [folder / str(read_manifest(folder).get("chunks"))]
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"{folder}: several chunks*.json, and no manifest to say which one "
-                             f"counts; {AGAIN}") from error  # fmt: skip
-    try:
-        record = json.loads(paths[0].read_text(encoding="utf-8"))
-        sealed = isinstance(record, dict) and is_sealed(record)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{paths[0]}: damaged ({error}); copy it again") from error
-    if not sealed:
-        raise ValueError(f"{paths[0]}: its sha256 is not that of what it says; copy it again")
-    return record
-
-
-def _file_problems(folder: Path, file: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
-    """What is wrong with one shard as a file: size, header, shapes, sha256, offsets."""
-    path = folder / file["name"]
-    try:
-        _check_size(path, file)
-        tensors = map_shard(path)
-        _check_shapes(path, tensors, file, manifest)
-    except (ValueError, FileNotFoundError) as error:
-        return [str(error)]
-    if file_sha256(path) != file["sha256"]:
-        return [f"{path}: sha256 is not the manifest's; {AGAIN}"]
-    found = _offset_problems(tensors, file["images"], manifest["tokenizer"])
-    return [f"{path}: {problem}; {AGAIN}" for problem in found]
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_size(path: Path, file: dict[str, Any]) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; {AGAIN}")
-    if path.stat().st_size != file["bytes"]:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes where the manifest says "
-                         f"{file['bytes']} (cut short?); {AGAIN}")  # fmt: skip
-
-
-def _row_problems(split: Shards, k: int) -> list[str]:
-    """Images that do not decode, and texts, keys and fields that cannot be read, of shard k."""
-    problems = []
-    for j in range(split._image_starts[k], split._image_starts[k + 1]):
-        try:
-            split.image(j, split.manifest["px"])
-            split.image_key(j)
-        except ValueError as error:
-            problems.append(f"image {j}: {error}")
-    for i in range(split._text_starts[k], split._text_starts[k + 1]):
-        try:
-            split.text(i), split.text_key(i)
-            if split.manifest["kind"] == WITH_FIELDS:
-                split.fields(i)
-        except ValueError as error:
-            problems.append(f"text {i}: {error}")
-    return problems
-
-
-def _offset_problems(
-    shard: dict[str, np.ndarray], images: int, tokenizer: dict[str, Any] | None
-) -> list[str]:
-    """Offsets that do not rise from 0 to the end of what they cut; rows and ids out of range."""
-    problems = []
-    for name, offsets in shard.items():
-        if not name.endswith("_offsets"):
-            continue
-        flat = "token_ids" if name == "token_offsets" else name.replace("_offsets", "_bytes")
-        total = len(shard[flat]) if flat in shard else -1
-        if offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
-            problems.append(f"{name} do not rise from 0 to the length of {flat}")
-    rows = shard["image_of_text"]
-    if len(rows) and not (0 <= rows.min() and rows.max() < images):
-        problems.append("image_of_text points outside the shard")
-    if tokenizer:
-        ids, words = shard["token_ids"], shard["token_words"]
-        if len(ids) != len(words):
-            problems.append("token_ids and token_words differ in length")
-        if len(ids) and not (0 <= ids.min() and ids.max() < tokenizer["size"]):
-            problems.append(f"token ids outside the tokenizer's 0-{tokenizer['size'] - 1}")
-    return problems
