@@ -7,7 +7,6 @@
         eval_only=true output=runs/check
 """
 
-import argparse
 import dataclasses
 import logging
 import math
@@ -29,7 +28,6 @@ from m3ae.downstream.data import read_splits, train_loader
 from m3ae.downstream.evaluation import Evaluation
 from m3ae.downstream.model import Downstream, Init, build_downstream, read_init, write_facts
 from m3ae.downstream.protocols import Protocol, protocols_of
-from m3ae.installation import check_installation
 from m3ae.strict_yaml import parse
 from m3ae.training.checkpoint import (
     check_same_config,
@@ -37,9 +35,10 @@ from m3ae.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from m3ae.training.distributed import Processes, processes
+from m3ae.training.command import run_command
+from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer, resolve_precision
-from m3ae.training.logs import RunLog, environment, peak_memory_gib, read_log, start_logging
+from m3ae.training.logs import RunLog, environment, peak_memory_gib, read_log
 from m3ae.training.optim import build_optimizer, set_lr
 
 log = logging.getLogger("m3ae")
@@ -47,31 +46,13 @@ log = logging.getLogger("m3ae")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit status. User mistakes end in one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="a YAML file, e.g. under configs/finetune/")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved config")
-    parser.add_argument(
-        "--dry-run", action="store_true",
-        help="check data, weights and config, print sizes, steps and epochs; train nothing",
-    )  # fmt: skip
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. init=RUN seed=1")
-    args = parser.parse_args(argv)
-    try:
-        check_installation()
-        config = load_finetune_config(args.config, args.overrides)
-        if args.print_config:
-            print(to_yaml(config), end="")
-            return 0
-        with processes() as group:
-            start_logging(group.first)
-            for part in runs_of(config):
-                finetune(part, group, dry_run=args.dry_run)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(__doc__, load_finetune_config, finetune_all, argv)
+
+
+def finetune_all(config: FinetuneConfig, group: Processes, dry_run: bool = False) -> None:
+    """The runs that a config stands for, one after the other."""
+    for part in runs_of(config):
+        finetune(part, group, dry_run)
 
 
 def runs_of(config: FinetuneConfig) -> list[FinetuneConfig]:

@@ -4,7 +4,6 @@
     torchrun --nproc_per_node 8 run_pretrain.py --config configs/pretrain/m3ae.yaml optim.lr=2e-5
 """
 
-import argparse
 import contextlib
 import json
 import logging
@@ -21,13 +20,13 @@ from m3ae.data.datasets import EvalBatches, Pairs, eval_batches, train_loader
 from m3ae.data.sampler import Plan
 from m3ae.data.shards import write_json
 from m3ae.data.texts import check_tokenizer, load_tokenizer
-from m3ae.installation import check_installation
 from m3ae.models import M3AE, build_model
 from m3ae.pretraining.evaluation import ThreeArms
 from m3ae.pretraining.reconstruction import draw_reconstructions
 from m3ae.training import summary
 from m3ae.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from m3ae.training.distributed import Processes, processes
+from m3ae.training.command import run_command
+from m3ae.training.distributed import Processes
 from m3ae.training.engine import (
     Trainer,
     evaluate,
@@ -36,7 +35,7 @@ from m3ae.training.engine import (
     to_device,
 )
 from m3ae.training.flops import peak_flops
-from m3ae.training.logs import RunLog, environment, peak_memory_gib, start_logging
+from m3ae.training.logs import RunLog, environment, peak_memory_gib
 from m3ae.training.optim import build_optimizer, set_lr
 from m3ae.training.report import write_report
 
@@ -45,30 +44,7 @@ log = logging.getLogger("m3ae")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit status. User mistakes end in one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="a YAML file, e.g. under configs/pretrain/")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved config")
-    parser.add_argument(
-        "--dry-run", action="store_true",
-        help="check data and config, print parameters, FLOPs, memory, steps, epochs; train nothing",
-    )  # fmt: skip
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=2e-5")
-    args = parser.parse_args(argv)
-    try:
-        check_installation()
-        config = load_config(args.config, args.overrides)
-        if args.print_config:
-            print(to_yaml(config), end="")
-            return 0
-        with processes() as group:
-            start_logging(group.first)
-            pretrain(config, group, dry_run=args.dry_run)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(__doc__, load_config, pretrain, argv)
 
 
 def pretrain(config: Config, group: Processes, dry_run: bool = False) -> None:

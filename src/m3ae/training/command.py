@@ -1,0 +1,45 @@
+"""The command line that the run scripts share."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from m3ae.config import to_yaml
+from m3ae.installation import check_installation
+from m3ae.training.distributed import processes
+from m3ae.training.logs import start_logging
+
+
+def run_command(
+    description: str, load: Callable, body: Callable, argv: Sequence[str] | None
+) -> int:
+    """Read the arguments, load the config, join the processes and run.
+
+    load(path, overrides) gives a config, body(config, processes, dry_run) is the run. Returns the
+    exit status: 2 for a user's mistake, which ends in one line on stderr.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a YAML file under configs/")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config")
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="check data, weights and config, print sizes, steps and epochs; train nothing",
+    )  # fmt: skip
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=2e-5")
+    args = parser.parse_args(argv)
+    try:
+        check_installation()
+        config: Any = load(args.config, args.overrides)
+        if args.print_config:
+            print(to_yaml(config), end="")
+            return 0
+        with processes() as group:
+            start_logging(group.first)
+            body(config, group, args.dry_run)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
