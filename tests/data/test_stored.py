@@ -47,7 +47,7 @@ def test_a_member_is_read_without_extracting(tmp_path):
     """Another member's bytes, files on disk, a folder taken for an image, or a lost pickle."""
     path = write_zip(tmp_path / "a.zip", {"x/": b"", "x/1.jpg": b"one", "y/1.jpg": b"two"})
     assert zip_names(path) == ["x/1.jpg", "y/1.jpg"]
-    image = pickle.loads(pickle.dumps(InZip(path, "y/1.jpg")))
+    image = pickle.loads(pickle.dumps(InZip(path, "y/1.jpg")))  # as it goes to a worker
     assert (image.name, image.read_bytes()) == ("1.jpg", b"two")
     assert os.listdir(tmp_path) == ["a.zip"]
 
@@ -131,6 +131,7 @@ def test_rows_and_images_of_parquet(tmp_path):
         ("a.parquet", 2, 0), ("b.parquet", 0, 0)]  # fmt: skip
     assert found[4].values == {"caption": None, "id": 4} and found[3].values["caption"] == "c3"
     assert found[4].where == "a.parquet row group 2 row 0"
+    # As they go to a worker.
     images = [pickle.loads(pickle.dumps(InParquet(*row[:3], "image"))) for row in found]
     assert [image.read_bytes() for image in images] == [b"0", b"1", b"2", b"", b"", b"0"]
     assert [image.name for image in images[2:4]] == ["a-1-0", "a-1-1"]

@@ -52,6 +52,7 @@ def rows(stream: bytes, columns: Sequence[str]) -> list[dict]:
     """Objects: each has some of the columns, with any value."""
     step, found = len(columns), []
     for start in range(0, len(stream), step):
+        # The last row may be cut short: such rows are part of what is tried.
         cells = zip(columns, stream[start : start + step], strict=False)
         chosen = {name: byte % (len(VALUES) + 3) for name, byte in cells}
         found.append({name: VALUES[k] for name, k in chosen.items() if k < len(VALUES)})

@@ -130,6 +130,7 @@ def read_or_refuse(path: Path) -> list[dict]:
 def test_any_json_is_read_or_refused(tmp_path, rows, ids, cut):
     """A damaged or foreign file ends in another exception, or a wrong type reaches the scores."""
     path = tmp_path / "p.jsonl"
+    # As many as the shorter list has.
     whole = [{"id": key, "prediction": "x", **row} for key, row in zip(ids, rows, strict=False)]
     path.write_bytes(lines(*whole).encode()[: cut or None])
     kept = read_or_refuse(path)

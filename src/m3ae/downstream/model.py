@@ -66,7 +66,9 @@ class Downstream(M3AE):
         image, ids, keep = batch["image"], batch["text_ids"], batch["text_keep"]
         if self.task == "retrieval":
             return retrieval_scores(self, self.head, image, ids, keep)
-        return self.head(self.encode_pair(image, ids, keep).pooled)
+        text = self.fusion.enter_text(self.text_encoder(ids, keep))
+        shown = self.fusion.enter_image(self.image_encoder(self.normalise(image)))
+        return self.head(self.fusion.pooled(text, shown, keep, 0))
 
     def forward(
         self,

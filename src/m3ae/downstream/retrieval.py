@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3ae.data.sampler import keyed
@@ -65,12 +64,3 @@ def match_score(head: nn.Module, pooled: Tensor) -> Tensor:
     with torch.autocast(pooled.device.type, enabled=False):
         logits = head(pooled.to(next(head.parameters()).dtype))
     return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
-
-
-def retrieval_loss(scores: Tensor) -> Tensor:
-    """Softmax cross-entropy over an image's texts, the true one at column 0.
-
-    scores (B, 1+F) -> scalar, mean over images.
-    """
-    true = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-    return F.cross_entropy(scores.float(), true)

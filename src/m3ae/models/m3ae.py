@@ -198,7 +198,7 @@ class M3AE(nn.Module):
         if has("mlm"):
             out.mlm_logits, out.mlm_targets = self._mlm(*pairs[0], keep, common, batch)
         if has("itm"):
-            out.itm_logits = self._itm(*pairs[-1], keep, common)
+            out.itm_logits = self.itm_head(self.fusion.pooled(*pairs[-1], keep, common))
         return out
 
     def _mlm(
@@ -215,18 +215,6 @@ class M3AE(nn.Module):
         if head.has_context:
             text = take(head.context(text, keep), positions)
         return head(text), targets
-
-    def _itm(self, text: Tensor, image: Tensor, keep: Tensor, start: int) -> Tensor:
-        """The last layer at the two CLS tokens only, poolers, head."""
-        depth = self.fusion.depth
-        if start < depth:
-            text, image = self.fusion.run(text, image, keep, start, depth - 1)[-1]
-            cls = torch.zeros(len(text), 1, dtype=torch.int64, device=text.device)
-            text, image = (
-                self.fusion.read_text(text, image, keep, depth - 1, depth, cls),
-                self.fusion.read_image(text, image, keep, depth - 1, depth, cls),
-            )
-        return self.itm_head(self.fusion.pool(text, image))
 
     def _itm_images(self, batch: Batch, whole: Tensor) -> Tensor:
         """Image streams of the ITM pairs (B, 1+N, D): own ones re-used, others' where no match."""
