@@ -11,8 +11,9 @@ DIR/VQAMed2019Test) and the paper's (DIR/{train,val,test}/QA/Modality.csv, image
 `--as captions`: one composed caption a training image. A caption joins the answers about modality,
 plane, organ and abnormality by ", ", e.g. "cta - ct angiography, axial, lung, mediastinum, pleura,
 cryptococcal pneumonia". A yes or no says nothing without its question and is left out, but for "is
-this a ct scan? yes", which gives "ct scan". Say wherever results are reported that these captions
-are composed. Only training images are used; a seeded part of them is held out as `valid`.
+this a ct scan? yes", which gives "ct scan". `--categories` leaves some out: the control for a model
+that is tested on them. Say wherever results are reported that these captions are composed. Only
+training images are used; a seeded part of them, the same for any categories, is held out as `valid`.
 
 example: python data_prep/vqa_med_2019.py --as questions --raw vqa_med_2019 --out data/vqa_med_qa
          python data_prep/vqa_med_2019.py --as captions --raw vqa_med_2019 --out data/vqa_med
@@ -58,10 +59,10 @@ def phrase(question: str, answer: str) -> str:
     return kind.group(1) if kind and answer.lower() == "yes" else ""
 
 
-def read_captions(folder: Path, drops: Drops) -> dict[str, str]:
-    """Composed caption by image id, in the order of the modality file."""
+def read_captions(folder: Path, categories: Sequence[str], drops: Drops) -> dict[str, str]:
+    """Caption composed of these categories by image id, in the order of their first file."""
     parts: dict[str, list[str]] = {}
-    for category in CATEGORIES:
+    for category in (file for file in CATEGORIES if file[3:].lower() in categories):
         path = need(folder / "QAPairsByCategory" / f"{category}_train.txt", "VQA-Med's questions")
         for number, line in read_lines(path):
             columns = line.split("|")
@@ -146,7 +147,6 @@ def make_question(image: str, name: str, category: str, text: str, answer: str) 
 
 def make_questions(args: argparse.Namespace) -> None:
     """Body of `--as questions`."""
-    args.categories = [name for name in NAMES if name in args.categories]
     sources = find_sources(args.raw, args.categories)
     dropped = {split: Drops() for split in sources}
     splits = {split: read_questions(source, args.categories, dropped[split])
@@ -168,7 +168,7 @@ def make_captions(args: argparse.Namespace) -> None:
     folder = need(args.raw, "the VQA-Med-2019 corpus") / TRAINING
     images = need(folder / "Train_images", "VQA-Med-2019's training images")
     drops = Drops()
-    captions = read_captions(folder, drops)
+    captions = read_captions(folder, args.categories, drops)
     if not 0 <= args.held_out < len(captions):
         raise ValueError(f"--held-out {args.held_out}: there are {len(captions)} images")
     held_out = set(random.Random(args.seed).sample(sorted(captions), args.held_out))
@@ -192,15 +192,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--held-out", type=int, default=300, metavar="N",
         help="captions: training images held out as `valid` (default: %(default)s)")  # fmt: skip
     add("--seed", type=int, default=42, help="captions: of the held-out draw (%(default)s)")
-    add("--categories", nargs="+", choices=NAMES, default=NAMES[:3],
-        help="questions: of which categories (default: the paper's, modality plane organ)")
+    add("--categories", nargs="+", choices=NAMES,
+        help="which (default: questions: the paper's, modality plane organ; captions: all four)")
     args = parser.parse_args(argv)
 
-    # An option of the other form decides nothing, so it is not recorded in the shards.
     if args.form == "captions":
-        del args.categories
+        args.categories = [name for name in NAMES if name in (args.categories or NAMES)]
         return run(lambda: make_captions(args))
-    del args.held_out, args.seed
+    args.categories = [name for name in NAMES if name in (args.categories or NAMES[:3])]
+    del args.held_out, args.seed  # they decide nothing here, so the shards do not record them
     return run(lambda: make_questions(args))
 
 

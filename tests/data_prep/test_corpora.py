@@ -312,4 +312,9 @@ def test_vqa_med_captions(tmp_path):
     }
     assert dropped(train) == {"answer: yes or no says nothing alone": 3,
                               "line: not `image|question|answer`": 1}  # fmt: skip
+    without = [*more, "--out", str(tmp_path / "w"), "--categories", "organ", "modality"]
+    assert vqa_med_2019.main(without) == 0  # the control: a caption that states the tested plane
+    assert texts_of(Shards(tmp_path / "w" / "train")) | texts_of(Shards(tmp_path / "w" / "valid")) \
+        == {"synpic0": ["cta - ct angiography, lung, mediastinum, pleura"],
+            "synpic2": ["mri image, skull"]}  # the others' are under three words
     assert vqa_med_2019.main([*more, "--out", str(tmp_path / "o"), "--held-out", "9"]) == 1
