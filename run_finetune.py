@@ -28,6 +28,7 @@ from m3ae.downstream.data import read_splits, train_loader
 from m3ae.downstream.evaluation import Evaluation
 from m3ae.downstream.model import Downstream, Init, build_downstream, read_init, write_facts
 from m3ae.downstream.protocols import Protocol, protocols_of
+from m3ae.models.heads import start_answer_head
 from m3ae.strict_yaml import parse
 from m3ae.training.checkpoint import (
     check_same_config,
@@ -102,6 +103,8 @@ def finetune(config: FinetuneConfig, group: Processes, dry_run: bool = False) ->
         "image_px": config.data.image_px,
     }  # fmt: skip
     model = build_downstream(config, init, answers).to(group.device)
+    if config.train.answer_bias == "prior" and not config.eval_only:
+        start_answer_head(model.head, train.counts(len(answers)))
     facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     for name, value in facts.items():
         log.info("%-16s %s", name.replace("_", " "), value)

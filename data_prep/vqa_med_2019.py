@@ -13,7 +13,7 @@ plane, organ and abnormality by ", ", e.g. "cta - ct angiography, axial, lung, m
 cryptococcal pneumonia". A yes or no says nothing without its question and is left out, but for "is
 this a ct scan? yes", which gives "ct scan". `--categories` leaves some out: the control for a model
 that is tested on them. Say wherever results are reported that these captions are composed. Only
-training images are used; a seeded part of them, the same for any categories, is held out as `valid`.
+training images are used; a seeded part, the same for any categories, is held out as `valid`.
 
 example: python data_prep/vqa_med_2019.py --as questions --raw vqa_med_2019 --out data/vqa_med_qa
          python data_prep/vqa_med_2019.py --as captions --raw vqa_med_2019 --out data/vqa_med

@@ -9,6 +9,7 @@ import torch
 from m3ae.downstream.config import FinetuneConfig, load_finetune_config
 from m3ae.downstream.model import build_downstream, read_init, write_facts
 from m3ae.models import M3AE
+from m3ae.models.heads import AnswerHead, start_answer_head
 from m3ae.training.optim import part_of
 from tests.recipe import (
     ROOT,
@@ -128,6 +129,14 @@ def test_every_parameter_is_trained_and_grouped():
         model(batch)["loss"].backward()
         zero = [name for name, p in model.named_parameters() if p.grad is None]
         assert not zero
+
+
+def test_a_head_started_at_the_prior():
+    """The bias of another answer; one that never occurs at minus infinity."""
+    head = AnswerHead(8, 3)
+    start_answer_head(head, torch.tensor([6, 3, 0]))
+    share = head[-1].bias.sigmoid()
+    assert share.tolist() == pytest.approx([0.65, 0.35, 0.05])
 
 
 def test_the_loss_does_not_depend_on_the_split_into_micro_batches():

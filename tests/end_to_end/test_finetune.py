@@ -1,6 +1,7 @@
 """run_finetune from the command line: protocols, files, resuming, evaluation alone, mistakes."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -196,6 +197,7 @@ def test_augmentation_is_repeatable_and_needs_whole_images(questions, tune, tmp_
         (["data.answers=nowhere.json"], "nowhere.json does not exist"),
         (["protocol=lenient"], "protocol"),
         (["train.batch_global=30"], "train.batch_global: 30 is no multiple"),
+        (["task=retrieval", "eval.metric=loss", "train.answer_bias=prior"], "train.answer_bias"),
     ],
 )
 def test_mistakes_end_in_one_line(tune, tmp_path, capsys, overrides, message):
@@ -222,6 +224,22 @@ def test_two_processes(tune, tmp_path, capfd):
         assert row["score"] == pytest.approx(other["score"], abs=2e-3)
     losses = [read_log(tmp_path / name, "train")[0]["loss"] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_head_that_starts_at_the_prior(tune, tmp_path, questions):
+    """A prior counted over rows of other splits, or of another order than the head's outputs."""
+    first = {}
+    for bias in ("zero", "prior"):
+        more = ["protocol=strict", "train.epochs=1", "train.log_every=1"]
+        assert tune(f"train.answer_bias={bias}", *more, name=bias) == 0
+        first[bias] = read_log(tmp_path / bias, "train")[0]["loss"]
+    facts = json.loads((tmp_path / "zero" / "best-strict" / "downstream.json").read_text())
+    train = Shards(questions / "train")
+    labels = [train.fields(row)["label"] for row in range(len(train))]
+    shares = [labels.count(answer) / len(labels) for answer in facts["answers"]]
+    entropies = [-p * math.log(p) - (1 - p) * math.log(1 - p) for p in shares]
+    assert first["zero"] == pytest.approx(len(shares) * math.log(2), rel=0.05)
+    assert first["prior"] == pytest.approx(sum(entropies), rel=0.2)
 
 
 def test_labels_outside_the_list(tune, tmp_path, capsys):

@@ -40,6 +40,7 @@ class DownstreamTrain:
     batch_per_process: int
     precision: Literal["auto", "bf16", "fp16", "fp32"]
     threads: int | None
+    answer_bias: Literal["zero", "prior"]
     log_every: int
     checkpoint_every: int
     keep_checkpoints: int
@@ -110,6 +111,10 @@ def _check(config: FinetuneConfig) -> None:
     )
     for key in ("batch", "top", "samples", "text_block"):
         require(getattr(evaluation, key) >= 1, f"eval.{key}: {getattr(evaluation, key)} is below 1")
+    require(
+        config.task != "retrieval" or train.answer_bias == "zero",
+        "train.answer_bias: prior is for answers or classes, retrieval has none",
+    )
     require(data.text_length >= 3, "data.text_length: below 3, no room for a word")
     require(0 < data.held_out < 1, f"data.held_out: {data.held_out} is not in (0, 1)")
     require(0 < data.crop_scale <= 1, f"data.crop_scale: {data.crop_scale} is not in (0, 1]")
