@@ -139,9 +139,9 @@ class AnswerHead(nn.Sequential):
 def start_answer_head(head: AnswerHead, counts: Tensor) -> None:
     """Set the last bias to the log odds of every answer's share, counts int64 (classes,).
 
-    With it the first logits state the answers' frequencies; from zero, the binary cross-entropy of
-    hundreds of answers begins fifty times as high, and only by pushing all of them down. An answer
-    that never occurs counts half a time.
+    With it the first logits state the answers' frequencies. From zero the binary cross-entropy of
+    hundreds of answers begins some fifty times as high, and the first steps go into pushing all of
+    them down. An answer that never occurs counts half a time.
     """
     share = (counts.double() + 0.5) / (counts.sum() + 1.0)
     head[-1].bias.copy_(torch.logit(share))
