@@ -104,7 +104,8 @@ def finetune(config: FinetuneConfig, group: Processes, dry_run: bool = False) ->
     }  # fmt: skip
     model = build_downstream(config, init, answers).to(group.device)
     if config.train.answer_bias == "prior" and not config.eval_only:
-        start_answer_head(model.head, train.counts(len(answers)))
+        labels = train.labels()
+        start_answer_head(model.head, torch.tensor([labels[answer] for answer in answers]))
     facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     for name, value in facts.items():
         log.info("%-16s %s", name.replace("_", " "), value)

@@ -75,11 +75,6 @@ class Questions:
             log.info("%s: the answers of %d of %d rows are not in the list", self.folder, unknown,
                      len(self))  # fmt: skip
 
-    def counts(self, answers: int) -> Tensor:
-        """How often each answer of the list is a row's target, int64 (answers,)."""
-        targets = self.targets[self.rows]
-        return torch.from_numpy(np.bincount(targets[targets != UNKNOWN], minlength=answers))
-
     def labels(self) -> Counter:
         """How often each label occurs."""
         return Counter(self.label(row) for row in self.rows)
