@@ -1,0 +1,51 @@
+"""benchmarks/strict_cost.py on runs written by hand."""
+
+import json
+
+import pytest
+
+from benchmarks import strict_cost
+from m3ae.downstream.predictions import write_predictions
+
+ANSWERS = ["ct", "mr", "ct", "yes"]  # of four test questions on four images
+
+
+def write_run(folder, protocol, epochs, best):
+    """A run whose epochs predict the given answers, `best` the number (from 1) selected."""
+    (folder / "predictions").mkdir(parents=True)
+    for number, predicted in enumerate(epochs, start=1):
+        rows = [
+            {
+                "id": f"i{k}/0", "image": f"i{k}", "question": "what?", "answer": answer,
+                "label": answer, "prediction": top[0], "score": 0.5, "type": "open",
+                "question_type": "X", "top": [[name, 0.5] for name in top],
+            }
+            for k, (answer, top) in enumerate(zip(ANSWERS, predicted, strict=True))
+        ]  # fmt: skip
+        write_predictions(strict_cost.epoch_file(folder, number, protocol), rows)
+        if number == best:
+            write_predictions(folder / f"predictions-{protocol}.jsonl", rows)
+    (folder / "evaluation.json").write_text(json.dumps({"epochs": len(epochs)}))
+    return folder
+
+
+def test_each_line_differs_by_what_it_names(tmp_path, monkeypatch, capsys):
+    """Selecting on test counted as another cost, or a list that lets an unknown answer pass."""
+    right, worse = [["ct"], ["mr"], ["ct"], ["yes"]], [["ct"], ["mr"], ["ct"], ["no"]]
+    unknown = [["ct"], ["pet", "mr"], ["pet"], ["no"]]  # "pet" has no training row
+    paper = write_run(tmp_path / "paper", "paper", [right, worse], best=1)
+    unleaked = write_run(tmp_path / "unleaked", "paper", [right, unknown], best=1)
+    strict = write_run(tmp_path / "strict", "strict", [[["mr"]] * 4, right], best=1)
+    train = [{"label": name, "type": "open"} for name in ("ct", "mr", "yes", "no")]
+    monkeypatch.setattr(strict_cost, "read_questions", lambda folder: train)
+    arms = ["--paper", paper, "--unleaked", unleaked, "--strict", strict]
+    assert strict_cost.main(["--train", "unused", *map(str, arms)]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert [entry["line"] for entry in table] == [
+        "paper", "not selected on test", "no leaked rows", "training answers", "held-out selection",
+    ]  # fmt: skip
+    assert [entry["overall"]["accuracy"] for entry in table] == [1.0, 0.75, 0.25, 0.5, 0.25]
+    costs = [entry["overall"]["cost"] for entry in table[1:]]
+    assert costs == pytest.approx([0.25, 0.5, -0.25, 0.25])
+    low, high = table[2]["overall"]["cost_interval"]
+    assert low <= 0.5 <= high
