@@ -29,8 +29,6 @@ Facts = dict[str, str]
 
 # The facts keep one order, the words between them vary: a small model then soon reads which fact
 # a masked word held, and is left with the question that matters, what the image says about it.
-# Some name what a fact is, or ask as teaching files do: questions about images are made of such
-# words, and a text encoder that never met them cannot bring its pre-training to the questions.
 HEADS = (
     "Phantom {modality}, {plane} {region}",
     "This phantom {modality}, {plane}, {region}",
@@ -39,11 +37,6 @@ HEADS = (
     "Phantom by {modality}, {plane} {region}",
     "Phantom {modality}, {plane} view, {region}",
     "One phantom {modality} of {plane} {region}",
-    "Phantom image, modality {modality}, plane {plane}, region {region}",
-    "What is shown? Phantom {modality}, {plane} {region}",
-    "How was it made? Phantom {modality}, {plane} plane, {region}",
-    "Which part do we see? Phantom {modality}, {plane} {region}",
-    "Here {modality} was used, phantom slice {plane}, body part {region}",
 )
 FINDINGS = (
     "with a {number} {size} {kind} at {level} {side}",
@@ -53,12 +46,6 @@ FINDINGS = (
     "where {number} {size} {kind} lies {level} {side}",
     "plus the {number} {size} {kind} to {level} {side}",
     "containing {number} {size} {kind} in {level} {side}",
-    ", the finding: {number}, {size} size, kind {kind}, place {level} {side}",
-    ", there is {number} {size} {kind}, {level} level, {side} side",
-    ", what is the lesion? {number} {size} {kind}, {level} {side}",
-    ", where does the lesion lie? {number} {size} {kind}, {level} {side}",
-    ", how big is the finding? {number} {size} {kind}, {level} {side}",
-    ", on which side? {number} {size} {kind}, {level} part, {side} half",
 )
 NORMALS = (
     "which looks normal",
@@ -67,8 +54,6 @@ NORMALS = (
     "and it was judged to be normal",
     "reported as normal",
     "where all is normal",
-    ", is there a lesion? It is normal",
-    ", what kind of finding is seen? It does look normal",
 )
 PATIENTS = {
     ("sex", "age"): ("in {sex} aged {age}", "of a {sex}, {age}", "for {sex} at {age}"),
