@@ -26,6 +26,7 @@ from m3ae.data.texts import check_tokenizer, load_tokenizer
 from m3ae.downstream.config import FinetuneConfig, load_finetune_config
 from m3ae.downstream.data import read_splits, train_loader
 from m3ae.downstream.evaluation import Evaluation
+from m3ae.downstream.frozen import encode_frozen
 from m3ae.downstream.model import Downstream, Init, build_downstream, read_init, write_facts
 from m3ae.downstream.protocols import Protocol, protocols_of
 from m3ae.models.heads import start_answer_head
@@ -107,6 +108,10 @@ def finetune(config: FinetuneConfig, group: Processes, dry_run: bool = False) ->
         labels = train.labels()
         start_answer_head(model.head, torch.tensor([labels[answer] for answer in answers]))
     facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    if model.frozen:
+        facts["frozen"] = ", ".join(model.frozen)
+        facts["trained_parameters"] = sum(parameter.numel() for parameter in model.parameters()
+                                          if parameter.requires_grad)  # fmt: skip
     for name, value in facts.items():
         log.info("%-16s %s", name.replace("_", " "), value)
     if dry_run:
@@ -127,6 +132,7 @@ def finetune(config: FinetuneConfig, group: Processes, dry_run: bool = False) ->
         evaluation.finish(dict.fromkeys((rules.name for rules in protocols), 0), {0: measures})
         return
 
+    encode_frozen(model, splits, config, group, precision)
     torch.manual_seed(config.seed + group.rank)  # dropout differs between processes
     optimizer = build_optimizer(model, config.optim)
     trainer = Trainer(model, optimizer, group, precision, config.optim.clip_norm)

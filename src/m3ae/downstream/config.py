@@ -41,6 +41,7 @@ class DownstreamTrain:
     precision: Literal["auto", "bf16", "fp16", "fp32"]
     threads: int | None
     answer_bias: Literal["zero", "prior"]
+    freeze: tuple[Literal["image_encoder", "text_encoder", "fusion"], ...] | None
     log_every: int
     checkpoint_every: int
     keep_checkpoints: int

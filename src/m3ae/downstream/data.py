@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from m3ae.data.shards import WITH_FIELDS, Shards
 from m3ae.downstream.config import DownstreamData, FinetuneConfig
 from m3ae.downstream.protocols import Protocol, hold_out, read_answers, select_rows
 from m3ae.downstream.retrieval import draw_false_texts
+
+if TYPE_CHECKING:
+    from m3ae.downstream.frozen import FrozenFeatures
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class Questions:
         if not len(self.rows):
             raise ValueError(f"{folder}: no row is left of this split")
         self.targets = np.zeros(len(shards), dtype=np.int64)
+        self.frozen: FrozenFeatures | None = None  # of encoders that are not trained
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -147,7 +151,10 @@ def collate(questions: Questions, samples: list[Sample], rows: list[int]) -> dic
         "text_keep": torch.from_numpy(np.stack([text_keep(sample.words) for sample in samples])),
         "target": torch.from_numpy(questions.targets[rows]),
     }
-    return trim(batch)
+    batch = trim(batch)
+    if questions.frozen is not None:
+        batch |= questions.frozen.of(rows, batch["text_ids"].shape[1])
+    return batch
 
 
 def add_false_texts(

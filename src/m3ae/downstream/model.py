@@ -6,6 +6,7 @@ Letters: `B` pairs, `A` answers or classes, `F` false texts an image, `L` text t
 import dataclasses
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,21 @@ class Downstream(M3AE):
         initialise(head)
         setattr(self, HEADS[task], head)
         self.weights = {self.name: 1.0}
+        self.frozen: tuple[str, ...] = ()
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Keep these parts as they are: no gradient, and no dropout while the others train."""
+        self.frozen = tuple(parts)
+        for name in self.frozen:
+            getattr(self, name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Downstream":
+        """As in `torch.nn.Module`, but for the frozen parts, which stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            getattr(self, name).eval()
+        return self
 
     @property
     def head(self) -> torch.nn.Module:
@@ -62,12 +78,19 @@ class Downstream(M3AE):
         return getattr(self, HEADS[self.task])
 
     def scores(self, batch: dict[str, Tensor]) -> Tensor:
-        """Logits (B, A) of the answers or classes; for retrieval (B, 1+F) of the texts."""
+        """Logits (B, A) of the answers or classes; for retrieval (B, 1+F) of the texts.
+
+        `text_features`, `image_features` in the batch are what a frozen encoder gave before.
+        """
         image, ids, keep = batch["image"], batch["text_ids"], batch["text_keep"]
         if self.task == "retrieval":
             return retrieval_scores(self, self.head, image, ids, keep)
-        text = self.fusion.enter_text(self.text_encoder(ids, keep))
-        shown = self.fusion.enter_image(self.image_encoder(self.normalise(image)))
+        text, shown = batch.get("text_features"), batch.get("image_features")
+        if text is None:
+            text = self.text_encoder(ids, keep)
+        if shown is None:
+            shown = self.image_encoder(self.normalise(image))
+        text, shown = self.fusion.enter_text(text), self.fusion.enter_image(shown)
         return self.head(self.fusion.pooled(text, shown, keep, 0))
 
     def forward(
@@ -96,7 +119,7 @@ class Downstream(M3AE):
         return {self.name: torch.tensor(len(batch["target"]), device=batch["target"].device)}
 
     def unreached(self) -> list[str]:
-        """None: the head reads both poolers, so every parameter is trained."""
+        """None: the head reads both poolers, so all that is not frozen is trained."""
         return []
 
 
@@ -170,7 +193,7 @@ def build_downstream(config: FinetuneConfig, init: Init, answers: list[str]) -> 
 
     Encoders, fusion and poolers are taken from it, strictly. For training the head is new (for
     retrieval it starts as the "match" row of the ITM head) and follows from `config.seed`; with
-    `eval_only` it must be `init`'s and of the same answers.
+    `eval_only` it must be `init`'s and of the same answers. `train.freeze` is applied.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -197,6 +220,7 @@ def build_downstream(config: FinetuneConfig, init: Init, answers: list[str]) -> 
     check_state(model, state, init.source)
     model.load_state_dict(state)
     wrap_blocks(model)
+    model.freeze(config.train.freeze or ())
     return model
 
 

@@ -1,0 +1,99 @@
+"""What frozen encoders give, computed once for a split instead of at every step.
+
+Letters: `B` pairs, `L` text tokens, `S` image tokens, `W` an encoder's width.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from m3ae.data.datasets import stack_images, text_keep
+from m3ae.downstream.config import FinetuneConfig
+from m3ae.downstream.data import Questions
+from m3ae.downstream.model import Downstream
+from m3ae.training.distributed import Processes
+from m3ae.training.engine import DTYPES, autocast, evaluating
+
+log = logging.getLogger(__name__)
+
+
+class FrozenFeatures:
+    """Outputs of frozen encoders for the rows of a split, on the CPU.
+
+    They are kept in the run's precision: fusion begins with a linear layer, which reads nothing
+    finer under autocast.
+    """
+
+    def __init__(
+        self, model: Downstream, questions: Questions, config: FinetuneConfig, group: Processes,
+        precision: str,
+    ) -> None:  # fmt: skip
+        self.rows = questions.rows
+        self.image_of_text = questions.shards.image_of_text
+        self.images = np.unique(self.image_of_text[self.rows])
+        self.text: Tensor | None = None  # (rows, L, W)
+        self.image: Tensor | None = None  # (images, S, W)
+        pairs, device = questions.pairs, group.device
+
+        def encode_texts(rows: np.ndarray) -> Tensor:
+            tokens = [pairs.tokens(int(row)) for row in rows]
+            ids = torch.from_numpy(np.stack([ids for ids, _ in tokens]))
+            keep = torch.from_numpy(np.stack([text_keep(words) for _, words in tokens]))
+            return model.text_encoder(ids.to(device), keep.to(device))
+
+        def encode_images(images: np.ndarray) -> Tensor:
+            pixels = stack_images([pairs.image(int(image)) for image in images])
+            return model.image_encoder(model.normalise(pixels.to(device)))
+
+        def encode(name: str, numbers: np.ndarray, encoder: Callable) -> Tensor:
+            parts = []
+            with evaluating(model), autocast(device, precision):
+                for some in batches(numbers, config.eval.batch, name, group.first):
+                    parts.append(encoder(some).to("cpu", DTYPES[precision]))
+            whole = torch.cat(parts)
+            log.info("%s: %s encoded once, %.0f MiB", questions.folder, name, whole.nbytes / 2**20)
+            return whole
+
+        if "text_encoder" in model.frozen:
+            self.text = encode(f"{len(self.rows)} texts", self.rows, encode_texts)
+        if "image_encoder" in model.frozen and config.data.augmentation == "none":
+            self.image = encode(f"{len(self.images)} images", self.images, encode_images)
+
+    def of(self, rows: list[int], length: int) -> dict[str, Tensor]:
+        """What a batch of these rows of the shards holds more, its texts cut to `length` tokens.
+
+        `text_features` (B, length, W) and `image_features` (B, S, W), where they are known.
+        """
+        found = {}
+        if self.text is not None:
+            found["text_features"] = self.text[np.searchsorted(self.rows, rows), :length]
+        if self.image is not None:
+            places = np.searchsorted(self.images, self.image_of_text[rows])
+            found["image_features"] = self.image[places]
+        return found
+
+
+def batches(numbers: np.ndarray, size: int, name: str, show: bool) -> Iterator[np.ndarray]:
+    """`numbers`, `size` at a time, under a progress bar."""
+    with tqdm(total=len(numbers), desc=name, disable=not show) as bar:
+        for start in range(0, len(numbers), size):
+            yield numbers[start : start + size]
+            bar.update(len(numbers[start : start + size]))
+
+
+def encode_frozen(
+    model: Downstream, splits: dict[str, Questions], config: FinetuneConfig, group: Processes,
+    precision: str,
+) -> None:  # fmt: skip
+    """Give every split the features of the encoders that `train.freeze` names.
+
+    Not for retrieval, which draws its texts; there they are computed at every step.
+    """
+    if not {"text_encoder", "image_encoder"} & set(model.frozen) or config.task == "retrieval":
+        return
+    for questions in splits.values():
+        questions.frozen = FrozenFeatures(model, questions, config, group, precision)
