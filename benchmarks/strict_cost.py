@@ -101,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("paper", "unleaked", "strict", "disjoint"):
         parser.add_argument(f"--{name}", type=Path, nargs="+", default=[], metavar="RUN")
     args = parser.parse_args(argv)
+    for run in [*args.paper, *args.unleaked, *args.strict, *args.disjoint]:
+        if not (run / "evaluation.json").is_file():
+            parser.error(f"{run}: no finished run (it has no evaluation.json)")
     table: list[dict[str, Any]] = []
     before: list[list[Row]] = []
     for name, runs in ladder(args):

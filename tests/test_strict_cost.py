@@ -5,9 +5,9 @@ import json
 import pytest
 
 from benchmarks import strict_cost
-from m3ae.downstream.predictions import write_predictions
+from m3ae.downstream.predictions import read_questions, write_predictions
 
-ANSWERS = ["ct", "mr", "ct", "yes"]  # of four test questions on four images
+ANSWERS = ["ct", "left", "ct", "yes"]  # of four test questions on four images
 
 
 def write_run(folder, protocol, epochs, best):
@@ -29,17 +29,17 @@ def write_run(folder, protocol, epochs, best):
     return folder
 
 
-def test_each_line_differs_by_what_it_names(tmp_path, monkeypatch, capsys):
+def test_each_line_differs_by_what_it_names(tmp_path, questions, capsys):
     """Selecting on test counted as another cost, or a list that lets an unknown answer pass."""
-    right, worse = [["ct"], ["mr"], ["ct"], ["yes"]], [["ct"], ["mr"], ["ct"], ["no"]]
-    unknown = [["ct"], ["pet", "mr"], ["pet"], ["no"]]  # "pet" has no training row
+    right, worse = [["ct"], ["left"], ["ct"], ["yes"]], [["ct"], ["left"], ["ct"], ["no"]]
+    unknown = [["ct"], ["pet", "left"], ["pet"], ["no"]]  # "pet" has no training row
     paper = write_run(tmp_path / "paper", "paper", [right, worse], best=1)
     unleaked = write_run(tmp_path / "unleaked", "paper", [right, unknown], best=1)
-    strict = write_run(tmp_path / "strict", "strict", [[["mr"]] * 4, right], best=1)
-    train = [{"label": name, "type": "open"} for name in ("ct", "mr", "yes", "no")]
-    monkeypatch.setattr(strict_cost, "read_questions", lambda folder: train)
+    strict = write_run(tmp_path / "strict", "strict", [[["left"]] * 4, right], best=1)
+    known = read_questions(questions / "train")
+    assert {"ct", "left", "yes", "no"} < {row["label"] for row in known if not row["leaked"]}
     arms = ["--paper", paper, "--unleaked", unleaked, "--strict", strict]
-    assert strict_cost.main(["--train", "unused", *map(str, arms)]) == 0
+    assert strict_cost.main(["--train", str(questions / "train"), *map(str, arms)]) == 0
     table = json.loads(capsys.readouterr().out)
     assert [entry["line"] for entry in table] == [
         "paper", "not selected on test", "no leaked rows", "training answers", "held-out selection",
@@ -49,3 +49,11 @@ def test_each_line_differs_by_what_it_names(tmp_path, monkeypatch, capsys):
     assert costs == pytest.approx([0.25, 0.5, -0.25, 0.25])
     low, high = table[2]["overall"]["cost_interval"]
     assert low <= 0.5 <= high
+
+
+def test_a_run_that_is_not_finished(tmp_path, questions, capsys):
+    """A traceback for a folder that is mistyped or whose run still goes on."""
+    train = ["--train", str(questions / "train")]
+    with pytest.raises(SystemExit):
+        strict_cost.main([*train, "--strict", str(tmp_path / "nowhere")])
+    assert "nowhere: no finished run" in capsys.readouterr().err
