@@ -100,7 +100,7 @@ def test_pickle_carries_no_open_file(tmp_path):
     split = Shards(write_split(tmp_path / "s"))
     split.image(0, PX)
     split.image(0, PX)[:] = 0  # a sample is the caller's own: changing it leaves the file alone
-    copied = pickle.loads(pickle.dumps(split))
+    copied = pickle.loads(pickle.dumps(split))  # as it goes to a worker
     assert copied._open == {} and np.array_equal(copied.image(0, PX), split.image(0, PX))
     assert copied.image(0, PX).any()
 

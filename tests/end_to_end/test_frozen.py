@@ -5,9 +5,18 @@ import torch
 from safetensors.torch import load_file
 
 import run_finetune
+import run_pretrain
+from m3ae.data.texts import load_tokenizer
+from m3ae.downstream.config import load_finetune_config
+from m3ae.downstream.data import Questions
+from m3ae.downstream.frozen import FrozenFeatures
+from m3ae.downstream.model import build_downstream, read_init
 from m3ae.training.checkpoint import checkpoints
+from m3ae.training.distributed import Processes
 from m3ae.training.logs import read_log
+from tests.conftest import SMALL
 from tests.end_to_end.test_finetune import scores
+from tests.recipe import ROOT
 
 ENCODERS = "train={freeze: [image_encoder, text_encoder], answer_bias: prior}"
 
@@ -60,6 +69,34 @@ def test_resumed_with_frozen_encoders(tune, tmp_path, monkeypatch):
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
     assert scores(tmp_path / "whole") == scores(tmp_path / "cut")
+
+
+def test_augmented_images_are_not_kept(questions, shards):
+    """An augmentation that does nothing, because every epoch reads the features of one crop."""
+    sizes = tuple(line for line in SMALL if line.startswith("model."))
+    config = load_finetune_config(ROOT / "configs/finetune/finetune.yaml", [
+        f"architecture={ROOT}/configs/pretrain/quickstart.yaml", f"architecture_set={list(sizes)}",
+        "data={image_px: 64, text_length: 24, augmentation: resized_crop}", ENCODERS,
+    ])  # fmt: skip
+    model = build_downstream(config, read_init(config), ["yes", "no"])
+    split = Questions(str(questions / "test"), load_tokenizer(shards / "tokenizer"), config.data)
+    alone = Processes(0, 0, 1, torch.device("cpu"))
+    features = FrozenFeatures(model, split, config, alone, "fp32")
+    assert features.image is None and len(features.text) == len(split)
+
+
+def test_retrieval_with_frozen_encoders(small_run, tune, shards, tmp_path):
+    """Features kept for texts that are drawn anew, or an encoder that is trained all the same."""
+    assert run_pretrain.main(small_run(steps=4)) == 0
+    folders = [f"data.{name}={shards}/{split}" for name, split in
+               (("train", "train"), ("valid", "valid"), ("test", "test"))]  # fmt: skip
+    assert tune(f"init={tmp_path}/run", "data.false_texts=3", "data.augmentation=none", *folders,
+                "train={freeze: [image_encoder, text_encoder], epochs: 1}",
+                name="irtr", config="roco_retrieval") == 0  # fmt: skip
+    before, after = weights(tmp_path / "run"), weights(tmp_path / "irtr")
+    for name in before.keys() & after.keys():
+        stays = name.startswith(("image_encoder.", "text_encoder."))
+        assert torch.equal(before[name], after[name]) == stays, name
 
 
 def test_another_part(tune, capsys):
