@@ -183,9 +183,10 @@ def test_mistakes_end_in_one_line(tune, tmp_path, capsys, overrides, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_two_processes(tune, tmp_path, capfd):
+@pytest.mark.parametrize("freeze", ["null", "[image_encoder, text_encoder]"])
+def test_two_processes(tune, tmp_path, capfd, freeze):
     """Rows that two processes evaluate twice or not at all, or a gradient of half a batch."""
-    assert tune("train.epochs=1", name="one") == 0
+    assert tune("train.epochs=1", f"train.freeze={freeze}", name="one") == 0
     arguments = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
     arguments |= {"output": str(tmp_path / "two")}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(arguments))
