@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from m3ae import features
 from m3ae.data.shards import Shards
-from m3ae.predict import load_trained
+from m3ae.downstream.trained import load_trained
 from tests.test_predict import corpus, models  # noqa: F401  (fixtures)
 
 

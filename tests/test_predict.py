@@ -18,6 +18,7 @@ from m3ae.data.shards import Shards
 from m3ae.data.texts import load_tokenizer
 from m3ae.downstream.model import Downstream, write_facts
 from m3ae.downstream.predictions import read_predictions
+from m3ae.downstream.trained import find_checkpoint, load_trained
 from m3ae.models import build_model
 from tests.recipe import ROOT
 
@@ -114,7 +115,7 @@ def by_hand(models, name: str, corpus, image: int, question: str) -> torch.Tenso
     tokenizer = load_tokenizer(models / name)
     ids = [tokenizer.cls_token_id, *tokenizer(question, add_special_tokens=False)["input_ids"],
            tokenizer.sep_token_id]  # fmt: skip
-    trained = predict.load_trained(models / name)
+    trained = load_trained(models / name)
     pixels = torch.from_numpy(split.image(image, 32))[None]
     with torch.no_grad():
         keep = torch.ones(1, len(ids), dtype=torch.bool)
@@ -349,9 +350,9 @@ def test_runs_of_both_protocols_apart(models, tmp_path):
     """A run with a folder for each protocol, which has no best-* itself, taken for no run."""
     for name in ("paper", "strict"):
         shutil.copytree(models / "vqa" / f"best-{name}", tmp_path / "run" / name / f"best-{name}")
-    found = predict.find_checkpoint(tmp_path / "run")
+    found = find_checkpoint(tmp_path / "run")
     assert found == tmp_path / "run" / "strict" / "best-strict"
-    assert predict.find_checkpoint(tmp_path / "run", "paper").name == "best-paper"
+    assert find_checkpoint(tmp_path / "run", "paper").name == "best-paper"
 
 
 def test_help_as_a_module():

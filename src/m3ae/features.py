@@ -33,15 +33,9 @@ from tqdm.auto import tqdm
 
 from m3ae.data.datasets import Pairs, stack_images, text_keep, trim
 from m3ae.data.shards import read_manifest
+from m3ae.downstream.trained import Trained, load_trained, pick_device, shards_px
 from m3ae.models.m3ae import M3AE
-from m3ae.predict import (
-    Trained,
-    add_model_arguments,
-    load_trained,
-    pick_device,
-    run_command,
-    shards_px,
-)
+from m3ae.predict import add_model_arguments, run_command
 from m3ae.training.engine import autocast, evaluating, resolve_precision, to_device
 
 log = logging.getLogger("m3ae")
