@@ -1,7 +1,7 @@
 # make quickstart   generate phantoms, prepare shards, pre-train a small M3AE, fine-tune it and its
 #                   initial weights on phantom questions, write a report
 # make test         lint and the whole test suite
-# Both set up $(VENV) first: a virtual environment with the pinned packages (5.5 GB, 2-3 minutes).
+# Both set up $(VENV) first: a virtual environment with the pinned packages (5.5 GB, 2-4 minutes).
 
 VENV ?= .venv
 PYTHON ?= python3
