@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from data_prep import phantoms, roco, vqa_rad
 from tests.recipe import ROOT
 
 torch.set_num_threads(1)  # two wait for each other where the cores are shared
+
+# A busy machine must not fail a test.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 SMALL = """
 model.image_encoder={image_px: 64, patch_px: 16, width: 32, depth: 1, heads: 2}

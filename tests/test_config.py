@@ -309,7 +309,7 @@ PRINTABLE = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_siz
 WORDS = ["ct", "no", "1e5", "1_0", "null", "~", "é", "a: b", "#", "2020-01-01", "=", "1:30"]
 
 
-@settings(max_examples=30, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=30, phases=[Phase.explicit, Phase.generate])
 @given(
     st.floats(1e-30, 1e30), st.integers(0, 2**31), PRINTABLE,
     st.booleans(), st.lists(st.sampled_from(WORDS), min_size=1),

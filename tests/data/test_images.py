@@ -50,7 +50,7 @@ def test_golden_pixels(name):
     assert np.abs(normalised - wanted).max() < 1e-5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 90), st.integers(1, 90), st.integers(8, 60),
     st.sampled_from(["L", "RGB", "RGBA", "LA", "P", "1", "CMYK"]), st.integers(0, 9),
@@ -64,7 +64,7 @@ def test_fast_paths_equal_the_rgba_path(width, height, px, mode, seed):
     assert np.array_equal(np.broadcast_to(pixels, wanted.shape), wanted)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from([(4, 3), (3, 2), (16, 9), (1, 1), (5, 4), (7, 3), (2, 1), (9, 1), None]),
     st.integers(1, 40), st.integers(1, 120), st.integers(1, 120), st.integers(1, 64),
@@ -160,7 +160,7 @@ def test_broken_files(monkeypatch, tmp_path):
         resize_crop(decode(as_bytes(Image.new("L", (1000, 2))))[0], 32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP"]), st.data())
 def test_damage_anywhere_is_an_image_error(format, data):
     """A flipped or missing byte somewhere raises something a preparation does not count."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from m3ae.data.sampler import Order, Plan
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3),
     processes=st.integers(1, 3), micro=st.integers(1, 4), accumulation=st.integers(1, 3),
@@ -28,7 +28,7 @@ def test_every_split_takes_the_same_samples(sizes, processes, micro, accumulatio
         assert taken == [order[p] for p in range(step * batch, (step + 1) * batch)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(samples=st.integers(1, 50), seed=st.integers(0, 9))
 def test_an_epoch_holds_every_sample_once(samples, seed):
     """Catches dropped or repeated samples, and the same order in every epoch."""

@@ -220,7 +220,7 @@ def test_verify_finds_an_undecodable_image(tmp_path):
 
 # ------------------------------------------------------------------ damage at random
 
-FUZZ = settings(max_examples=600, deadline=None, derandomize=True,
+FUZZ = settings(max_examples=600, derandomize=True,
                 suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 ODD = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(2**31, 2**70), st.just(-1), st.just(0),

@@ -95,7 +95,7 @@ KINDS = [zip_bytes(c) for c in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfil
 PLACES = st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), min_size=1, max_size=6)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(kind=st.sampled_from(KINDS), places=PLACES, cut=st.none() | st.integers(0, 399))
 def test_no_damage_to_a_zip_raises_anything_else(tmp_path_factory, kind, places, cut):
     """zlib.error, EOFError, NotImplementedError... for a bad bit end the preparation."""
@@ -250,7 +250,7 @@ WHOLE = parquet_bytes()
 CELLS = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=4) | st.binary(max_size=4)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(values=st.dictionaries(st.sampled_from(["image", "caption", "id", ""]),
                               st.lists(CELLS, min_size=2, max_size=2), max_size=3),
        as_struct=st.booleans())  # fmt: skip
@@ -277,7 +277,7 @@ def test_any_table_gives_rows_or_a_value_error(tmp_path_factory, values, as_stru
         assert isinstance(InParquet(*row[:3], "image").read_bytes(), bytes)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(cut=st.integers(0, len(WHOLE) - 1))
 def test_a_cut_parquet_file(tmp_path_factory, cut):
     """A download that broke off ends in a traceback."""

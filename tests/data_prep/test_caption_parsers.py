@@ -20,8 +20,8 @@ from m3ae.data.prepare import Drops, Item
 from m3ae.data.stored import InParquet, InZip, parquet_pairs
 from tests.data_prep.test_corpora import save_image
 
-MANY = settings(max_examples=2000, deadline=None, database=None)
-SOME = settings(max_examples=60, deadline=None, database=None)
+MANY = settings(max_examples=2000, database=None)
+SOME = settings(max_examples=60, database=None)
 COUNTER = itertools.count(1)
 
 # ------------------------------------------------------------------ what files may hold

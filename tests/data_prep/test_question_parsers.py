@@ -23,7 +23,7 @@ from m3ae.data.chunks import Drops, Item, clean
 from m3ae.data.prepare import read_lines
 from m3ae.data.questions import Question, count_types, coverage, labels, to_items
 
-MANY = settings(max_examples=2000, deadline=None, database=None,
+MANY = settings(max_examples=2000, database=None,
                 suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 ALLOWED = (ValueError, OSError)
 ELSEWHERE = ["../../x", "/etc/x", "..", "a/../../x", "..\\x", "C:x", "C:\\x", "a\0b", "\\\\h\\x"]

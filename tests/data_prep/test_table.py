@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -252,7 +252,7 @@ CELL = st.one_of(
 COLUMNS = ("image", "question", "answer", "type", "split", "id", "question_type", "text", "organ")
 
 
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2000)
 @given(st.lists(st.dictionaries(st.sampled_from(COLUMNS), CELL), max_size=6), st.booleans())
 def test_any_rows_are_used_or_counted(rows, with_classes):
     """A row that ends the run, is lost uncounted, leads outside, or comes twice by its key."""
@@ -272,7 +272,7 @@ def test_any_rows_are_used_or_counted(rows, with_classes):
     assert splits == {} or next(iter(splits)) == "train" or "train" not in splits
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(st.binary(max_size=120), st.sampled_from([".csv", ".tsv", ".jsonl"]))
 def test_any_bytes_are_a_table_or_an_error(data, ending):
     """A traceback, instead of one line, from a file that is no table."""

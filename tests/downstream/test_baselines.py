@@ -58,7 +58,7 @@ def vector(words: list[str], weights: dict[str, float]) -> dict[str, float]:
     return {term: x / length for term, x in out.items()}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(WORDS, st.sampled_from("xyz")), min_size=1, max_size=8), WORDS)
 def test_nearest_is_a_plain_loop(known, asked):
     """Weights of the test questions, words without their pairs, ties that rounding decides."""

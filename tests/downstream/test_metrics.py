@@ -18,7 +18,7 @@ def test_recall_of_the_reference():
             assert ours[f"{name}_r{k}"] == pytest.approx(data["recalls"][f"{theirs}_r{k}"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     images=st.integers(1, 6), extra=st.integers(0, 5), k=st.integers(1, 8), seed=st.integers(0, 99)
 )

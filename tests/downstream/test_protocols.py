@@ -41,7 +41,7 @@ def test_unknown_flags_are_refused():
     assert select_rows(strict, [{}, {}]).tolist() == [0, 1]  # a corpus without such a flag
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     owners=st.lists(st.integers(0, 30), min_size=4, max_size=80),
     share=st.floats(0.05, 0.5),

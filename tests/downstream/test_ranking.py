@@ -312,7 +312,7 @@ def test_identical_captions():
         recalls(scores, torch.tensor([0, 1, 1, 0]), texts)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     images=st.integers(1, 6), extra=st.integers(0, 5), k=st.integers(1, 8), seed=st.integers(0, 99)
 )

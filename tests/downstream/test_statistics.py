@@ -56,7 +56,7 @@ def percentile(values: list[float], share: float) -> float:
     return values[low] + (place - low) * (values[high] - values[low])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(right=RIGHT, per_image=st.integers(1, 4), seed=st.integers(0, 9))
 def test_interval_is_a_plain_loop(right, per_image, seed):
     """Questions drawn instead of images, a mean of image means, a wrong percentile."""
@@ -121,7 +121,7 @@ def test_few_images_have_no_interval():
     assert interval(np.array([np.nan, 0.5, 0.7]), 3) == pytest.approx([0.505, 0.695])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(right=RIGHT, seed=st.integers(0, 99))
 def test_order_of_rows_changes_nothing(right, seed):
     """Numbers that depend on the order of a file."""
@@ -152,7 +152,7 @@ def test_mcnemar_is_the_binomial_sum(both):
 
 
 @given(right=RIGHT)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_run_equals_itself(right):
     """A comparison that draws other images for each side."""
     rows = rows_of(right)
@@ -205,7 +205,7 @@ def test_mean_and_sd():
     assert mean_and_sd([1, 2, 3]) == (2, 1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data(), st.integers(2, 4), st.integers(1, 3), st.integers(9, 20))
 def test_seeds_are_a_plain_loop(data, runs, other, questions):
     """Images drawn anew for each seed, seeds of one side used for the other, or not drawn."""
@@ -285,7 +285,7 @@ def test_classes():
     assert both["macro_f1"]["values"][0] == 1 and both["macro_f1"]["sd"] > 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(pairs=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcd")), min_size=1,
                       max_size=12))  # fmt: skip
 def test_resampled_macro_f1_is_the_library(pairs):

@@ -97,7 +97,7 @@ def log_softmax(row: list[float]) -> list[float]:
     return [x - total for x in row]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 10_000))
 def test_sums_and_losses(pairs, tokens, seed):
     """A mean over pairs instead of units, a padded token counted, a class read upside down."""

@@ -150,22 +150,24 @@ class M3AE(nn.Module):
 
     def outputs(self, batch: Batch) -> Outputs:
         """What the heads of the active objectives predict for a batch, with their targets."""
-        out = self._outputs_shared(batch) if self.config.share else self._outputs_plain(batch)
+        image = self.normalise(batch["image"])
+        passes = self._outputs_shared if self.config.share else self._outputs_plain
+        out = passes(batch, image)
         if "mim" in self.weights:
             out.mim_targets = mim_target(
-                self.normalise(batch["image"]), batch["patch_order"], self.kept(batch).shape[1],
+                image, batch["patch_order"], self.kept(batch).shape[1],
                 self.image_encoder.patch_px, self.config.mim.normalise_target,
             )  # fmt: skip
         if "itm" in self.weights:
             out.itm_targets = batch["itm_match"]
         return out
 
-    def _outputs_shared(self, batch: Batch) -> Outputs:
-        """Everything that two passes have in common is computed once."""
+    def _outputs_shared(self, batch: Batch, image: Tensor) -> Outputs:
+        """Everything that two passes have in common is computed once; `image` is normalised."""
         has = self.weights.__contains__
         out, keep = Outputs(), batch["text_keep"]
         # Images: patches embedded once, whole images encoded once, kept patches once.
-        patches = self.image_encoder.embed(self.normalise(batch["image"]))
+        patches = self.image_encoder.embed(image)
         whole = None
         if has("mlm") or has("itm"):
             whole = self.fusion.enter_image(self.image_encoder.encode(patches))
@@ -177,10 +179,10 @@ class M3AE(nn.Module):
         # MIM: kept patches, only as far as layer k, whose text side nobody reads.
         if has("mim"):
             kept = self.kept(batch)
-            image = self.fusion.enter_image(self.image_encoder.encode(patches, kept))
-            image = self._join_masks(image, batch["patch_order"])
-            image = self.fusion.read_image(texts[-1], image, keep, 0, self.mim_layer)
-            out.mim_pixels = self.mim_head(image, batch["patch_order"], kept.shape[1])
+            shown = self.fusion.enter_image(self.image_encoder.encode(patches, kept))
+            shown = self._join_masks(shown, batch["patch_order"])
+            shown = self.fusion.read_image(texts[-1], shown, keep, 0, self.mim_layer)
+            out.mim_pixels = self.mim_head(shown, batch["patch_order"], kept.shape[1])
         # MLM and ITM see whole images: one call as far as both go, then each its own last layer.
         pairs, ends = [], []
         if has("mlm"):
@@ -192,9 +194,9 @@ class M3AE(nn.Module):
         if not pairs:
             return out
         common = max(0, min(ends) - 1)
-        text, image = (torch.cat(stream) for stream in zip(*pairs, strict=True))
-        text, image = self.fusion.run(text, image, torch.cat([keep] * len(pairs)), 0, common)[-1]
-        pairs = list(zip(text.chunk(len(pairs)), image.chunk(len(pairs)), strict=True))
+        text, shown = (torch.cat(stream) for stream in zip(*pairs, strict=True))
+        text, shown = self.fusion.run(text, shown, torch.cat([keep] * len(pairs)), 0, common)[-1]
+        pairs = list(zip(text.chunk(len(pairs)), shown.chunk(len(pairs)), strict=True))
         if has("mlm"):
             out.mlm_logits, out.mlm_targets = self._mlm(*pairs[0], keep, common, batch)
         if has("itm"):
@@ -230,10 +232,9 @@ class M3AE(nn.Module):
         head = self.mim_head
         return head.join(image, patch_order) if head.mask_before_fusion else image
 
-    def _outputs_plain(self, batch: Batch) -> Outputs:
+    def _outputs_plain(self, batch: Batch, image: Tensor) -> Outputs:
         """The reference's step: three whole passes. The twin that `share: true` must equal."""
         out, keep = Outputs(), batch["text_keep"]
-        image = self.normalise(batch["image"])
 
         def fuse(image: Tensor, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
             text = self.fusion.enter_text(self.text_encoder(ids, keep))
