@@ -124,8 +124,7 @@ def read_or_refuse(path: Path) -> list[dict]:
     return rows
 
 
-@settings(max_examples=600,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@settings(max_examples=600, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS, ids=st.lists(TEXT, min_size=3, max_size=3), cut=st.integers(0, 400))
 def test_any_json_is_read_or_refused(tmp_path, rows, ids, cut):
     """A damaged or foreign file ends in another exception, or a wrong type reaches the scores."""
@@ -143,8 +142,7 @@ CELLS = st.sampled_from([b"id", b"prediction", b"type", b"a", b"", b'"', b",", b
                          b"\xff", b"score", b"open", b"leaked", b" "])  # fmt: skip
 
 
-@settings(max_examples=600,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@settings(max_examples=600, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts=st.lists(CELLS, max_size=25), headed=st.booleans())
 def test_any_csv_is_read_or_refused(tmp_path, parts, headed):
     """The same of a CSV: ragged rows, open quotes, bytes that are no text."""

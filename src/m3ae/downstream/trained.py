@@ -159,7 +159,7 @@ def shards_px(folder: str | Path, path: str | Path, protocol: str | None = None)
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device by name, else a GPU where there is one."""
+    """The device by name, else a GPU where there is one; ValueError if it cannot be used."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device)

@@ -163,7 +163,10 @@ class M3AE(nn.Module):
         return out
 
     def _outputs_shared(self, batch: Batch, image: Tensor) -> Outputs:
-        """Everything that two passes have in common is computed once; `image` is normalised."""
+        """Everything that two passes have in common is computed once.
+
+        `image` is normalised: float32 (B, 3, H, W).
+        """
         has = self.weights.__contains__
         out, keep = Outputs(), batch["text_keep"]
         # Images: patches embedded once, whole images encoded once, kept patches once.
@@ -233,7 +236,10 @@ class M3AE(nn.Module):
         return head.join(image, patch_order) if head.mask_before_fusion else image
 
     def _outputs_plain(self, batch: Batch, image: Tensor) -> Outputs:
-        """The reference's step: three whole passes. The twin that `share: true` must equal."""
+        """The reference's step: three whole passes. The twin that `share: true` must equal.
+
+        `image` is normalised: float32 (B, 3, H, W).
+        """
         out, keep = Outputs(), batch["text_keep"]
 
         def fuse(image: Tensor, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
