@@ -37,9 +37,10 @@ quickstart: environment
 	$(BIN)/python -m m3ae.score runs/quickstart_vqa/predictions-image_disjoint.jsonl \
 	  --against runs/quickstart_scratch/predictions-image_disjoint.jsonl \
 	  --train $(PHANTOMS)/questions/train --protocol image_disjoint --json runs/quickstart/fine_tuning.json
-	$(BIN)/python -m m3ae.training.report runs/quickstart
+	$(BIN)/python -m m3ae.reports.pretraining runs/quickstart
 	@echo "Open runs/quickstart/report.html"
 
 test: environment
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest

@@ -21,15 +21,16 @@ from tqdm.auto import tqdm
 
 from m3ae.config import to_yaml
 from m3ae.data.sampler import Plan
-from m3ae.data.shards import read_manifest, write_json
+from m3ae.data.shards import read_manifest
 from m3ae.data.texts import check_tokenizer, load_tokenizer
 from m3ae.downstream.config import FinetuneConfig, load_finetune_config
 from m3ae.downstream.data import read_splits, train_loader
 from m3ae.downstream.evaluation import Evaluation
 from m3ae.downstream.frozen import encode_frozen
 from m3ae.downstream.model import Downstream, Init, build_downstream, read_init, write_facts
-from m3ae.downstream.protocols import Protocol, protocols_of
+from m3ae.files import write_json
 from m3ae.models.heads import start_answer_head
+from m3ae.scoring.protocols import Protocol, protocols_of
 from m3ae.strict_yaml import parse
 from m3ae.training.checkpoint import (
     check_same_config,
@@ -37,7 +38,7 @@ from m3ae.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from m3ae.training.command import run_command
+from m3ae.training.command import run_script
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer, resolve_precision
 from m3ae.training.logs import RunLog, environment, peak_memory_gib, read_log
@@ -48,7 +49,7 @@ log = logging.getLogger("m3ae")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit status. User mistakes end in one line on stderr and status 2."""
-    return run_command(__doc__, load_finetune_config, finetune_all, argv)
+    return run_script(__doc__, load_finetune_config, finetune_all, argv)
 
 
 def finetune_all(config: FinetuneConfig, group: Processes, dry_run: bool = False) -> None:
@@ -90,19 +91,31 @@ def finetune(config: FinetuneConfig, group: Processes, dry_run: bool = False) ->
     splits, answers, known = read_splits(config, tokenizer, protocols)
     train = splits["train"]
     per_epoch = math.ceil(len(train) / config.train.batch_global)
-    plan = Plan(len(train), per_epoch * config.train.epochs, config.train.batch_global,
-                config.train.batch_per_process, group.count)  # fmt: skip
+    plan = Plan(
+        len(train),
+        per_epoch * config.train.epochs,
+        config.train.batch_global,
+        config.train.batch_per_process,
+        group.count,
+    )
 
     # ---------------------------------------------------------------- model, optimiser
     precision = resolve_precision(config.train.precision, group.device)
     facts = {
-        "run": config.output, "init": init.source, "source": source,
-        "protocols": [rules.name for rules in protocols], "answers": len(answers),
+        "run": config.output,
+        "init": init.source,
+        "source": source,
+        "protocols": [rules.name for rules in protocols],
+        "answers": len(answers),
         **{f"{name}_rows": len(split) for name, split in splits.items()},
-        "steps": plan.steps, "steps_an_epoch": per_epoch, "batch_global": plan.batch_global,
-        "accumulation": plan.accumulation, "processes": group.count, "precision": precision,
+        "steps": plan.steps,
+        "steps_an_epoch": per_epoch,
+        "batch_global": plan.batch_global,
+        "accumulation": plan.accumulation,
+        "processes": group.count,
+        "precision": precision,
         "image_px": config.data.image_px,
-    }  # fmt: skip
+    }
     model = build_downstream(config, init, answers).to(group.device)
     if config.train.answer_bias == "prior" and not config.eval_only:
         labels = train.labels()
@@ -110,8 +123,9 @@ def finetune(config: FinetuneConfig, group: Processes, dry_run: bool = False) ->
     facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     if model.frozen:
         facts["frozen"] = ", ".join(model.frozen)
-        facts["trained_parameters"] = sum(parameter.numel() for parameter in model.parameters()
-                                          if parameter.requires_grad)  # fmt: skip
+        facts["trained_parameters"] = sum(
+            parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+        )
     for name, value in facts.items():
         log.info("%-16s %s", name.replace("_", " "), value)
     if dry_run:
@@ -119,12 +133,20 @@ def finetune(config: FinetuneConfig, group: Processes, dry_run: bool = False) ->
     run.mkdir(parents=True, exist_ok=True)
     if group.first:
         (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        write_json(run / "environment.json", {"seed": config.seed} | facts | environment(
-            group.device, group.count))  # fmt: skip
-    described = {"task": config.task, "field": config.data.field, "answers": answers,
-                 "known": {name: sorted(labels) for name, labels in known.items()},
-                 "protocol": config.protocol, "source": source, "image_px": config.data.image_px,
-                 "text_length": config.data.text_length}  # fmt: skip
+        write_json(
+            run / "environment.json",
+            {"seed": config.seed} | facts | environment(group.device, group.count),
+        )
+    described = {
+        "task": config.task,
+        "field": config.data.field,
+        "answers": answers,
+        "known": {name: sorted(labels) for name, labels in known.items()},
+        "protocol": config.protocol,
+        "source": source,
+        "image_px": config.data.image_px,
+        "text_length": config.data.text_length,
+    }
     evaluation = Evaluation(config, model, splits, answers, known, protocols, group, precision)
     if config.eval_only:
         measures = evaluation.run(epoch=0)
@@ -166,8 +188,9 @@ def finetune(config: FinetuneConfig, group: Processes, dry_run: bool = False) ->
             speed = (step - since) * plan.batch_global / (time.perf_counter() - started)
             rates = {entry["name"]: entry["lr"] for entry in optimizer.param_groups}
             memory = peak_memory_gib(group.device)
-            run_log.write("train", step, **values, lr=rates, samples_per_s=speed,
-                          peak_memory_gib=memory)  # fmt: skip
+            run_log.write(
+                "train", step, **values, lr=rates, samples_per_s=speed, peak_memory_gib=memory
+            )
             bar.set_postfix_str(f"loss {values['loss']:.3f}")
             started, since = time.perf_counter(), step
         if not ends:
@@ -217,9 +240,12 @@ def best_epochs(
 
 
 def keep_best(
-    best: dict[str, tuple[float, int]], measures: dict[str, float], epoch: int,
-    protocols: list[Protocol], config: FinetuneConfig,
-) -> list[str]:  # fmt: skip
+    best: dict[str, tuple[float, int]],
+    measures: dict[str, float],
+    epoch: int,
+    protocols: list[Protocol],
+    config: FinetuneConfig,
+) -> list[str]:
     """Note an epoch under each protocol where it is the best so far; returns their names."""
     improved = []
     for rules in protocols:

@@ -1,7 +1,7 @@
 """Pre-train M3AE. One process: python; several: torchrun. The same command again resumes.
 
-    python run_pretrain.py --config configs/pretrain/quickstart.yaml
-    torchrun --nproc_per_node 8 run_pretrain.py --config configs/pretrain/m3ae.yaml optim.lr=2e-5
+python run_pretrain.py --config configs/pretrain/quickstart.yaml
+torchrun --nproc_per_node 8 run_pretrain.py --config configs/pretrain/m3ae.yaml optim.lr=2e-5
 """
 
 import contextlib
@@ -18,14 +18,15 @@ from tqdm.auto import tqdm
 from m3ae.config import Config, load_config, to_yaml
 from m3ae.data.datasets import EvalBatches, Pairs, eval_batches, train_loader
 from m3ae.data.sampler import Plan
-from m3ae.data.shards import write_json
 from m3ae.data.texts import check_tokenizer, load_tokenizer
+from m3ae.files import write_json
 from m3ae.models import M3AE, build_model
+from m3ae.pretraining import cost
 from m3ae.pretraining.evaluation import ThreeArms
 from m3ae.pretraining.reconstruction import draw_reconstructions
-from m3ae.training import summary
+from m3ae.reports.pretraining import write_report
 from m3ae.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from m3ae.training.command import run_command
+from m3ae.training.command import run_script
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import (
     Trainer,
@@ -34,17 +35,16 @@ from m3ae.training.engine import (
     summarise,
     to_device,
 )
-from m3ae.training.flops import peak_flops
 from m3ae.training.logs import RunLog, environment, peak_memory_gib
+from m3ae.training.loop import peak_flops
 from m3ae.training.optim import build_optimizer, set_lr
-from m3ae.training.report import write_report
 
 log = logging.getLogger("m3ae")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit status. User mistakes end in one line on stderr and status 2."""
-    return run_command(__doc__, load_config, pretrain, argv)
+    return run_script(__doc__, load_config, pretrain, argv)
 
 
 def pretrain(config: Config, group: Processes, dry_run: bool = False) -> None:
@@ -63,13 +63,18 @@ def pretrain(config: Config, group: Processes, dry_run: bool = False) -> None:
     shape = (tokenizer, config.data.text_length, config.model.image_encoder.image_px)
     pairs = Pairs(config.data.train, *shape, exclude=config.data.exclude)
     held_out = Pairs(config.data.valid, *shape) if config.data.valid else None
-    plan = Plan(len(pairs), config.train.steps, config.train.batch_global,
-                config.train.batch_per_process, group.count)  # fmt: skip
+    plan = Plan(
+        len(pairs),
+        config.train.steps,
+        config.train.batch_global,
+        config.train.batch_per_process,
+        group.count,
+    )
 
     # ---------------------------------------------------------------- model, optimiser
     precision = resolve_precision(config.train.precision, group.device)
-    facts = summary.facts(config, pairs, held_out, plan, precision)
-    for line in summary.lines(facts):
+    facts = cost.facts(config, pairs, held_out, plan, precision)
+    for line in cost.lines(facts):
         log.info("%s", line)
     if dry_run:
         return
@@ -100,8 +105,9 @@ def pretrain(config: Config, group: Processes, dry_run: bool = False) -> None:
     def held_out_losses(step: int) -> None:
         if held_out is None:
             return
-        fixed = EvalBatches(held_out, config.model, config.eval.seed, config.eval.samples,
-                            config.eval.batch)  # fmt: skip
+        fixed = EvalBatches(
+            held_out, config.model, config.eval.seed, config.eval.samples, config.eval.batch
+        )
         share = eval_batches(fixed, group.rank, group.count)
         arrays = evaluate(model, share, group, precision)
         values = summarise(arrays, model.weights)

@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m3ae.data.prepare import run
-from m3ae.data.shards import read_manifest, write_json
+from m3ae.command import exit_status
+from m3ae.data.shards import read_manifest
 from m3ae.downstream.config import load_finetune_config
-from m3ae.downstream.predictions import is_right, read_predictions
+from m3ae.files import write_json
 from m3ae.installation import check_installation
+from m3ae.scoring.predictions import is_right, read_predictions
 from m3ae.training.distributed import processes
 from m3ae.training.logs import start_logging
 from run_finetune import finetune
@@ -53,8 +54,11 @@ def differing(ours: list[dict], theirs: list[dict], name: str) -> list[dict[str,
     other = {row["id"]: row["prediction"] for row in theirs}
     if other.keys() != {row["id"] for row in ours}:
         raise ValueError(f"{name}: {len(other)} ids, not those of the {len(ours)} test questions")
-    return [{"id": row["id"], "ours": row["prediction"], "theirs": other[row["id"]]}
-            for row in ours if row["prediction"] != other[row["id"]]]  # fmt: skip
+    return [
+        {"id": row["id"], "ours": row["prediction"], "theirs": other[row["id"]]}
+        for row in ours
+        if row["prediction"] != other[row["id"]]
+    ]
 
 
 def compare(
@@ -67,8 +71,9 @@ def compare(
         return [right - wanted for right, wanted in zip(rights, expected, strict=True)]
     questions, published = EXPECTED.get(source, (0, ()))
     if questions != total or len(published) != len(rights):
-        log.info("no published number to compare with (%s, %d questions); give --expected",
-                 source, total)  # fmt: skip
+        log.info(
+            "no published number to compare with (%s, %d questions); give --expected", source, total
+        )
         return [None] * len(rights)
     order = sorted(range(len(rights)), key=lambda k: -rights[k])
     return [rights[k] - published[order.index(k)] for k in range(len(rights))]
@@ -114,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(gaps) or any(entry.get("differing") for entry in results):
             raise ValueError(f"not as expected; see {args.out / 'verification.json'}")
 
-    return run(body)
+    return exit_status(body)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from m3ae.data.audit_lists import IMAGE_SUFFIXES
-from m3ae.data.images import decode
-from m3ae.data.near_duplicates import (
+from m3ae.corpora.near_duplicates import (
     THRESHOLD,
     Pictures,
     align,
@@ -40,13 +38,16 @@ from m3ae.data.near_duplicates import (
     view_maps,
     views,
 )
+from m3ae.data.exclusions import IMAGE_SUFFIXES
+from m3ae.data.images import decode
 
 Change = Callable[[Image.Image], Image.Image]
 
 
 def resize(share: float) -> Change:
-    return lambda image: image.resize([max(1, round(share * side)) for side in image.size],
-                                      Image.Resampling.BICUBIC)  # fmt: skip
+    return lambda image: image.resize(
+        [max(1, round(share * side)) for side in image.size], Image.Resampling.BICUBIC
+    )
 
 
 def jpeg(quality: int) -> Change:
@@ -131,8 +132,11 @@ CHANGES: dict[str, Change] = {
     "black border": pad(0),
     "white border": pad(255),
     "rotated 3, gamma 0.8, corner 90 %, x 0.5, JPEG 50": several(
-        rotate(3), grey_levels(lambda value: 255 * (value / 255) ** 0.8), crop(0.9, 0),
-        resize(0.5), jpeg(50),
+        rotate(3),
+        grey_levels(lambda value: 255 * (value / 255) ** 0.8),
+        crop(0.9, 0),
+        resize(0.5),
+        jpeg(50),
     ),
 }
 
@@ -145,8 +149,9 @@ def pictures(images: list[Image.Image]) -> Pictures:
 
 def scores_of(ours: Pictures, theirs: Pictures) -> torch.Tensor:
     """Scores of picture k of ours with picture k of theirs."""
-    maps = start_maps(turned(views(ours)), views(theirs), view_maps(ours.boxes),
-                      view_maps(theirs.boxes))  # fmt: skip
+    maps = start_maps(
+        turned(views(ours)), views(theirs), view_maps(ours.boxes), view_maps(theirs.boxes)
+    )
     return align(ours.pixels, theirs.pixels, maps)[1]
 
 
@@ -173,8 +178,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    paths = [path for folder in args.folders for path in sorted(folder.rglob("*"))
-             if path.suffix.lower() in IMAGE_SUFFIXES]  # fmt: skip
+    paths = [
+        path
+        for folder in args.folders
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    ]
     if len(paths) < 2 * args.queries or args.queries < 2:
         parser.error(f"{len(paths)} images for {args.queries} queries: need twice as many, 2+")
     started = time.process_time()
@@ -195,8 +204,10 @@ def main(argv: list[str] | None = None) -> int:
             for i, j, score in part:
                 if j == chosen[i]:
                     own[i] = max(own[i], score)
-        table[name] = {"recall": round(float((own >= THRESHOLD).mean()), 3),
-                       "lowest_tenth": round(float(np.quantile(own, 0.1)), 3)}  # fmt: skip
+        table[name] = {
+            "recall": round(float((own >= THRESHOLD).mean()), 3),
+            "lowest_tenth": round(float(np.quantile(own, 0.1)), 3),
+        }
     # ---- false positives
     started = time.process_time()
     found: list[tuple[int, int, float]] = []
@@ -206,8 +217,11 @@ def main(argv: list[str] | None = None) -> int:
     best: dict[int, tuple[float, int]] = {}
     for i, j, score in found:
         best[i] = max(best.get(i, (0.0, 0)), (score, j))
-    over = [[paths[chosen[i]].stem, paths[j].stem, round(score, 3)]
-            for i, (score, j) in sorted(best.items()) if score >= THRESHOLD]  # fmt: skip
+    over = [
+        [paths[chosen[i]].stem, paths[j].stem, round(score, 3)]
+        for i, (score, j) in sorted(best.items())
+        if score >= THRESHOLD
+    ]
     other = torch.from_numpy(rng.integers(len(paths), size=4 * args.queries))
     first = torch.from_numpy(rng.integers(len(paths), size=4 * args.queries))
     started = time.process_time()
@@ -216,22 +230,36 @@ def main(argv: list[str] | None = None) -> int:
     texts = text_seconds(args.texts, 4000)
     each = (searching - viewing * len(paths)) / args.queries  # views of the corpus: made once
     result = {
-        "images": len(paths), "queries": args.queries, "threshold": THRESHOLD, "changes": table,
-        "random_pairs": {"pairs": len(random), "over": int((random >= THRESHOLD).sum()),
-                         "highest": round(float(random.max()), 3)},
-        "hardest": {"queries": args.queries, "over": over,
-                    "tenth_highest": round(float(np.quantile(
-                        [best.get(i, (0.0, 0))[0] for i in range(args.queries)], 0.9)), 3)},
-        "cpu": {"images_read_a_s": round(len(paths) / reading, 1),
-                "views_ms_an_image": round(1000 * viewing, 2),
-                "align_ms_a_pair": round(1000 * aligning, 2),
-                "search_ms_an_image": round(1000 * each, 1),
-                "hours_300k_images_in_this_corpus": round(
-                    3e5 * (each + reading / len(paths)) / 3600, 2),
-                "texts_s": {f"{args.texts} by 4000": round(texts, 1)}},
+        "images": len(paths),
+        "queries": args.queries,
+        "threshold": THRESHOLD,
+        "changes": table,
+        "random_pairs": {
+            "pairs": len(random),
+            "over": int((random >= THRESHOLD).sum()),
+            "highest": round(float(random.max()), 3),
+        },
+        "hardest": {
+            "queries": args.queries,
+            "over": over,
+            "tenth_highest": round(
+                float(np.quantile([best.get(i, (0.0, 0))[0] for i in range(args.queries)], 0.9)), 3
+            ),
+        },
+        "cpu": {
+            "images_read_a_s": round(len(paths) / reading, 1),
+            "views_ms_an_image": round(1000 * viewing, 2),
+            "align_ms_a_pair": round(1000 * aligning, 2),
+            "search_ms_an_image": round(1000 * each, 1),
+            "hours_300k_images_in_this_corpus": round(
+                3e5 * (each + reading / len(paths)) / 3600, 2
+            ),
+            "texts_s": {f"{args.texts} by 4000": round(texts, 1)},
+        },
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
-    }  # fmt: skip
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+    }
     print(json.dumps(result, indent=2))
     return 0
 

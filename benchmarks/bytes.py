@@ -25,7 +25,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from m3ae.data import prepare
+from m3ae.corpora import prepare
 from m3ae.data.images import ImageError, decode, resize_crop
 from m3ae.data.shards import ENCODINGS, Shards
 
@@ -77,9 +77,22 @@ def prepare_shards(items: list[prepare.Item], out: Path, encoding: str, px: int)
     """The items as split `train` of `out`, with tokens."""
     parser = argparse.ArgumentParser()
     prepare.add_arguments(parser)
-    args = parser.parse_args(["--raw", str(out.parent), "--out", str(out), "--px", str(px),
-                              "--encoding", encoding, "--tokenizer", "train:2000",
-                              "--workers", "0"])  # fmt: skip
+    args = parser.parse_args(
+        [
+            "--raw",
+            str(out.parent),
+            "--out",
+            str(out),
+            "--px",
+            str(px),
+            "--encoding",
+            encoding,
+            "--tokenizer",
+            "train:2000",
+            "--workers",
+            "0",
+        ]
+    )
     with contextlib.redirect_stdout(sys.stderr):
         prepare.prepare({"train": items}, {}, args, source="benchmark")
     return Shards(out / "train")
@@ -97,8 +110,9 @@ def seconds_to_read(split: Shards, px: int) -> float:
 def measure(items: list[prepare.Item], folder: Path, px: int, rounds: int) -> dict[str, object]:
     """The figures by encoding."""
     figures: dict[str, dict[str, float]] = {}
-    splits = {encoding: prepare_shards(items, folder / encoding, encoding, px)
-              for encoding in ENCODINGS}  # fmt: skip
+    splits = {
+        encoding: prepare_shards(items, folder / encoding, encoding, px) for encoding in ENCODINGS
+    }
     for encoding, split in splits.items():
         shard_bytes = sum(path.stat().st_size for path in split.folder.iterdir())
         images = 0
@@ -124,8 +138,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images-from", type=Path, metavar="FOLDER",
-                        help="of real images; default: generated ones")  # fmt: skip
+    parser.add_argument(
+        "--images-from", type=Path, metavar="FOLDER", help="of real images; default: generated ones"
+    )
     parser.add_argument("--px", type=int, default=288, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     args = parser.parse_args(argv)
@@ -146,16 +161,20 @@ def main(argv: list[str] | None = None) -> int:
         files = sum(path.stat().st_size for path in paths) / len(paths)
         figures = measure(write_items(paths), Path(folder) / "out", args.px, args.rounds)
     result = {
-        "images": {"from": source.name if args.images_from else "generated", "grey": len(paths),
-                   "coloured_left_out": coloured, "unusable_left_out": unusable,
-                   "median_width_height": np.median(sizes, axis=0).astype(int).tolist()},
+        "images": {
+            "from": source.name if args.images_from else "generated",
+            "grey": len(paths),
+            "coloured_left_out": coloured,
+            "unusable_left_out": unusable,
+            "median_width_height": np.median(sizes, axis=0).astype(int).tolist(),
+        },
         "px": args.px,
         "encodings": figures,
         "files": {"bytes_an_image": round(files), "gb_for_300000": round(SAMPLES * files / 1e9, 2)},
         "rounds": args.rounds,
         "pillow": PIL.__version__,
         "machine": platform.processor() or platform.machine(),
-    }  # fmt: skip
+    }
     print(json.dumps(result, indent=2))
     return 0
 

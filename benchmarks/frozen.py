@@ -49,11 +49,12 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(0)
     batch = {
         "image": torch.randint(0, 256, (args.pairs, 3, args.px, args.px), dtype=torch.uint8),
-        "text_ids": torch.randint(5, config.model.text_encoder.vocab_size,
-                                  (args.pairs, args.length)),
+        "text_ids": torch.randint(
+            5, config.model.text_encoder.vocab_size, (args.pairs, args.length)
+        ),
         "text_keep": torch.ones(args.pairs, args.length, dtype=torch.bool),
         "target": torch.randint(0, ANSWERS, (args.pairs,)),
-    }  # fmt: skip
+    }
 
     ways: dict[str, tuple[Trainer, dict[str, torch.Tensor]]] = {}
     encode_s = 0.0
@@ -85,16 +86,27 @@ def main(argv: list[str] | None = None) -> int:
                 times[name].append(seconds)
 
     best = {name: min(values) for name, values in times.items()}
-    print(json.dumps({
-        "config": Path(args.config).name, "overrides": args.overrides, "image_px": args.px,
-        "text_length": args.length, "pairs": args.pairs, "precision": args.precision,
-        "rounds": args.rounds, "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.processor() or platform.machine(),
-        "step_s": {name: round(value, 3) for name, value in best.items()},
-        "speedup": {name: round(best["whole"] / value, 3) for name, value in best.items()},
-        "encode_s": round(encode_s, 4),
-    }, indent=2))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "config": Path(args.config).name,
+                "overrides": args.overrides,
+                "image_px": args.px,
+                "text_length": args.length,
+                "pairs": args.pairs,
+                "precision": args.precision,
+                "rounds": args.rounds,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "machine": platform.processor() or platform.machine(),
+                "step_s": {name: round(value, 3) for name, value in best.items()},
+                "speedup": {name: round(best["whole"] / value, 3) for name, value in best.items()},
+                "encode_s": round(encode_s, 4),
+            },
+            indent=2,
+        )
+    )
     return 0
 
 

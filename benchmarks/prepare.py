@@ -37,7 +37,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from m3ae.data import prepare
+from m3ae.corpora import prepare
 from m3ae.data.images import resized_size
 
 PX, SIZE = 288, (800, 600)
@@ -52,8 +52,10 @@ def write_images(folder: Path, kind: str) -> list[Path]:
     for number in range(DISTINCT):
         channels = 1 if kind == "grey" else 3
         coarse = rng.integers(0, 256, (30, 40, channels), dtype=np.uint8)
-        bands = [Image.fromarray(coarse[..., c]).resize(SIZE, Image.Resampling.BICUBIC)
-                 for c in range(channels)]  # fmt: skip
+        bands = [
+            Image.fromarray(coarse[..., c]).resize(SIZE, Image.Resampling.BICUBIC)
+            for c in range(channels)
+        ]
         pixels = np.stack([np.asarray(band) for band in bands], axis=-1)
         pixels = np.clip(pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
         path = folder / f"{kind}-{number:03d}.jpg"
@@ -82,11 +84,24 @@ def prepared(
     """Seconds (clock, core) to prepare a corpus of that many images, which is then deleted."""
     parser = argparse.ArgumentParser()
     prepare.add_arguments(parser)
-    args = parser.parse_args(["--raw", str(paths[0].parent), "--out", str(out), "--px", str(PX),
-                              "--workers", str(workers), *more])  # fmt: skip
+    args = parser.parse_args(
+        [
+            "--raw",
+            str(paths[0].parent),
+            "--out",
+            str(out),
+            "--px",
+            str(PX),
+            "--workers",
+            str(workers),
+            *more,
+        ]
+    )
     text = "A generated picture of nothing, number {}, without findings."
-    items = [prepare.Item(f"image-{number}", paths[number % len(paths)], (text.format(number),))
-             for number in range(images)]  # fmt: skip
+    items = [
+        prepare.Item(f"image-{number}", paths[number % len(paths)], (text.format(number),))
+        for number in range(images)
+    ]
     quiet = io.StringIO()
     started = clocks()
     with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
@@ -168,24 +183,28 @@ def measure(paths: list[Path], args: argparse.Namespace, out: Path) -> dict[str,
     rates = {}
     for name, seconds in singles.items():
         rates[name], rates[f"{name}_cpu"] = single / np.min(seconds, axis=0)
-    scaled = {workers: args.images / np.min(seconds, axis=0)
-              for workers, seconds in parallel.items()}  # fmt: skip
+    scaled = {
+        workers: args.images / np.min(seconds, axis=0) for workers, seconds in parallel.items()
+    }
     return {
         "images_per_s": {name: round(rate, 1) for name, rate in rates.items()},
         **{
-            f"one_process_over_plain{clock}":
-                round(rates[f"one_process{clock}"] / rates[f"plain{clock}"], 3)
+            f"one_process_over_plain{clock}": round(
+                rates[f"one_process{clock}"] / rates[f"plain{clock}"], 3
+            )
             for clock in ("", "_cpu")
         },
         "processes": {
-            str(workers): {"images_per_s": round(rate, 1),
-                           "over_one_process": round(rate / rates["one_process"], 2),
-                           "images_per_cpu_s": round(core_rate, 1)}
+            str(workers): {
+                "images_per_s": round(rate, 1),
+                "over_one_process": round(rate / rates["one_process"], 2),
+                "images_per_cpu_s": round(core_rate, 1),
+            }
             for workers, (rate, core_rate) in scaled.items()
         },
         "peak_memory_mib": {run: round(memory[run]) for run in sorted(memory)},
         "bytes_a_file": round(sum(path.stat().st_size for path in paths) / len(paths)),
-    }  # fmt: skip
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -193,11 +212,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=6144,
-                        help="of each kind (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--images", type=int, default=6144, help="of each kind (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], metavar="N",
-                        help="numbers of worker processes (default: 1 2)")  # fmt: skip
+    parser.add_argument(
+        "--workers",
+        type=int,
+        nargs="*",
+        default=[1, 2],
+        metavar="N",
+        help="numbers of worker processes (default: 1 2)",
+    )
     args = parser.parse_args(argv)
     if args.images < 1 or args.rounds < 1 or any(workers < 1 for workers in args.workers):
         parser.error("--images, --rounds and --workers must be 1 or more")

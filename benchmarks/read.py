@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from m3ae.config import Config, load_config
-from m3ae.data import prepare
+from m3ae.corpora import prepare
 from m3ae.data.datasets import Pairs, TrainBatches
 from m3ae.data.sampler import Order, Plan
 from m3ae.data.texts import load_tokenizer
@@ -71,9 +71,22 @@ def prepare_shards(items: list[prepare.Item], out: Path, encoding: str, px: int)
     """Prepare the items as split `train` of `out`, with tokens."""
     parser = argparse.ArgumentParser()
     prepare.add_arguments(parser)
-    args = parser.parse_args(["--raw", str(items[0].image.parent), "--out", str(out), "--px",
-                              str(px), "--encoding", encoding, "--tokenizer", TOKENIZER,
-                              "--workers", "0"])  # fmt: skip
+    args = parser.parse_args(
+        [
+            "--raw",
+            str(items[0].image.parent),
+            "--out",
+            str(out),
+            "--px",
+            str(px),
+            "--encoding",
+            encoding,
+            "--tokenizer",
+            TOKENIZER,
+            "--workers",
+            "0",
+        ]
+    )
     with contextlib.redirect_stdout(sys.stderr):
         prepare.prepare({"train": items}, {}, args, source="generated")
 
@@ -85,13 +98,15 @@ class FromFiles(Dataset):
         px = config.model.image_encoder.image_px
         self.items, self.tokenizer, self.length = items, tokenizer, config.data.text_length
         self.random = np.random.default_rng(0)
-        self.transform = transforms.Compose([
-            transforms.Resize(px, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(px),
-            lambda image: image.convert("RGB"),
-            transforms.ToTensor(),
-            transforms.Normalize((0.5,) * 3, (0.5,) * 3),
-        ])  # fmt: skip
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize(px, interpolation=transforms.InterpolationMode.BICUBIC),
+                transforms.CenterCrop(px),
+                lambda image: image.convert("RGB"),
+                transforms.ToTensor(),
+                transforms.Normalize((0.5,) * 3, (0.5,) * 3),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.items)
@@ -102,11 +117,18 @@ class FromFiles(Dataset):
         return self.transform(Image.open(io.BytesIO(data)).convert("RGBA"))
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        tokens = self.tokenizer(self.items[index].texts[0], max_length=self.length,
-                                padding="max_length", truncation=True)  # fmt: skip
+        tokens = self.tokenizer(
+            self.items[index].texts[0],
+            max_length=self.length,
+            padding="max_length",
+            truncation=True,
+        )
         other = int(self.random.integers(len(self)))
-        return {"ids": torch.tensor(tokens["input_ids"]), "image": self.image(index),
-                "false_image": self.image(other)}  # fmt: skip
+        return {
+            "ids": torch.tensor(tokens["input_ids"]),
+            "image": self.image(index),
+            "false_image": self.image(other),
+        }
 
 
 def shard_batches(config: Config, out: Path, tokenizer: Any) -> Iterator[Any]:

@@ -107,12 +107,17 @@ def main(argv: list[str] | None = None) -> int:
             fast_s, fast = seconds(lambda s=stream, b=blocks: cached(model, head, s, b))
             slow_s, slow = seconds(lambda i=ids, k=keep: uncached(model, head, image, i, k))
             worst = max(worst, float((fast - slow).abs().max()))
-            print(f"{title}: cached {fast_s:.2f} s, uncached {slow_s:.2f} s, "
-                  f"{args.texts} pairs", file=sys.stderr)  # fmt: skip
+            print(
+                f"{title}: cached {fast_s:.2f} s, uncached {slow_s:.2f} s, {args.texts} pairs",
+                file=sys.stderr,
+            )
             if number:
-                found = {"image": image_s, "text": text_s / args.texts,
-                         "cached": fast_s / args.texts,
-                         "uncached": slow_s / args.texts}  # fmt: skip
+                found = {
+                    "image": image_s,
+                    "text": text_s / args.texts,
+                    "cached": fast_s / args.texts,
+                    "uncached": slow_s / args.texts,
+                }
                 for key, value in found.items():
                     times.setdefault(f"{title} {key}", []).append(value)
 
@@ -143,9 +148,9 @@ def main(argv: list[str] | None = None) -> int:
             / args.texts,
         }
         spent = gflop(lambda: encode_images(model, [image], DEVICE))
-        spent += gflop(
-            lambda i=ids, k=keep: encode_texts(model, i, k, args.texts, DEVICE)
-        ) / args.texts  # fmt: skip
+        spent += (
+            gflop(lambda i=ids, k=keep: encode_texts(model, i, k, args.texts, DEVICE)) / args.texts
+        )
         flop["cached_with_encoding"] = flop["cached"] + spent / args.pool
         result[title] = {
             "pairs_per_s": {

@@ -22,12 +22,11 @@ from torch import Tensor
 
 from m3ae.config import Config, load_config
 from m3ae.data.datasets import trim
+from m3ae.data.masking import draw_in_batch_negatives, draw_patch_order, scored_positions
 from m3ae.models import build_model
-from m3ae.pretraining.masking import draw_in_batch_negatives, draw_patch_order
-from m3ae.pretraining.objectives import scored_positions
+from m3ae.pretraining.cost import step_flops
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer
-from m3ae.training.flops import step_flops
 from m3ae.training.logs import peak_memory_gib
 from m3ae.training.optim import build_optimizer, set_lr
 
@@ -100,10 +99,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=2, help="counted steps of each kind")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args(argv)
-    overrides = ["model.image_encoder.weights=null", "model.text_encoder.weights=null",
-                 f"model.itm.group={min(args.pairs, 8)}", f"train.batch_global={args.pairs}",
-                 f"train.batch_per_process={args.pairs}", f"eval.batch={args.pairs}",
-                 *args.overrides]  # fmt: skip
+    overrides = [
+        "model.image_encoder.weights=null",
+        "model.text_encoder.weights=null",
+        f"model.itm.group={min(args.pairs, 8)}",
+        f"train.batch_global={args.pairs}",
+        f"train.batch_per_process={args.pairs}",
+        f"eval.batch={args.pairs}",
+        *args.overrides,
+    ]
     config = load_config(args.config, overrides)
     context = torch.multiprocessing.get_context("spawn")
     pipes, workers = {}, {}
@@ -136,7 +140,8 @@ def main(argv: list[str] | None = None) -> int:
         "machine": platform.processor() or platform.machine(),
         "seconds_a_step": {
             f"{title}, share {str(share).lower()}": round(best[share, title], 3)
-            for title in LENGTHS for share in (True, False)
+            for title in LENGTHS
+            for share in (True, False)
         },
         "peak_memory_gib": {f"share {str(s).lower()}": round(memory[s], 2) for s in memory},
         **{
@@ -150,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
             ),
             "share false": flops(args, [*overrides, "model.share=false"], length),
         },
-    }  # fmt: skip
+    }
     print(json.dumps(result, indent=2))
     return 0
 

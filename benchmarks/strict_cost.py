@@ -17,7 +17,7 @@ named differs between a line and the next:
     no shared images      nor is there a training question on a test image (and fewer rows)
 
 `cost` is by how much a line's accuracy is below that of the line before, 0-1, with a 95 % interval
-over images and seeds (`m3ae.downstream.statistics`). Prints JSON, and leaves out an arm that is not
+over images and seeds (`m3ae.scoring.statistics`). Prints JSON, and leaves out an arm that is not
 given.
 """
 
@@ -28,15 +28,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m3ae.downstream.predictions import (
-    Row,
-    complete,
-    read_predictions,
-    read_questions,
-    reference,
-    training_rows,
-)
-from m3ae.downstream.statistics import evaluate
+from m3ae.data.questions import read_questions
+from m3ae.scoring.predictions import Row, complete, read_predictions, reference, training_rows
+from m3ae.scoring.statistics import evaluate
 
 
 def epoch_file(run: Path, epoch: int, protocol: str) -> Path:
@@ -62,8 +56,10 @@ def read(path: Path) -> list[Row]:
 
 def limited(rows: list[Row], answers: set[str]) -> list[Row]:
     """The same predictions, the best kept answer that is in `answers`; none where there is none."""
-    return [{**row, "prediction": next((a for a, _ in row["top"] if a in answers), None)}
-            for row in rows]  # fmt: skip
+    return [
+        {**row, "prediction": next((a for a, _ in row["top"] if a in answers), None)}
+        for row in rows
+    ]
 
 
 def ladder(args: argparse.Namespace) -> list[tuple[str, list[list[Row]]]]:
@@ -96,8 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--train", type=Path, required=True, metavar="DIR",
-                        help="the corpus's prepared training split")  # fmt: skip
+    parser.add_argument(
+        "--train",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the corpus's prepared training split",
+    )
     for name in ("paper", "unleaked", "strict", "disjoint"):
         parser.add_argument(f"--{name}", type=Path, nargs="+", default=[], metavar="RUN")
     args = parser.parse_args(argv)

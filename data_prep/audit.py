@@ -48,9 +48,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from m3ae.data.audit_lists import IMAGE_SUFFIXES, image_stem
-from m3ae.data.images import ImageError, decode
-from m3ae.data.near_duplicates import (
+from m3ae.command import exit_status
+from m3ae.corpora.near_duplicates import (
     THRESHOLD,
     Pictures,
     blocks,
@@ -59,8 +58,10 @@ from m3ae.data.near_duplicates import (
     normal_text,
     picture,
 )
-from m3ae.data.prepare import need, run
-from m3ae.data.shards import WITH_FIELDS, Shards, row_bytes, write_json
+from m3ae.data.exclusions import IMAGE_SUFFIXES, image_stem
+from m3ae.data.images import ImageError, decode
+from m3ae.data.shards import WITH_FIELDS, Shards, row_bytes
+from m3ae.files import need, write_json
 
 KINDS = ("bytes", "id", "image", "text", "near-text", "id-window")  # the surest first
 NEAR_TEXT_WORDS = 5
@@ -104,8 +105,10 @@ opened = lru_cache(maxsize=16)(Shards)
 
 def splits_of(folder: Path) -> list[Path]:
     """The prepared splits that a folder is or holds."""
-    found = [path.parent for path in sorted([*folder.glob("manifest.json"),
-                                             *folder.glob("*/manifest.json")])]  # fmt: skip
+    found = [
+        path.parent
+        for path in sorted([*folder.glob("manifest.json"), *folder.glob("*/manifest.json")])
+    ]
     return [path for path in found if path.suffix != ".partial"]
 
 
@@ -133,8 +136,9 @@ def read_inputs(folders: Sequence[Path], ids: str, questions: bool) -> list[Entr
             entries.update((entry.place, entry) for entry in read_split(split, questions))
         if splits:
             continue
-        paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in
-                 IMAGE_SUFFIXES]  # fmt: skip
+        paths = [
+            path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES
+        ]
         if not paths:
             raise FileNotFoundError(f"{given}: no image and no prepared split in it")
         for path in paths:
@@ -158,8 +162,9 @@ class Corpus:
         """The entries of these numbers."""
         rows = [row for row, entry in enumerate(self.entries) if entry.number in numbers]
         pictures = self.pictures and self.pictures[torch.tensor(rows, dtype=torch.long)]
-        return Corpus([self.entries[row] for row in rows], [self.digests[row] for row in rows],
-                      pictures)  # fmt: skip
+        return Corpus(
+            [self.entries[row] for row in rows], [self.digests[row] for row in rows], pictures
+        )
 
 
 def describe(entry: Entry, pictures: bool) -> tuple[str, Any] | str:
@@ -246,18 +251,36 @@ def text_matches(
     """Matches by the same and by nearly the same text."""
     sides = [rows_of_texts(corpus.entries) for corpus in (keep, against)]
     phrases = {text for rows in sides for text, images in rows.items() if len(images) > stock}
-    facts["texts"] = {"keep": len(sides[0]), "against": len(sides[1]), "stock": len(phrases),
-                      "stock_examples": sorted(phrases)[:5]}  # fmt: skip
-    ours, theirs = ({text: images for text, images in rows.items() if text not in phrases}
-                    for rows in (sides[1], sides[0]))  # fmt: skip
-    equal = [(i, j, 1.0, f"both: {text}") for text in ours if text in theirs
-             for i in ours[text] for j in theirs[text]]  # fmt: skip
-    first, second = ([text for text in rows if len(text.split()) >= NEAR_TEXT_WORDS]
-                     for rows in (theirs, ours))  # fmt: skip
-    found = tqdm(near_texts(first, second, threshold), "near texts",
-                 len(blocks(len(second), len(first))))  # fmt: skip
-    near = [(i, j, score, f"{second[b]} | {first[a]}") for part in found for b, a, score in part
-            for i in ours[second[b]] for j in theirs[first[a]]]  # fmt: skip
+    facts["texts"] = {
+        "keep": len(sides[0]),
+        "against": len(sides[1]),
+        "stock": len(phrases),
+        "stock_examples": sorted(phrases)[:5],
+    }
+    ours, theirs = (
+        {text: images for text, images in rows.items() if text not in phrases}
+        for rows in (sides[1], sides[0])
+    )
+    equal = [
+        (i, j, 1.0, f"both: {text}")
+        for text in ours
+        if text in theirs
+        for i in ours[text]
+        for j in theirs[text]
+    ]
+    first, second = (
+        [text for text in rows if len(text.split()) >= NEAR_TEXT_WORDS] for rows in (theirs, ours)
+    )
+    found = tqdm(
+        near_texts(first, second, threshold), "near texts", len(blocks(len(second), len(first)))
+    )
+    near = [
+        (i, j, score, f"{second[b]} | {first[a]}")
+        for part in found
+        for b, a, score in part
+        for i in ours[second[b]]
+        for j in theirs[first[a]]
+    ]
     return {"text": equal, "near-text": near}
 
 
@@ -270,14 +293,18 @@ def find_matches(
     found: dict[str, Iterable[Match]] = {
         "bytes": same(keep.digests, against.digests),
         "id": same(*ids),
-        "id-window": near_ids(medpix_numbers(keep.entries), medpix_numbers(against.entries),
-                              args.window),
-    }  # fmt: skip
+        "id-window": near_ids(
+            medpix_numbers(keep.entries), medpix_numbers(against.entries), args.window
+        ),
+    }
     if "image" in args.kinds:
         parts = near_images(keep.pictures, against.pictures, *places, args.threshold)
         total = len(blocks(len(against.entries), len(keep.entries)))
-        found["image"] = ((i, j, score, f"score {score:.3f}")
-                          for part in tqdm(parts, "near images", total) for i, j, score in part)
+        found["image"] = (
+            (i, j, score, f"score {score:.3f}")
+            for part in tqdm(parts, "near images", total)
+            for i, j, score in part
+        )
     if {"text", "near-text"} & set(args.kinds):
         found |= text_matches(keep, against, args.text_threshold, args.stock, facts)
     return {kind: once(found[kind], *places) for kind in KINDS if kind in args.kinds}
@@ -319,16 +346,23 @@ class Pair:
     @property
     def reason(self) -> str:
         """For the exclusion list and the page."""
-        kinds = (kind + (f" ({self.by[kind][1]})" if self.by[kind][1] else "")
-                 for kind in KINDS if kind in self.by)  # fmt: skip
+        kinds = (
+            kind + (f" ({self.by[kind][1]})" if self.by[kind][1] else "")
+            for kind in KINDS
+            if kind in self.by
+        )
         return one_line(f"{self.kept.id}: {', '.join(kinds)}")
 
     def plain(self) -> dict[str, Any]:
         """For the JSON report."""
-        return {"id": self.left.id, "in": str(self.left.folder), "matches": self.kept.id,
-                "matches_in": str(self.kept.folder),
-                "by": {kind: round(score, 4) for kind, (score, _) in self.by.items()},
-                "remarks": [remark for _, remark in self.by.values() if remark]}  # fmt: skip
+        return {
+            "id": self.left.id,
+            "in": str(self.left.folder),
+            "matches": self.kept.id,
+            "matches_in": str(self.kept.folder),
+            "by": {kind: round(score, 4) for kind, (score, _) in self.by.items()},
+            "remarks": [remark for _, remark in self.by.values() if remark],
+        }
 
 
 def one_line(text: str) -> str:
@@ -409,8 +443,10 @@ def page(pairs: Sequence[Pair], most: int) -> Iterator[str]:
         yield "<table><tr><th>leave out<th>matches<th>by"
         ordered = sorted(group, key=lambda pair: (pair.by[pair.kind][0], pair.left.id))
         for pair in tqdm(ordered[: shown[kind]], f"page: {kind}"):
-            cells = [f"<td>{_inline(entry)}{html.escape(entry.id)}<br>{html.escape(_source(entry))}"
-                     for entry in (pair.left, pair.kept)]  # fmt: skip
+            cells = [
+                f"<td>{_inline(entry)}{html.escape(entry.id)}<br>{html.escape(_source(entry))}"
+                for entry in (pair.left, pair.kept)
+            ]
             yield f"<tr>{''.join(cells)}<td>{html.escape(pair.reason)}"
         yield "</table>"
 
@@ -427,14 +463,22 @@ def report(
     by = Counter(kind for pair in pairs for kind in pair.by)
     images = {kind: len({pair.left.number for pair in pairs if kind in pair.by}) for kind in by}
     return {
-        "keep": len(keep.entries), "against": len(against.entries),
-        "options": {"kinds": args.kinds, "threshold": args.threshold, "window": args.window,
-                    "text_threshold": args.text_threshold, "stock": args.stock,
-                    "questions": args.questions},
-        "pairs": len(pairs), "images": len({pair.left.number for pair in pairs}),
-        "by_kind": {kind: {"pairs": by[kind], "images": images.get(kind, 0)}
-                    for kind in args.kinds},
-    }  # fmt: skip
+        "keep": len(keep.entries),
+        "against": len(against.entries),
+        "options": {
+            "kinds": args.kinds,
+            "threshold": args.threshold,
+            "window": args.window,
+            "text_threshold": args.text_threshold,
+            "stock": args.stock,
+            "questions": args.questions,
+        },
+        "pairs": len(pairs),
+        "images": len({pair.left.number for pair in pairs}),
+        "by_kind": {
+            kind: {"pairs": by[kind], "images": images.get(kind, 0)} for kind in args.kinds
+        },
+    }
 
 
 def audit(args: argparse.Namespace) -> None:
@@ -469,8 +513,10 @@ def audit(args: argparse.Namespace) -> None:
     write_json(Path(f"{args.out}.json"), counts | {"list": [pair.plain() for pair in pairs]})
     with open(f"{args.out}.html", "w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in page(pairs, args.page_pairs))
-    print(f"{counts['images']} of {len(against.entries)} images match one of {len(keep.entries)} "
-          f"({len(pairs)} pairs); {len(unreadable)} unreadable")  # fmt: skip
+    print(
+        f"{counts['images']} of {len(against.entries)} images match one of {len(keep.entries)} "
+        f"({len(pairs)} pairs); {len(unreadable)} unreadable"
+    )
     for kind, count in counts["by_kind"].items():
         print(f"    {kind:<10}{count['pairs']:>8} pairs{count['images']:>8} images")
     if facts:
@@ -485,24 +531,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--keep", type=Path, nargs="+", required=True, metavar="DIR", help="images to keep")
-    add("--against", type=Path, nargs="+", required=True, metavar="DIR",
-        help="images of which the matching ones are listed")  # fmt: skip
+    add(
+        "--against",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="images of which the matching ones are listed",
+    )
     add("--out", type=Path, required=True, metavar="FILE", help="the exclusion list")
     for kind in KINDS:
         add(f"--no-{kind}", action="store_true", help=f"no matches by {kind}")
     add("--threshold", type=float, default=THRESHOLD, help="of images (default: %(default)s)")
     add("--text-threshold", type=float, default=0.8, help="of near texts (default: %(default)s)")
     add("--window", type=int, default=2, metavar="N", help="of MedPix numbers (default: 2)")
-    add("--stock", type=int, default=20, metavar="N",
-        help="texts of more than N images are stock phrases (default: %(default)s)")  # fmt: skip
+    add(
+        "--stock",
+        type=int,
+        default=20,
+        metavar="N",
+        help="texts of more than N images are stock phrases (default: %(default)s)",
+    )
     add("--questions", action="store_true", help="compare the texts of corpora of questions too")
-    add("--ids", choices=["stem", "path"], default="stem",
-        help="name files by name without suffix (default) or by path in their folder")  # fmt: skip
-    add("--page-pairs", type=int, default=500, metavar="N",
-        help="pairs on the page, at most (default: %(default)s)")  # fmt: skip
+    add(
+        "--ids",
+        choices=["stem", "path"],
+        default="stem",
+        help="name files by name without suffix (default) or by path in their folder",
+    )
+    add(
+        "--page-pairs",
+        type=int,
+        default=500,
+        metavar="N",
+        help="pairs on the page, at most (default: %(default)s)",
+    )
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes; 0: none")
     args = parser.parse_args(argv)
-    return run(lambda: audit(args))
+    return exit_status(lambda: audit(args))
 
 
 if __name__ == "__main__":

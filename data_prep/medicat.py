@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from m3ae.data.prepare import Drops, Item, add_arguments, need, prepare, run
-from m3ae.data.questions import is_inside
+from m3ae.command import exit_status
+from m3ae.corpora.items import Drops, Item, is_inside
+from m3ae.corpora.prepare import add_arguments, prepare
+from m3ae.files import need
 
 SEED = 42  # reference, data fact 21
 
@@ -127,8 +129,10 @@ def split_kept(rule: str, kept: list[Kept], held_out: int) -> dict[str, list[Kep
     if 0 <= held_out and 2 * held_out < len(kept):
         parts = SPLIT_BY[rule](kept, held_out)
     if not parts["train"]:
-        raise ValueError(f"--held-out {held_out} for valid and for test leaves none of "
-                         f"{len(kept)} figures to train on; give a smaller number")
+        raise ValueError(
+            f"--held-out {held_out} for valid and for test leaves none of "
+            f"{len(kept)} figures to train on; give a smaller number"
+        )
     return {name: sorted(part) for name, part in parts.items() if part}
 
 
@@ -163,11 +167,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     add = parser.add_argument
     add("--metadata", type=Path, metavar="FILE", help="the jsonl, with figures/ beside it")
-    add("--held-out", type=int, default=1000, metavar="N",
-        help="figures in valid, and in test (default: %(default)s, the paper's)")  # fmt: skip
-    add("--split-by", choices=SPLIT_BY, default="figure",
+    add(
+        "--held-out",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="figures in valid, and in test (default: %(default)s, the paper's)",
+    )
+    add(
+        "--split-by",
+        choices=SPLIT_BY,
+        default="figure",
         help="paper: no paper in two splits, and N figures or a few more in valid, and in test "
-             "(default: %(default)s, the reference's)")  # fmt: skip
+        "(default: %(default)s, the reference's)",
+    )
     add("--all-figures", action="store_true", help="keep figures that are not radiology too")
     args = parser.parse_args(argv)
 
@@ -179,12 +192,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = kept_figures(metadata, args.all_figures, drops)
         parts = split_kept(args.split_by, kept, args.held_out)
         args.metadata = None  # found or named, it is the same corpus
-        splits = {name: Figures(metadata, tuple(figure.offset for figure in part))
-                  for name, part in parts.items()}  # fmt: skip
+        splits = {
+            name: Figures(metadata, tuple(figure.offset for figure in part))
+            for name, part in parts.items()
+        }
         facts = {"corpus": {"split_by": args.split_by, **split_facts(parts)}}
         prepare(splits, {"train": drops}, args, source="MedICaT", facts=facts)
 
-    return run(body)
+    return exit_status(body)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from m3ae.data.chunks import is_unicode
-from m3ae.data.prepare import Drops, add_arguments, need, run
-from m3ae.data.questions import Question, is_inside, prepare_fields, read_table, share, to_items
+from m3ae.command import exit_status
+from m3ae.corpora.items import Drops, is_inside
+from m3ae.corpora.prepare import add_arguments
+from m3ae.corpora.questions import Question, prepare_fields, share, to_items
+from m3ae.corpora.tables import read_table
+from m3ae.files import is_unicode, need
 
 FILES = {"train": "train.csv", "valid": "dev.csv", "test": "test.csv"}
 IMAGES = "melinda_images"
@@ -81,18 +84,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> None:
         images = need(need(args.raw, "the MELINDA corpus") / IMAGES, "the folder of its figures")
         dropped = {split: Drops() for split in FILES}
-        splits = {split: read_split(need(args.raw / name, "a table of MELINDA"), dropped[split])
-                  for split, name in FILES.items()}  # fmt: skip
+        splits = {
+            split: read_split(need(args.raw / name, "a table of MELINDA"), dropped[split])
+            for split, name in FILES.items()
+        }
         train, test = splits["train"], splits["test"]
         everything = [caption for captions in splits.values() for caption in captions]
-        lists = {name: {"paper": classes(everything, name), "train": classes(train, name)}
-                 for name in COLUMNS}  # fmt: skip
-        facts = {"corpus": {split: count_corpus(some) for split, some in splits.items()},
-                 "classes": {name: coverage(lists[name], test, name) for name in COLUMNS}}
+        lists = {
+            name: {"paper": classes(everything, name), "train": classes(train, name)}
+            for name in COLUMNS
+        }
+        facts = {
+            "corpus": {split: count_corpus(some) for split, some in splits.items()},
+            "classes": {name: coverage(lists[name], test, name) for name in COLUMNS},
+        }
         items = {split: to_items(some, images.joinpath, str) for split, some in splits.items()}
         prepare_fields(items, dropped, args, "MELINDA", facts, "classes.json", lists)
 
-    return run(body)
+    return exit_status(body)
 
 
 if __name__ == "__main__":

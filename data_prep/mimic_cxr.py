@@ -26,9 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m3ae.data.chunks import is_unicode
-from m3ae.data.prepare import Drops, Item, add_arguments, need, prepare, run
-from m3ae.data.questions import read_table
+from m3ae.command import exit_status
+from m3ae.corpora.items import Drops, Item
+from m3ae.corpora.prepare import add_arguments, prepare
+from m3ae.corpora.tables import read_table
+from m3ae.files import is_unicode, need
 
 SPLITS = {"train": "train", "validate": "valid", "test": "test"}
 SECTIONS = ("findings", "impression")
@@ -139,9 +141,12 @@ class Images:
 def count_corpus(ids: list[Ids], texts: Texts) -> dict[str, int]:
     """Of one split: images, studies, and studies that have no row or none of the sections."""
     studies = {study for _, study, _ in ids}
-    return {"images": len(ids), "studies": len(studies),
-            "studies_without_report": sum(study not in texts for study in studies),
-            "studies_without_section": sum(not texts.get(study, True) for study in studies)}
+    return {
+        "images": len(ids),
+        "studies": len(studies),
+        "studies_without_report": sum(study not in texts for study in studies),
+        "studies_without_section": sum(not texts.get(study, True) for study in studies),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,13 +156,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_arguments(parser)
     add = parser.add_argument
-    add("--sections", nargs="+", choices=SECTIONS, default=SECTIONS,
-        help="which to take (default: both)")  # fmt: skip
+    add(
+        "--sections",
+        nargs="+",
+        choices=SECTIONS,
+        default=SECTIONS,
+        help="which to take (default: both)",
+    )
     add("--join", action="store_true", help="findings and impression as one text")
-    add("--last-paragraph", action="store_true",
-        help="take the last paragraph of a report that has none of the sections")  # fmt: skip
-    add("--views", nargs="+", metavar="VIEW",
-        help="only images of these ViewPositions, e.g. PA AP (default: all)")  # fmt: skip
+    add(
+        "--last-paragraph",
+        action="store_true",
+        help="take the last paragraph of a report that has none of the sections",
+    )
+    add(
+        "--views",
+        nargs="+",
+        metavar="VIEW",
+        help="only images of these ViewPositions, e.g. PA AP (default: all)",
+    )
     args = parser.parse_args(argv)
 
     def body() -> None:
@@ -165,8 +182,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.sections = [name for name in SECTIONS if name in args.sections]
         args.views = args.views and sorted({view.upper() for view in args.views})
         drops = Drops()
-        texts = read_texts(find_table(args.raw, "mimic_cxr_sectioned"), args.sections, args.join,
-                           args.last_paragraph, drops)  # fmt: skip
+        texts = read_texts(
+            find_table(args.raw, "mimic_cxr_sectioned"),
+            args.sections,
+            args.join,
+            args.last_paragraph,
+            drops,
+        )
         views = None
         if args.views:
             views = read_views(find_table(args.raw, "mimic-cxr-2.0.0-metadata"), drops)
@@ -191,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{args.raw}: no image in the table of splits: {common}")
         prepare(splits, dropped, args, source="MIMIC-CXR", facts=facts)
 
-    return run(body)
+    return exit_status(body)
 
 
 if __name__ == "__main__":

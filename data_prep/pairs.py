@@ -20,17 +20,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from m3ae.data.prepare import (
-    Drops,
-    Item,
-    Stored,
-    add_arguments,
-    need,
-    prepare,
-    read_lines,
-    run,
-)
-from m3ae.data.stored import InParquet, holds_images, parquet_rows
+from m3ae.command import exit_status
+from m3ae.corpora.items import Drops, Item, Stored
+from m3ae.corpora.prepare import add_arguments, prepare
+from m3ae.corpora.stored import InParquet, holds_images, parquet_rows
+from m3ae.corpora.tables import read_lines
+from m3ae.files import need
 
 Row = tuple[str, dict[str, Any]]  # where it stands, its columns
 
@@ -119,9 +114,12 @@ def read_items(rows: Iterator[Row], raw: Path, drops: Drops) -> dict[str, list[I
         key = name if row.get("id") in (None, "") else str(row["id"])
         _, _, texts = found.setdefault(split, {}).setdefault(name, (key, source, []))
         texts.append(row["text"])
-    return {split: [Item(key, source, tuple(texts), name)
-                    for name, (key, source, texts) in images.items()]
-            for split, images in found.items()}  # fmt: skip
+    return {
+        split: [
+            Item(key, source, tuple(texts), name) for name, (key, source, texts) in images.items()
+        ]
+        for split, images in found.items()
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,17 +128,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    parser.add_argument("--table", type=Path, required=True, metavar="FILE",
-                        help=".csv, .tsv, .jsonl or .parquet")  # fmt: skip
+    parser.add_argument(
+        "--table", type=Path, required=True, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet"
+    )
     args = parser.parse_args(argv)
 
     def body() -> None:
         path = need(args.table, "a table of images and texts")
         need(args.raw, "the folder that image paths start from")
         drops = Drops()
-        readers = {".csv": lambda: read_csv(path, ","), ".tsv": lambda: read_csv(path, "\t"),
-                   ".jsonl": lambda: read_jsonl(path, drops),
-                   ".parquet": lambda: read_parquet(path)}  # fmt: skip
+        readers = {
+            ".csv": lambda: read_csv(path, ","),
+            ".tsv": lambda: read_csv(path, "\t"),
+            ".jsonl": lambda: read_jsonl(path, drops),
+            ".parquet": lambda: read_parquet(path),
+        }
         if path.suffix not in readers:
             raise ValueError(f"{path}: a table ends in {', '.join(readers)}")
         splits = read_items(readers[path.suffix](), args.raw, drops)
@@ -150,11 +152,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             others = {item.image_id for split in splits if split != name for item in splits[split]}
             shared = [item.image_id for item in items if item.image_id in others]
             if shared:
-                print(f"warning: {len(shared)} images of split {name} are in another split too, "
-                      f"e.g. {shared[0]}", file=sys.stderr)  # fmt: skip
+                print(
+                    f"warning: {len(shared)} images of split {name} are in another split too, "
+                    f"e.g. {shared[0]}",
+                    file=sys.stderr,
+                )
         prepare(splits, {next(iter(splits)): drops}, args, source=path.name)
 
-    return run(body)
+    return exit_status(body)
 
 
 if __name__ == "__main__":

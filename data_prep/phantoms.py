@@ -39,8 +39,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from m3ae.data.phantom_images import draw_image
-from m3ae.data.phantom_texts import (
+from m3ae.corpora.phantom_images import draw_image
+from m3ae.corpora.phantom_texts import (
     ATTRIBUTES,
     COARSE,
     FINE,
@@ -136,11 +136,13 @@ def write_roco(out: Path, options: dict, workers: int) -> list[dict]:
         link = f"wget -r ftp://phantom.invalid/{paper}.tar.gz -P /path/to/Dir"
         words = "\t".join(stated.values())
         rows = (
-            f"{name}\t {caption}", f"{name}\t{link}\t{file_name}",
-            f"{name},{paper}_{file_name},PHANTOM", f"{name}\t\t{words}",
+            f"{name}\t {caption}",
+            f"{name}\t{link}\t{file_name}",
+            f"{name},{paper}_{file_name},PHANTOM",
+            f"{name}\t\t{words}",
             "\t".join([name, *(f"PHANTOM_{word}" for word in stated.values())]),
             "\t".join([name, *(f"PHANTOM_{fact}" for fact in stated)]),
-        )  # fmt: skip
+        )
         for file, row in zip(files, rows, strict=True):
             lines[split][file].append(row)
         draw = rng.random()
@@ -166,9 +168,13 @@ def record(layout: str, split: str, file: str, facts: Facts, stated: Facts) -> d
     hidden = {name: word for name, word in facts.items() if name in TEXT_ONLY}
     shown = {name: word for name, word in facts.items() if name not in TEXT_ONLY}
     return {
-        "layout": layout, "split": split, "file": file,
-        "shown": shown, "text_only": hidden, "stated": sorted(stated),
-    }  # fmt: skip
+        "layout": layout,
+        "split": split,
+        "file": file,
+        "shown": shown,
+        "text_only": hidden,
+        "stated": sorted(stated),
+    }
 
 
 def write_medicat(out: Path, options: dict, workers: int) -> list[dict]:
@@ -230,19 +236,22 @@ def write_vqa_rad(out: Path, options: dict, workers: int) -> list[dict]:
                 del wordings["para"]
             for style, question in wordings.items():
                 other = {"freeform": "para", "para": "freeform"}[style]
-                rows.append({
-                    "qid": len(rows),
-                    "phrase_type": prefix + style,
-                    "qid_linked_id": f"phantom-{index:05d}-{number}",
-                    "image_case_url": f"https://phantom.invalid/case?id={index}",
-                    "image_name": name,
-                    "image_organ": ORGANS[facts["region"]],
-                    "evaluation": "evaluated" if twin else "not evaluated",
-                    "question": question,
-                    "question_rephrase": wordings.get(other, "NULL"),
-                    "question_relation": "strict agreement" if twin else "NULL",
-                    "question_frame": frame,
-                } | item)  # fmt: skip
+                rows.append(
+                    {
+                        "qid": len(rows),
+                        "phrase_type": prefix + style,
+                        "qid_linked_id": f"phantom-{index:05d}-{number}",
+                        "image_case_url": f"https://phantom.invalid/case?id={index}",
+                        "image_name": name,
+                        "image_organ": ORGANS[facts["region"]],
+                        "evaluation": "evaluated" if twin else "not evaluated",
+                        "question": question,
+                        "question_rephrase": wordings.get(other, "NULL"),
+                        "question_relation": "strict agreement" if twin else "NULL",
+                        "question_frame": frame,
+                    }
+                    | item
+                )
         records.append(record("vqa_rad", "", name, facts, {}))
     write_json(out / "vqa_rad" / "VQA_RAD Dataset Public.json", rows)
     return records
@@ -310,16 +319,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--px", type=at_least(32), default=192, help="image side in pixels (%(default)s)")
     add("--seed", type=at_least(0), default=0, help="another seed, another corpus (0)")
     add("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS, help="which corpora (all three)")
-    add("--workers", type=count, default=min(8, os.cpu_count() or 1),
-        help="processes; the output does not depend on it (%(default)s)")  # fmt: skip
+    add(
+        "--workers",
+        type=count,
+        default=min(8, os.cpu_count() or 1),
+        help="processes; the output does not depend on it (%(default)s)",
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Generate the corpus; return 0, or 2 with one line on stderr if OUT cannot be used."""
     arguments = parse_arguments(argv)
-    options = {name: value for name, value in vars(arguments).items()
-               if name not in ("out", "workers")}  # fmt: skip
+    options = {
+        name: value for name, value in vars(arguments).items() if name not in ("out", "workers")
+    }
     options["layouts"] = [layout for layout in LAYOUTS if layout in arguments.layouts]
     out = arguments.out
     try:

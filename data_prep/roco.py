@@ -16,9 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from m3ae.data.prepare import Drops, Item, add_arguments, need, prepare, read_lines, run
-from m3ae.data.questions import is_inside
-from m3ae.data.stored import parquet_pairs, parquet_splits
+from m3ae.command import exit_status
+from m3ae.corpora.items import Drops, Item, is_inside
+from m3ae.corpora.prepare import add_arguments, prepare
+from m3ae.corpora.stored import parquet_pairs, parquet_splits
+from m3ae.corpora.tables import read_lines
+from m3ae.files import need
 
 SPLITS = {"train": ("train",), "valid": ("validation", "val"), "test": ("test",)}
 
@@ -108,8 +111,9 @@ def read_split(folder: Path, references: Path | None, drops: Drops) -> list[Item
     ]
 
 
-def read_folders(raw: Path, references: Path | None, dropped: dict[str, Drops]
-                 ) -> dict[str, list[Item]]:  # fmt: skip
+def read_folders(
+    raw: Path, references: Path | None, dropped: dict[str, Drops]
+) -> dict[str, list[Item]]:
     """Items by split of the original layout; {} where there is none of its folders."""
     splits = {}
     for split, names in SPLITS.items():
@@ -124,14 +128,17 @@ def read_folders(raw: Path, references: Path | None, dropped: dict[str, Drops]
     return splits
 
 
-def read_parquet(raw: Path, references: Path | None, dropped: dict[str, Drops]
-                 ) -> dict[str, list[Item]]:  # fmt: skip
+def read_parquet(
+    raw: Path, references: Path | None, dropped: dict[str, Drops]
+) -> dict[str, list[Item]]:
     """Items by split of a hub copy; {} where there is no parquet file of one."""
     splits = {}
     for split, files in parquet_splits(raw).items():
         if references:
-            raise ValueError(f"{files[0]}: the hub's copies name no figures, which --references "
-                             "is joined by; leave it out, or give the original layout")  # fmt: skip
+            raise ValueError(
+                f"{files[0]}: the hub's copies name no figures, which --references "
+                "is joined by; leave it out, or give the original layout"
+            )
         dropped[split] = Drops()
         splits[split] = parquet_pairs(files, dropped[split])
     return splits
@@ -143,25 +150,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    parser.add_argument("--references", type=Path, metavar="DIR",
-                        help="folder of MedICaT's roco_*_references.jsonl")  # fmt: skip
+    parser.add_argument(
+        "--references", type=Path, metavar="DIR", help="folder of MedICaT's roco_*_references.jsonl"
+    )
     args = parser.parse_args(argv)
 
     def body() -> None:
         need(args.raw, "the ROCO corpus")
         dropped: dict[str, Drops] = {}
-        splits = (read_folders(args.raw, args.references, dropped)
-                  or read_parquet(args.raw, args.references, dropped))  # fmt: skip
+        splits = read_folders(args.raw, args.references, dropped) or read_parquet(
+            args.raw, args.references, dropped
+        )
         if not splits:
-            raise FileNotFoundError(f"{args.raw}: no train/radiology, validation/radiology or "
-                                    "test/radiology in it; give ROCO's folder `data`, or one of "
-                                    "parquet files train-*, validation-*, test-*")  # fmt: skip
+            raise FileNotFoundError(
+                f"{args.raw}: no train/radiology, validation/radiology or "
+                "test/radiology in it; give ROCO's folder `data`, or one of "
+                "parquet files train-*, validation-*, test-*"
+            )
         for split in SPLITS:
             if split not in splits:
                 print(f"{args.raw}: no split {split} in it, it is left out")
         prepare(splits, dropped, args, source="ROCO radiology")
 
-    return run(body)
+    return exit_status(body)
 
 
 if __name__ == "__main__":

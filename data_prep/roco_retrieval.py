@@ -33,10 +33,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from m3ae.data.chunks import is_unicode
-from m3ae.data.prepare import Drops, Item, add_arguments, need, prepare, read_lines, run
-from m3ae.data.questions import is_inside
-from m3ae.data.shards import write_json
+from m3ae.command import exit_status
+from m3ae.corpora.items import Drops, Item, is_inside
+from m3ae.corpora.prepare import add_arguments, prepare
+from m3ae.corpora.tables import read_lines
+from m3ae.files import is_unicode, need, write_json
 
 SPLITS = {"train": ("train",), "valid": ("validation", "val"), "test": ("test",)}
 POOLS = ("valid", "test")
@@ -139,8 +140,9 @@ def papers_by_doi(table: Path, wanted: set[str], facts: Counter) -> dict[str, st
             header = next(reader, [])
             for name in ("DOI", "PMCID"):
                 if name not in header:
-                    raise ValueError(f"{table}: no column {name!r}; it has "
-                                     f"{', '.join(header) or 'none'}")  # fmt: skip
+                    raise ValueError(
+                        f"{table}: no column {name!r}; it has {', '.join(header) or 'none'}"
+                    )
             doi, paper = header.index("DOI"), header.index("PMCID")
             for row in reader:
                 facts["pmc_ids_rows"] += 1
@@ -177,8 +179,9 @@ def medicat_figures(metadata: Path, by_doi: dict[str, str], facts: Counter) -> d
     return figures
 
 
-def pool_facts(pairs: list[Pair], papers: dict[str, str], train: set[str],
-               medicat: set[str] | None) -> dict[str, Any]:  # fmt: skip
+def pool_facts(
+    pairs: list[Pair], papers: dict[str, str], train: set[str], medicat: set[str] | None
+) -> dict[str, Any]:
     """Papers of a pool's images, and the ids of those whose paper another corpus has too."""
     known = {pair.key: papers[pair.key] for pair in pairs if pair.key in papers}
     return {
@@ -192,8 +195,10 @@ def pool_facts(pairs: list[Pair], papers: dict[str, str], train: set[str],
 
 def pool_counts(pool: dict[str, Any]) -> dict[str, Any]:
     """The lengths of `pool_facts`."""
-    ids = {what: pool[what] if pool[what] is None else len(pool[what])
-           for what in ("unknown", "in_roco_train", "in_medicat")}  # fmt: skip
+    ids = {
+        what: pool[what] if pool[what] is None else len(pool[what])
+        for what in ("unknown", "in_roco_train", "in_medicat")
+    }
     return {"pairs": pool["pairs"], "papers": len(set(pool["papers"].values())), **ids}
 
 
@@ -220,13 +225,17 @@ def find_folders(raw: Path) -> dict[str, Path]:
     for split, names in SPLITS.items():
         found = [raw / name / "radiology" for name in names]
         folders[split] = next((path for path in found if path.is_dir()), found[0])
-        need(folders[split], f"ROCO's {split} split in the original layout: the pools depend on "
-             "the lines of all three captions.txt, which the hub's copies lack")  # fmt: skip
+        need(
+            folders[split],
+            f"ROCO's {split} split in the original layout: the pools depend on "
+            "the lines of all three captions.txt, which the hub's copies lack",
+        )
     return folders
 
 
-def read_splits(folders: dict[str, Path], pool: int, dropped: dict[str, Drops]
-                ) -> dict[str, list[Pair]]:  # fmt: skip
+def read_splits(
+    folders: dict[str, Path], pool: int, dropped: dict[str, Drops]
+) -> dict[str, list[Pair]]:
     """Pairs of train, the pools and the full pools."""
     lines = {split: caption_lines(path / "captions.txt") for split, path in folders.items()}
     shuffled = shuffle_lines(lines)
@@ -238,9 +247,11 @@ def read_splits(folders: dict[str, Path], pool: int, dropped: dict[str, Drops]
 
 
 def find_shared(
-    folders: dict[str, Path], pairs: dict[str, list[Pair]], medicat: Path | None,
+    folders: dict[str, Path],
+    pairs: dict[str, list[Pair]],
+    medicat: Path | None,
     pmc_ids: Path | None,
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[str] | None], dict[str, Any]]:  # fmt: skip
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[str] | None], dict[str, Any]]:
     """What the pools share with ROCO's train split and with MedICaT.
 
     Returns `pool_facts` by pool, the exclusion lists by file name (None without MedICaT), and
@@ -255,21 +266,30 @@ def find_shared(
         wanted = {paper for name in POOLS for paper in papers[name].values()}
         figures = medicat_figures(medicat, papers_by_doi(pmc_ids, wanted, joined), joined)
     theirs = None if figures is None else set(figures.values())
-    pools = {name: pool_facts(pairs[name], papers[name.removesuffix("_full")],
-                              set(train.values()), theirs) for name in (*POOLS, *FULL)}  # fmt: skip
+    pools = {
+        name: pool_facts(
+            pairs[name], papers[name.removesuffix("_full")], set(train.values()), theirs
+        )
+        for name in (*POOLS, *FULL)
+    }
     lists = {
-        f"{corpus}_papers_in_{suffix}.txt":
-            None if found is None else exclusions(found, {name: pools[name] for name in names})
+        f"{corpus}_papers_in_{suffix}.txt": None
+        if found is None
+        else exclusions(found, {name: pools[name] for name in names})
         for suffix, names in (("pools", POOLS), ("full_pools", FULL))
         for corpus, found in (("train", train), ("medicat", figures))
-    }  # fmt: skip
+    }
     facts = {
         "pools": {name: pool_counts(pool) for name, pool in pools.items()},
-        "train": {"pairs": len(pairs["train"]), "papers": len(set(train.values())),
-                  "unknown": len(pairs["train"]) - len(train)},
+        "train": {
+            "pairs": len(pairs["train"]),
+            "papers": len(set(train.values())),
+            "unknown": len(pairs["train"]) - len(train),
+        },
         "exclude": {name: len(lines) for name, lines in lists.items() if lines is not None},
-        "medicat": dict(joined), "papers_dropped": drops.as_dict(),
-    }  # fmt: skip
+        "medicat": dict(joined),
+        "papers_dropped": drops.as_dict(),
+    }
     return pools, lists, {"corpus": facts}
 
 
@@ -280,8 +300,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_arguments(parser)
     add = parser.add_argument
-    add("--pool", type=int, default=2000, metavar="N",
-        help="pairs in valid, and in test (default: %(default)s, the reference's)")  # fmt: skip
+    add(
+        "--pool",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="pairs in valid, and in test (default: %(default)s, the reference's)",
+    )
     add("--medicat", type=Path, metavar="FILE", help="MedICaT's jsonl, to list shared papers")
     add("--pmc-ids", type=Path, metavar="FILE", help="NCBI's PMC-ids.csv or .csv.gz")
     args = parser.parse_args(argv)
@@ -291,8 +316,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.pool < 1:
             raise ValueError(f"--pool {args.pool}: it should have at least one pair")
         if (args.medicat is None) != (args.pmc_ids is None):
-            raise ValueError("--medicat and --pmc-ids go together: MedICaT names papers by DOI, "
-                             "ROCO by PMC id, and NCBI's PMC-ids.csv.gz joins them")  # fmt: skip
+            raise ValueError(
+                "--medicat and --pmc-ids go together: MedICaT names papers by DOI, "
+                "ROCO by PMC id, and NCBI's PMC-ids.csv.gz joins them"
+            )
         folders = find_folders(args.raw)
         dropped = {name: Drops() for name in ("train", *POOLS, *FULL)}
         pairs = read_splits(folders, args.pool, dropped)
@@ -301,8 +328,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             images = folders[name.removesuffix("_full")] / "images"
             if name in (args.split or pairs):
                 need(images, "the folder of ROCO's images (see its fetch script)")
-            items[name] = [Item(pair.key, images / f"{pair.key}.jpg", (pair.caption,))
-                           for pair in found]  # fmt: skip
+            items[name] = [
+                Item(pair.key, images / f"{pair.key}.jpg", (pair.caption,)) for pair in found
+            ]
         pools, lists, facts = find_shared(folders, pairs, args.medicat, args.pmc_ids)
         del args.medicat, args.pmc_ids  # nothing in the shards depends on them
         # It refuses an OUT of other options; only then may the other files be written.
@@ -316,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{args.out / name}: removed, as there is no --medicat")
                 (args.out / name).unlink()
 
-    return run(body)
+    return exit_status(body)
 
 
 if __name__ == "__main__":

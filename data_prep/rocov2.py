@@ -14,9 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from m3ae.data.prepare import Drops, Item, Stored, add_arguments, need, prepare, run
-from m3ae.data.questions import is_inside
-from m3ae.data.stored import InZip, parquet_pairs, parquet_splits, zip_names
+from m3ae.command import exit_status
+from m3ae.corpora.items import Drops, Item, Stored, is_inside
+from m3ae.corpora.prepare import add_arguments, prepare
+from m3ae.corpora.stored import InZip, parquet_pairs, parquet_splits, zip_names
+from m3ae.files import need
 
 SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
 
@@ -31,8 +33,9 @@ def read_captions(path: Path, drops: Drops) -> dict[str, str]:
             header = [name.strip() for name in next(reader, [])]
             for name in ("ID", "Caption"):
                 if header.count(name) != 1:
-                    raise ValueError(f"{path}: not one column {name!r}; it has "
-                                     f"{', '.join(header) or 'none'}")  # fmt: skip
+                    raise ValueError(
+                        f"{path}: not one column {name!r}; it has {', '.join(header) or 'none'}"
+                    )
             for row in reader:
                 where = f"{path.name}:{reader.line_num}"
                 if not row:
@@ -62,8 +65,9 @@ def zip_members(archive: Path, drops: Drops) -> dict[str, str]:
         if not is_inside(member):
             drops.add("archive: name leads elsewhere", f"{archive.name}: {member[:60]}")
         elif members.setdefault(name, member) != member and name.endswith(".jpg"):
-            drops.add("archive: file name occurs twice, first one used",
-                      f"{archive.name}: {member[:60]}")  # fmt: skip
+            drops.add(
+                "archive: file name occurs twice, first one used", f"{archive.name}: {member[:60]}"
+            )
     return members
 
 
@@ -113,15 +117,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             for split, files in parquet_splits(args.raw).items():
                 splits[split] = parquet_pairs(files, dropped[split])
         if not splits:
-            raise FileNotFoundError(f"{args.raw}: no train_captions.csv, valid_captions.csv or "
-                                    "test_captions.csv in it, and no parquet files train-*, "
-                                    "validation-*, test-*")  # fmt: skip
+            raise FileNotFoundError(
+                f"{args.raw}: no train_captions.csv, valid_captions.csv or "
+                "test_captions.csv in it, and no parquet files train-*, "
+                "validation-*, test-*"
+            )
         for split in SPLITS:
             if split not in splits:
                 print(f"{args.raw}: no split {split} in it, it is left out")
         prepare(splits, dropped, args, source="ROCOv2")
 
-    return run(body)
+    return exit_status(body)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m3ae.data.prepare import Drops, add_arguments, need, run
-from m3ae.data.questions import (
+from m3ae.command import exit_status
+from m3ae.corpora.items import Drops
+from m3ae.corpora.prepare import add_arguments
+from m3ae.corpora.questions import (
     Place,
     Question,
     checked_rows,
@@ -24,18 +26,23 @@ from m3ae.data.questions import (
     prepare_questions,
     task_fields,
 )
-from m3ae.data.stored import InZip, zip_names
+from m3ae.corpora.stored import InZip, zip_names
+from m3ae.files import need
 
-FILES = {"train": ("train.json",), "valid": ("validate.json", "validation.json"),
-         "test": ("test.json",)}  # fmt: skip
+FILES = {
+    "train": ("train.json",),
+    "valid": ("validate.json", "validation.json"),
+    "test": ("test.json",),
+}
 KEYS = ("img_name", "question", "answer_type", "q_lang")
 MORE = ("base_type", "location", "modality", "q_lang")  # columns that become fields as they are
 
 
 def make_question(row: dict[str, Any]) -> Question:
     """A checked row as a question; columns that are not text become empty fields."""
-    said = {key: row[key] if isinstance(row.get(key), str) else ""
-            for key in (*MORE, "content_type")}  # fmt: skip
+    said = {
+        key: row[key] if isinstance(row.get(key), str) else "" for key in (*MORE, "content_type")
+    }
     kind = said.pop("content_type")
     fields = task_fields(row["qid"], row["answer"], row["answer_type"], kind, **said)
     return Question(row["img_name"], row["question"], fields)
@@ -75,8 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    parser.add_argument("--language", choices=("en", "zh", "both"), default="en",
-                        help="whose questions to keep (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--language",
+        choices=("en", "zh", "both"),
+        default="en",
+        help="whose questions to keep (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
 
     def body() -> None:
@@ -92,12 +103,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             splits[split] = read_split(path, languages, dropped[split])
         train, valid, test = splits.values()
         lists = {"paper": labels(train, valid, test), "train": labels(train)}
-        corpus = {name: {"images_asked_about": len({question.image for question in asked}),
-                         **count_types(asked)} for name, asked in splits.items()}  # fmt: skip
-        prepare_questions(splits, dict.fromkeys(splits, images), image_key, lists, corpus,
-                          dropped, args, "SLAKE")
+        corpus = {
+            name: {
+                "images_asked_about": len({question.image for question in asked}),
+                **count_types(asked),
+            }
+            for name, asked in splits.items()
+        }
+        prepare_questions(
+            splits, dict.fromkeys(splits, images), image_key, lists, corpus, dropped, args, "SLAKE"
+        )
 
-    return run(body)
+    return exit_status(body)
 
 
 if __name__ == "__main__":

@@ -40,22 +40,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m3ae.data.chunks import is_unicode
-from m3ae.data.prepare import Drops, Stored, add_arguments, need, read_lines, run
-from m3ae.data.questions import (
+from m3ae.command import exit_status
+from m3ae.corpora.items import Drops, Stored, is_inside
+from m3ae.corpora.prepare import add_arguments
+from m3ae.corpora.questions import (
     ANSWER_TYPES,
     Question,
     count_types,
     coverage,
-    is_inside,
     labels,
     prepare_fields,
     share,
     task_fields,
     to_items,
 )
+from m3ae.corpora.stored import InParquet, holds_images, parquet_rows
+from m3ae.corpora.tables import read_lines
 from m3ae.data.sampler import SUBSET, keyed
-from m3ae.data.stored import InParquet, holds_images, parquet_rows
+from m3ae.files import is_unicode, need
 
 Row = tuple[int, dict[str, Any]]  # number from 1, cells by column
 
@@ -79,8 +81,12 @@ class Table:
     ) -> None:
         self.path, self.needed, self.optional, self.drops = path, needed, optional, drops
         self.found: dict[str, None] = {}  # every column, in the order of appearance
-        readers = {".csv": lambda: self._delimited(","), ".tsv": lambda: self._delimited("\t"),
-                   ".jsonl": self._jsonl, ".parquet": self._parquet}  # fmt: skip
+        readers = {
+            ".csv": lambda: self._delimited(","),
+            ".tsv": lambda: self._delimited("\t"),
+            ".jsonl": self._jsonl,
+            ".parquet": self._parquet,
+        }
         if path.suffix not in readers:
             raise ValueError(f"{path}: a table ends in {', '.join(readers)}")
         self._read = readers[path.suffix]
@@ -98,8 +104,10 @@ class Table:
             count = names.count(name)
             if count > 1 or (name in self.needed and not count):
                 has = ", ".join(names) or "none"
-                raise ValueError(f"{self.path}: {'more than one' if count else 'no'} column "
-                                 f"{name!r}; it has {has}")  # fmt: skip
+                raise ValueError(
+                    f"{self.path}: {'more than one' if count else 'no'} column "
+                    f"{name!r}; it has {has}"
+                )
 
     def _delimited(self, delimiter: str) -> Iterator[Row]:
         line = 0
@@ -116,11 +124,14 @@ class Table:
                     if len(cells) == len(header):
                         yield number, dict(zip(header, cells, strict=True))
                     else:
-                        self.drops.add("row: more or fewer cells than the header has",
-                                       f"{self.path.name}: row {number}, line {line}")  # fmt: skip
+                        self.drops.add(
+                            "row: more or fewer cells than the header has",
+                            f"{self.path.name}: row {number}, line {line}",
+                        )
             except csv.Error as error:
-                raise ValueError(f"{self.path}: after line {line}: {error}; repair the table"
-                                 ) from error  # fmt: skip
+                raise ValueError(
+                    f"{self.path}: after line {line}: {error}; repair the table"
+                ) from error
 
     def _jsonl(self) -> Iterator[Row]:
         for number, (line, text) in enumerate(read_lines(self.path), start=1):
@@ -180,8 +191,9 @@ def read_image(row: dict[str, Any]) -> tuple[str, Stored | None]:
     return str(PurePosixPath(name)), None
 
 
-def read_row(row: dict[str, Any], number: int, classes: Sequence[str]
-             ) -> tuple[str, Question, Stored | None]:  # fmt: skip
+def read_row(
+    row: dict[str, Any], number: int, classes: Sequence[str]
+) -> tuple[str, Question, Stored | None]:
     """Split, question (or text with `classes`) and stored image of a row; raises as above."""
     image, stored = read_image(row)
     split = cell(row, "split") or "train"
@@ -206,8 +218,9 @@ def read_row(row: dict[str, Any], number: int, classes: Sequence[str]
     return split, Question(image, text, fields), stored
 
 
-def read_questions(table: Iterable[Row], name: str, classes: Sequence[str], drops: Drops
-                   ) -> tuple[dict[str, list[Question]], dict[str, Stored]]:  # fmt: skip
+def read_questions(
+    table: Iterable[Row], name: str, classes: Sequence[str], drops: Drops
+) -> tuple[dict[str, list[Question]], dict[str, Stored]]:
     """Questions by split, in order, and stored images by name; `name`: the file's, for the report.
 
     Rows that cannot be used are counted, and so are those whose key IMAGE/ID occurred before in
@@ -254,8 +267,9 @@ def draw_splits(
         split_of |= dict.fromkeys(drawn[:count], split)
         drawn = drawn[count:]
     if not drawn:
-        raise ValueError(f"--test-share, --valid-share: nothing is left to train on of "
-                         f"{len(images)} images")  # fmt: skip
+        raise ValueError(
+            f"--test-share, --valid-share: nothing is left to train on of {len(images)} images"
+        )
     parts: dict[str, list[Question]] = {split: [] for split in ("train", *shares)}
     for question in questions:
         parts[split_of.get(question.image, "train")].append(question)
@@ -265,13 +279,16 @@ def draw_splits(
 def shared_images(splits: dict[str, list[Question]]) -> dict[str, list[str]]:
     """For each split its images that are in another one too, sorted."""
     images = {split: {question.image for question in some} for split, some in splits.items()}
-    others = {split: set().union(*(images[other] for other in images if other != split))
-              for split in images}  # fmt: skip
+    others = {
+        split: set().union(*(images[other] for other in images if other != split))
+        for split in images
+    }
     return {split: sorted(images[split] & others[split]) for split in images}
 
 
 def class_lists(splits: dict[str, list[Question]], column: str) -> dict[str, list[str]]:
     """The sorted classes of a column: of all splits, and of train."""
+
     def found(*names: str) -> list[str]:
         given = {q.fields[column] for name in names for q in splits.get(name, ())}
         return sorted(given - {None})
@@ -279,8 +296,9 @@ def class_lists(splits: dict[str, list[Question]], column: str) -> dict[str, lis
     return {"paper": found(*splits), "train": found("train")}
 
 
-def class_coverage(lists: dict[str, list[str]], test: Sequence[Question], column: str
-                   ) -> dict[str, Any]:  # fmt: skip
+def class_coverage(
+    lists: dict[str, list[str]], test: Sequence[Question], column: str
+) -> dict[str, Any]:
     """Numbers of classes, and the share of test rows with a class whose class is a training one."""
     given = [q.fields[column] for q in test if q.fields[column] is not None]
     counts = {name: len(some) for name, some in lists.items()}
@@ -320,8 +338,9 @@ def read_classes(names: str | None, optional: Sequence[str]) -> list[str]:
     taken = ("image", "text", "question_id", *optional)
     for name in classes:
         if not name or name in taken or classes.count(name) > 1:
-            raise ValueError(f"--classes {names}: {name!r} cannot be a column of classes, or is "
-                             "there twice")  # fmt: skip
+            raise ValueError(
+                f"--classes {names}: {name!r} cannot be a column of classes, or is there twice"
+            )
     return classes
 
 
@@ -334,8 +353,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--table", required=True, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet")
     add("--classes", metavar="COLUMN[,COLUMN]", help="columns of classes, instead of answers")
-    add("--test-share", type=float, metavar="X",
-        help="share of the images that become the test split, where the table has no splits")
+    add(
+        "--test-share",
+        type=float,
+        metavar="X",
+        help="share of the images that become the test split, where the table has no splits",
+    )
     add("--valid-share", type=float, metavar="X", help="the same for the valid split")
     add("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -352,8 +375,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{path}: no usable row: {drops.as_dict()}")
         if shares:
             if list(splits) != ["train"]:
-                raise ValueError(f"{path}: has a column split ({', '.join(splits)}); give no "
-                                 "--test-share or --valid-share")  # fmt: skip
+                raise ValueError(
+                    f"{path}: has a column split ({', '.join(splits)}); give no "
+                    "--test-share or --valid-share"
+                )
             splits = draw_splits(splits["train"], shares, args.seed)
         _warn(path, splits, table.ignored)
         test = splits.get("test", [])
@@ -367,9 +392,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = {"paper": labels(*splits.values()), "train": labels(splits.get("train", []))}
             lists = {name: sorted(some) for name, some in found.items()}
             known = {"answers": coverage(found, test)}
-        facts = {"corpus": count_splits(splits, classes), "ignored_columns": table.ignored,
-                 "images_in_two_splits": len(set().union(*shared_images(splits).values())),
-                 **known}  # fmt: skip
+        facts = {
+            "corpus": count_splits(splits, classes),
+            "ignored_columns": table.ignored,
+            "images_in_two_splits": len(set().union(*shared_images(splits).values())),
+            **known,
+        }
         # By its content, not its place: the options decide whether a split is up to date.
         args.table = f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
@@ -381,20 +409,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         file = "classes.json" if classes else "answers.json"
         prepare_fields(items, dropped, args, path.stem, facts, file, lists)
 
-    return run(body)
+    return exit_status(body)
 
 
 def _warn(path: Path, splits: dict[str, list[Question]], ignored: Sequence[str]) -> None:
     """What a user should know before the table of the report, on stderr."""
     if ignored:
-        print(f"note: columns of {path.name} that are not used: {', '.join(ignored)}",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"note: columns of {path.name} that are not used: {', '.join(ignored)}", file=sys.stderr
+        )
     if "train" not in splits:
         print(f"warning: {path.name} has no split train, only {', '.join(splits)}", file=sys.stderr)
     for split, images in shared_images(splits).items():
         if images:
-            print(f"warning: {len(images)} images of split {split} are in another split too, "
-                  f"e.g. {images[0]}", file=sys.stderr)  # fmt: skip
+            print(
+                f"warning: {len(images)} images of split {split} are in another split too, "
+                f"e.g. {images[0]}",
+                file=sys.stderr,
+            )
 
 
 if __name__ == "__main__":

@@ -19,14 +19,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from m3ae.data import prepare, shards
-from m3ae.data.shards import AGAIN, Shards, shard_name
-from m3ae.data.verification import file_sha256, read_chunks
+from m3ae.command import exit_status
+from m3ae.corpora import prepare
+from m3ae.corpora.shard_writer import is_sealed, ragged_tokens, seal, shard_name, write_shard
+from m3ae.corpora.verification import read_chunks
+from m3ae.data import shards
+from m3ae.data.shards import AGAIN, Shards
+from m3ae.files import file_sha256, need, write_json
 
 
 def split_folders(folder: Path) -> list[Path]:
     """The folder itself if it is a split, else the finished splits in it."""
-    if (prepare.need(folder, "a prepared corpus or split") / "manifest.json").exists():
+    if (need(folder, "a prepared corpus or split") / "manifest.json").exists():
         return [folder]
     found = sorted(path.parent for path in folder.glob("*/manifest.json"))
     found = [split for split in found if split.suffix != ".partial"]
@@ -45,13 +49,16 @@ def rewrite(split: Shards, k: int, target: Path, tokenizer: Any) -> dict[str, An
     path = split.folder / split.files[k]["name"]
     if file_sha256(path) != split.files[k]["sha256"]:
         raise ValueError(f"{path}: sha256 is not the manifest's; {AGAIN}")
-    tensors = {name: array for name, array in split.shard(k).items()
-               if not name.startswith("token_") and name != "padding"}  # fmt: skip
+    tensors = {
+        name: array
+        for name, array in split.shard(k).items()
+        if not name.startswith("token_") and name != "padding"
+    }
     rows = range(split.files[k]["texts"])
     texts = [shards.row_bytes(tensors, "text", row).decode() for row in rows]
-    tensors |= shards.ragged_tokens(encode(tokenizer, texts))
+    tensors |= ragged_tokens(encode(tokenizer, texts))
     temporary = target.with_name(target.name + ".tmp")
-    written = shards.write_shard(temporary, tensors)
+    written = write_shard(temporary, tensors)
     os.replace(temporary, target)  # so a shard of the new name is a whole one
     return written
 
@@ -66,7 +73,7 @@ def read_record(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | None
 
     Raises ValueError where it or the manifest is damaged: a new checksum would hide it.
     """
-    if "sha256" in manifest and not shards.is_sealed(manifest):
+    if "sha256" in manifest and not is_sealed(manifest):
         raise ValueError(f"{folder / 'manifest.json'}: damaged; see data_prep/verify.py --repair")
     return read_chunks(folder) if "chunks" in manifest else None
 
@@ -110,11 +117,11 @@ def replace_tokens(folder: Path, tokenizer: Any, made: dict[str, Any]) -> None:
         manifest |= {"tokenizer": made, "files": files, "report": report}
         if record is not None:
             manifest["chunks"] = f"chunks-{version}.json"
-            record = shards.seal(new_record(record, made, files, folder))
-            shards.write_json(folder / manifest["chunks"], record, indent=None)
+            record = seal(new_record(record, made, files, folder))
+            write_json(folder / manifest["chunks"], record, indent=None)
         if "sha256" in manifest:
-            manifest = shards.seal(manifest)
-        shards.write_json(folder / "manifest.json", manifest)
+            manifest = seal(manifest)
+        write_json(folder / "manifest.json", manifest)
     else:
         print(f"{folder}: holds the tokens of {made['name']} already")
     delete_others(folder, manifest)
@@ -153,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 source = next(split for split in splits if split.parent == corpus)
                 prepare.write_report(corpus, shards.read_manifest(source)["source"])
 
-    return prepare.run(body)
+    return exit_status(body)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from m3ae.data.prepare import command, need, partial_folder, reopen, run
-from m3ae.data.verification import file_sha256, find_problems, read_chunks
+from m3ae.command import exit_status
+from m3ae.corpora.prepare import command, partial_folder, reopen
+from m3ae.corpora.verification import find_problems, read_chunks
+from m3ae.files import file_sha256, need
 
 
 def split_folders(folder: Path) -> list[Path]:
@@ -43,9 +45,12 @@ def damaged_files(split: Path, problems: list[tuple[str, str]]) -> set[str]:
     names = {name for name, _ in problems}
     if not names & {"manifest.json", "chunks.json"}:
         return names
-    return {file["name"] for file in files
-            if not (split / file["name"]).is_file()
-            or file_sha256(split / file["name"]) != file["sha256"]}  # fmt: skip
+    return {
+        file["name"]
+        for file in files
+        if not (split / file["name"]).is_file()
+        or file_sha256(split / file["name"]) != file["sha256"]
+    }
 
 
 def repair(split: Path, problems: list[tuple[str, str]]) -> None:
@@ -55,9 +60,11 @@ def repair(split: Path, problems: list[tuple[str, str]]) -> None:
     record = read_chunks(split)
     lost, chunks = reopen(split, record, broken)
     facts = record["facts"]
-    print(f"    now {partial_folder(split)}: {lost} of {chunks} chunks to make again, by the\n"
-          f"    command that prepared it (SCRIPT: the one for {facts['source']}):\n"
-          f"    {command(facts, split.parent)}")  # fmt: skip
+    print(
+        f"    now {partial_folder(split)}: {lost} of {chunks} chunks to make again, by the\n"
+        f"    command that prepared it (SCRIPT: the one for {facts['source']}):\n"
+        f"    {command(facts, split.parent)}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,10 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR",
-                        help="prepared corpora or splits")  # fmt: skip
-    parser.add_argument("--repair", action="store_true",
-                        help="turn damaged splits into unfinished ones")  # fmt: skip
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="DIR", help="prepared corpora or splits"
+    )
+    parser.add_argument(
+        "--repair", action="store_true", help="turn damaged splits into unfinished ones"
+    )
     args = parser.parse_args(argv)
 
     def body() -> None:
@@ -90,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = "" if args.repair else "; --repair makes damaged parts again"
             raise ValueError(f"{len(left)} problems, first: {left[0]}{hint}")
 
-    return run(body)
+    return exit_status(body)
 
 
 if __name__ == "__main__":

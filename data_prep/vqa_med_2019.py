@@ -27,25 +27,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from m3ae.data.chunks import is_unicode
-from m3ae.data.prepare import Drops, Item, add_arguments, need, prepare, read_lines, run
-from m3ae.data.questions import (
+from m3ae.command import exit_status
+from m3ae.corpora.items import Drops, Item, is_inside
+from m3ae.corpora.prepare import add_arguments, prepare
+from m3ae.corpora.questions import (
     Question,
     count_corpus,
-    is_inside,
     labels,
     prepare_questions,
     task_fields,
     unused,
 )
-from m3ae.downstream.answers import accepted_answers
+from m3ae.corpora.tables import read_lines
+from m3ae.files import is_unicode, need
+from m3ae.scoring.answers import accepted_answers
 
 TRAINING = "ImageClef-2019-VQA-Med-Training"
 CATEGORIES = ("C1_Modality", "C2_Plane", "C3_Organ", "C4_Abnormality")  # their order in a caption
 NAMES = tuple(category[3:].lower() for category in CATEGORIES)
 REFERENCE_ORDER = ("modality", "organ", "plane", "abnormality")  # in which it reads its files
-OFFICIAL = {"train": (TRAINING, "Train_images", "train"),
-            "valid": ("ImageClef-2019-VQA-Med-Validation", "Val_images", "val")}  # fmt: skip
+OFFICIAL = {
+    "train": (TRAINING, "Train_images", "train"),
+    "valid": ("ImageClef-2019-VQA-Med-Validation", "Val_images", "val"),
+}
 TEST = Path("VQAMed2019Test")
 ANSWERED = "VQAMed2019_Test_Questions_w_Ref_Answers.txt"
 
@@ -93,16 +97,22 @@ def find_sources(raw: Path, categories: Sequence[str]) -> dict[str, Source]:
     need(raw, "the VQA-Med-2019 corpus")
     if (raw / "train" / "QA").is_dir():
         return {
-            split: Source(raw / name / "images", tuple(
-                (raw / name / "QA" / f"{category.capitalize()}.csv", category)
-                for category in categories))
+            split: Source(
+                raw / name / "images",
+                tuple(
+                    (raw / name / "QA" / f"{category.capitalize()}.csv", category)
+                    for category in categories
+                ),
+            )
             for split, name in (("train", "train"), ("valid", "val"), ("test", "test"))
-        }  # fmt: skip
+        }
     sources = {}
     for split, (name, images, ending) in OFFICIAL.items():
         folder = need(raw / name, "a part of the VQA-Med-2019 corpus")
-        files = [(folder / "QAPairsByCategory" / f"{file}_{ending}.txt", file[3:].lower())
-                 for file in CATEGORIES]  # fmt: skip
+        files = [
+            (folder / "QAPairsByCategory" / f"{file}_{ending}.txt", file[3:].lower())
+            for file in CATEGORIES
+        ]
         files = [(path, category) for path, category in files if category in categories]
         sources[split] = Source(folder / images, tuple(files))
     test = need(raw / TEST, "the test part of the VQA-Med-2019 corpus")
@@ -140,8 +150,13 @@ def read_questions(source: Source, categories: Sequence[str], drops: Drops) -> l
 def make_question(image: str, name: str, category: str, text: str, answer: str) -> Question:
     """A question with its fields; `name` is its id among those on the image."""
     closed = answer.lower() in ("yes", "no")
-    fields = task_fields(name, answer, "closed" if closed else "open", category,
-                         alternatives=sorted(accepted_answers(answer)))  # fmt: skip
+    fields = task_fields(
+        name,
+        answer,
+        "closed" if closed else "open",
+        category,
+        alternatives=sorted(accepted_answers(answer)),
+    )
     return Question(image if Path(image).suffix else f"{image}.jpg", text, fields)
 
 
@@ -149,15 +164,29 @@ def make_questions(args: argparse.Namespace) -> None:
     """Body of `--as questions`."""
     sources = find_sources(args.raw, args.categories)
     dropped = {split: Drops() for split in sources}
-    splits = {split: read_questions(source, args.categories, dropped[split])
-              for split, source in sources.items()}  # fmt: skip
+    splits = {
+        split: read_questions(source, args.categories, dropped[split])
+        for split, source in sources.items()
+    }
     train, valid, test = (splits[name] for name in ("train", "valid", "test"))
-    lists = {"paper": labels(train, valid, test), "train": labels(train),
-             "train_valid": labels(train, valid)}  # fmt: skip
+    lists = {
+        "paper": labels(train, valid, test),
+        "train": labels(train),
+        "train_valid": labels(train, valid),
+    }
     images = {name: source.images.joinpath for name, source in sources.items()}
     corpus = {name: count_corpus(asked, sources[name].images) for name, asked in splits.items()}
-    prepare_questions(splits, images, lambda name: Path(name).stem, lists, corpus, dropped, args,
-                      "VQA-Med-2019, questions", REFERENCE_ORDER)
+    prepare_questions(
+        splits,
+        images,
+        lambda name: Path(name).stem,
+        lists,
+        corpus,
+        dropped,
+        args,
+        "VQA-Med-2019, questions",
+        REFERENCE_ORDER,
+    )
 
 
 # ------------------------------------------------------------------ captions and command line
@@ -187,21 +216,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_arguments(parser)
     add = parser.add_argument
-    add("--as", "--form", dest="form", choices=["questions", "captions"], required=True,
-        help="what to make of it")  # fmt: skip
-    add("--held-out", type=int, default=300, metavar="N",
-        help="captions: training images held out as `valid` (default: %(default)s)")  # fmt: skip
+    add(
+        "--as",
+        "--form",
+        dest="form",
+        choices=["questions", "captions"],
+        required=True,
+        help="what to make of it",
+    )
+    add(
+        "--held-out",
+        type=int,
+        default=300,
+        metavar="N",
+        help="captions: training images held out as `valid` (default: %(default)s)",
+    )
     add("--seed", type=int, default=42, help="captions: of the held-out draw (%(default)s)")
-    add("--categories", nargs="+", choices=NAMES,
-        help="which (default: questions: the paper's, modality plane organ; captions: all four)")
+    add(
+        "--categories",
+        nargs="+",
+        choices=NAMES,
+        help="which (default: questions: the paper's, modality plane organ; captions: all four)",
+    )
     args = parser.parse_args(argv)
 
     if args.form == "captions":
         args.categories = [name for name in NAMES if name in (args.categories or NAMES)]
-        return run(lambda: make_captions(args))
+        return exit_status(lambda: make_captions(args))
     args.categories = [name for name in NAMES if name in (args.categories or NAMES[:3])]
     del args.held_out, args.seed  # they decide nothing here, so the shards do not record them
-    return run(lambda: make_questions(args))
+    return exit_status(lambda: make_questions(args))
 
 
 if __name__ == "__main__":

@@ -36,9 +36,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m3ae.data.chunks import is_unicode
-from m3ae.data.prepare import Drops, Stored, add_arguments, need, run
-from m3ae.data.questions import (
+from m3ae.command import exit_status
+from m3ae.corpora.items import Drops, Stored
+from m3ae.corpora.prepare import add_arguments
+from m3ae.corpora.questions import (
     Place,
     Question,
     check_row,
@@ -49,8 +50,9 @@ from m3ae.data.questions import (
     prepare_questions,
     task_fields,
 )
-from m3ae.data.stored import InParquet, parquet_rows, parquet_splits
-from m3ae.downstream.answers import normalise_answer
+from m3ae.corpora.stored import InParquet, parquet_rows, parquet_splits
+from m3ae.files import is_unicode, need
+from m3ae.scoring.answers import normalise_answer
 
 OFFICIAL, MEVF = "VQA_RAD Dataset Public.json", ("trainset.json", "testset.json")
 IMAGES = "VQA_RAD Image Folder"
@@ -85,10 +87,15 @@ def make_question(row: dict[str, Any], framed: bool | None, leaked: bool | None)
     """A row's question or, if `framed`, its frame; None says unknown."""
     kind = row.get("question_type")
     fields = task_fields(
-        f"{row['qid']}-frame" if framed else row["qid"], row["answer"], row["answer_type"],
-        kind.strip() if isinstance(kind, str) else "", qid=row["qid"],
-        phrase_type=row["phrase_type"], framed=framed, leaked=leaked,
-    )  # fmt: skip
+        f"{row['qid']}-frame" if framed else row["qid"],
+        row["answer"],
+        row["answer_type"],
+        kind.strip() if isinstance(kind, str) else "",
+        qid=row["qid"],
+        phrase_type=row["phrase_type"],
+        framed=framed,
+        leaked=leaked,
+    )
     return Question(row["image_name"], frame_of(row) if framed else row["question"], fields)
 
 
@@ -159,8 +166,12 @@ def read_rows(raw: Path, drops: Drops) -> tuple[dict[str, list[Copied]], dict[st
             data = image.read_bytes()
             name = f"sha256-{hashlib.sha256(data).hexdigest()[:16]}.image"
             closed = normalise_answer(str(columns["answer"])) in ("yes", "no")
-            row = {"image_name": name if data else "", "qid": f"row-{number}", **columns,
-                   "answer_type": "closed" if closed else "open"}  # fmt: skip
+            row = {
+                "image_name": name if data else "",
+                "qid": f"row-{number}",
+                **columns,
+                "answer_type": "closed" if closed else "open",
+            }
             try:
                 row = check_row(row, ("image_name", "question", "answer_type"), "image_name")
             except ValueError as error:
@@ -176,8 +187,9 @@ def text_key(question: str, answer: str) -> tuple[str, str]:
     return " ".join(question.split()).casefold(), " ".join(answer.split()).casefold()
 
 
-def by_text(official: Iterable[dict[str, Any]], framed: bool = False
-            ) -> dict[tuple[str, str], list[dict[str, Any]]]:  # fmt: skip
+def by_text(
+    official: Iterable[dict[str, Any]], framed: bool = False
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """Official rows by the text of question (or frame) and answer."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in official:
@@ -195,8 +207,10 @@ def join(rows: dict[str, list[Copied]], official: Sequence[dict[str, Any]]) -> d
     that could be none on it stays as it is. No official row is taken twice. A training row is a
     frame only where it is no training row's question.
     """
-    of = {split: [row for row in official if PHRASES.get(row["phrase_type"]) == split]
-          for split in rows}  # fmt: skip
+    of = {
+        split: [row for row in official if PHRASES.get(row["phrase_type"]) == split]
+        for split in rows
+    }
     asked = {split: by_text(of[split]) for split in rows}
     frames = by_text(official, framed=True)
     votes: dict[str, Counter] = {}
@@ -223,10 +237,13 @@ def join(rows: dict[str, list[Copied]], official: Sequence[dict[str, Any]]) -> d
                 taken.add((row["qid"], copied.framed))
                 break
     return {
-        split: {"rows": len(some), "not_joined": sum(c.official is None for c in some),
-                "examples": [c.row["question"] for c in some if c.official is None][:5]}
+        split: {
+            "rows": len(some),
+            "not_joined": sum(c.official is None for c in some),
+            "examples": [c.row["question"] for c in some if c.official is None][:5],
+        }
         for split, some in rows.items()
-    }  # fmt: skip
+    }
 
 
 def make_copied(copied: Copied) -> Question:
@@ -270,8 +287,9 @@ def read_corpus(raw: Path, official: Path | None, drops: Drops) -> Corpus:
     elif parquet_splits(raw):
         corpus = read_copy(raw, official, found)
     else:
-        raise FileNotFoundError(f"{raw}: no '{OFFICIAL}' in it, no {' or '.join(MEVF)}, and no "
-                                "parquet files")  # fmt: skip
+        raise FileNotFoundError(
+            f"{raw}: no '{OFFICIAL}' in it, no {' or '.join(MEVF)}, and no parquet files"
+        )
     drops.merge({f"{why} (any split)": entry for why, entry in found.as_dict().items()})
     tested = {question.image for question in corpus.splits["test"]}
     for question in (question for split in corpus.splits.values() for question in split):
@@ -300,8 +318,9 @@ def leaked_lines(train: Iterable[Question]) -> list[str]:
     """question_id, image and question of the leaked rows, between tabs."""
     return [
         "\t".join((q.fields["question_id"], image_key(q.image), " ".join(q.text.split()))) + "\n"
-        for q in train if q.fields["leaked"]
-    ]  # fmt: skip
+        for q in train
+        if q.fields["leaked"]
+    ]
 
 
 def count_corpus(corpus: Corpus) -> dict[str, Any]:
@@ -329,7 +348,7 @@ def count_corpus(corpus: Corpus) -> dict[str, Any]:
         "leaked": leaked,
         "test": count_types(test),
         **({"joined": corpus.joined} if corpus.joined else {}),
-    }  # fmt: skip
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -338,8 +357,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    parser.add_argument("--official", type=Path, metavar="FILE",
-                        help="the official json, to join the parquet copy to")  # fmt: skip
+    parser.add_argument(
+        "--official",
+        type=Path,
+        metavar="FILE",
+        help="the official json, to join the parquet copy to",
+    )
     args = parser.parse_args(argv)
 
     def body() -> None:
@@ -353,12 +376,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The paper's list is of all rows; frames of test rows add nothing to it.
         lists = {"paper": labels(train, test), "train": labels(asked)}
         both = dict.fromkeys(corpus.splits, drops)
-        prepare_questions(corpus.splits, dict.fromkeys(corpus.splits, corpus.place), image_key,
-                          lists, count_corpus(corpus), both, args, "VQA-RAD")
+        prepare_questions(
+            corpus.splits,
+            dict.fromkeys(corpus.splits, corpus.place),
+            image_key,
+            lists,
+            count_corpus(corpus),
+            both,
+            args,
+            "VQA-RAD",
+        )
         if all(question.fields["leaked"] is not None for question in train):
             (args.out / LEAKED).write_text("".join(leaked_lines(train)), encoding="utf-8")
 
-    return run(body)
+    return exit_status(body)
 
 
 if __name__ == "__main__":

@@ -57,9 +57,15 @@ def small_run(shards, tmp_path):
 
     def arguments(*overrides: str, name: str = "run", steps: int = 8) -> list[str]:
         return [
-            "--config", str(ROOT / "configs/pretrain/quickstart.yaml"), *SMALL,
-            f"output={tmp_path / name}", f"train.steps={steps}", f"data.train=[{shards}/train]",
-            f"data.valid=[{shards}/test]", f"data.tokenizer={shards}/tokenizer", *overrides,
-        ]  # fmt: skip
+            "--config",
+            str(ROOT / "configs/pretrain/quickstart.yaml"),
+            *SMALL,
+            f"output={tmp_path / name}",
+            f"train.steps={steps}",
+            f"data.train=[{shards}/train]",
+            f"data.valid=[{shards}/test]",
+            f"data.tokenizer={shards}/tokenizer",
+            *overrides,
+        ]
 
     return arguments

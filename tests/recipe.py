@@ -109,6 +109,9 @@ def close(ours: torch.Tensor, wanted: torch.Tensor, absolute: float, what: str) 
     assert ours.shape == wanted.shape, what
     absolute = absolute or 1e-5 * float(wanted.abs().max())
     torch.testing.assert_close(
-        ours.detach().to(wanted.dtype), wanted, rtol=1e-5, atol=absolute,
+        ours.detach().to(wanted.dtype),
+        wanted,
+        rtol=1e-5,
+        atol=absolute,
         msg=lambda text: f"{what}: {text}",
-    )  # fmt: skip
+    )

@@ -82,8 +82,10 @@ def test_configs_differ_only_where_they_say(path):
     stated = named_keys(path) - {"base"}
 
     def covered(key: str) -> bool:
-        return any(key == name or key.startswith(name + ".") or name.startswith(key + ".")
-                   for name in stated)  # fmt: skip
+        return any(
+            key == name or key.startswith(name + ".") or name.startswith(key + ".")
+            for name in stated
+        )
 
     assert different and all(covered(key) for key in different)
     if "ablations" in path.parts:
@@ -107,8 +109,10 @@ def test_the_published_values():
     assert (optim.fusion_lr_scale, optim.head_lr_scale, optim.warmup_frac) == (5, 5, 0.1)
     assert (optim.schedule, optim.end_lr_scale, optim.clip_norm) == ("linear", 0, None)
     assert (config.train.steps, config.train.batch_global, config.data.text_length) == (
-        100_000, 256, 64,
-    )  # fmt: skip
+        100_000,
+        256,
+        64,
+    )
 
 
 def test_the_published_run():
@@ -116,9 +120,11 @@ def test_the_published_run():
     base = flat(load_config(BASE))
     for name, wanted in {
         "m3ae_reference": {"model.mlm.sampling": "reference", "model.itm.negatives": "dataset"},
-        "m3ae_fast": {"model.text_encoder.attention_dropout": 0.0,
-                      "model.fusion.attention_dropout": 0.0},
-    }.items():  # fmt: skip
+        "m3ae_fast": {
+            "model.text_encoder.attention_dropout": 0.0,
+            "model.fusion.attention_dropout": 0.0,
+        },
+    }.items():
         ours = flat(load_config(FOLDER / f"{name}.yaml"))
         different = {key: ours[key] for key in base if base[key] != ours[key] and key != "output"}
         assert different == wanted
@@ -152,15 +158,19 @@ def test_the_published_run():
         ("data: {exclude: list.tsv}", "data.exclude: expected a list, got 'list.tsv'"),
         ("optim: {betas: [0.9, x]}", "optim.betas[1]: expected float, got 'x'"),
         ("eval: {attributes: [a]}", "eval.attributes: expected a mapping, got ['a']"),
-        ("model: {mlm: {sampling: exactly}}",
-         "model.mlm.sampling: 'exactly' is not one of exact, whole_word, reference"),
+        (
+            "model: {mlm: {sampling: exactly}}",
+            "model.mlm.sampling: 'exactly' is not one of exact, whole_word, reference",
+        ),
         ("model: {mim: {decoder: [mlp]}}", "model.mim.decoder: ['mlp'] is not one of mlp"),
         # values that cannot work
         ("model: {mlm: {ratio: 0}}", "model.mlm.ratio: 0.0 is not in (0, 1)"),
         ("model: {mim: {layer: 7}}", "model.mim.layer: 7 is neither -1 nor in 0..fusion.depth (6)"),
         ("model: {mim: {weight: -1}}", "model.mim.weight: -1.0 is negative"),
-        ("model: {mlm: {weight: 0}, mim: {weight: 0}, itm: {weight: 0}}",
-         "mlm.weight, mim.weight and itm.weight are all 0"),
+        (
+            "model: {mlm: {weight: 0}, mim: {weight: 0}, itm: {weight: 0}}",
+            "mlm.weight, mim.weight and itm.weight are all 0",
+        ),
         ("model: {itm: {group: 5}}", "model.itm.group: 5 does not divide train.batch_per_process"),
         ("train: {batch_per_process: 33}", "train.batch_global: 256 is no multiple of"),
         ("train: {steps: 0}", "train.steps: 0 is below 1"),
@@ -176,7 +186,7 @@ def test_the_published_run():
         ("? [seed]\n: 1", "mine.yaml, line 2: key ['seed'] is no word"),
         ("model: {1: 2}", "line 2: key 1 is no word"),
     ],
-)  # fmt: skip
+)
 def test_refused(text, message, tmp_path):
     """A typo that trains for a week: every refusal names the key, on one line."""
     with pytest.raises(ValueError, match=re.escape(message)) as error:
@@ -220,9 +230,19 @@ def test_a_chain_of_bases(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-5", 1e-5), ("1E-5", 1e-5), ("1.0e-5", 1e-5), ("2", 2.0), ("+.5", 0.5), ("-3.", -3.0),
-     ("1_0.5", None), (".", None), ("1e", None), ("e-5", None)],
-)  # fmt: skip
+    [
+        ("1e-5", 1e-5),
+        ("1E-5", 1e-5),
+        ("1.0e-5", 1e-5),
+        ("2", 2.0),
+        ("+.5", 0.5),
+        ("-3.", -3.0),
+        ("1_0.5", None),
+        (".", None),
+        ("1e", None),
+        ("e-5", None),
+    ],
+)
 def test_numbers(text, value, tmp_path):
     """YAML 1.1 reads 1e-5 as a word."""
     if value is None:
@@ -247,15 +267,24 @@ def test_overrides():
     """Overrides through another parser than the file, or in the wrong order."""
     config = load_config(
         BASE,
-        ["model.mlm.ratio=0.3", "model.share=false", "data.train=[a, b]", "seed=1", "seed=2",
-         "model.text_encoder.weights=null", "model.mim={layer: -1, decoder: mlp}",
-         "data.tokenizer=a=b"],
-    )  # fmt: skip
+        [
+            "model.mlm.ratio=0.3",
+            "model.share=false",
+            "data.train=[a, b]",
+            "seed=1",
+            "seed=2",
+            "model.text_encoder.weights=null",
+            "model.mim={layer: -1, decoder: mlp}",
+            "data.tokenizer=a=b",
+        ],
+    )
     assert config.model.mlm.ratio == 0.3 and config.model.share is False and config.seed == 2
     assert config.data.train == ("a", "b") and config.model.text_encoder.weights is None
     assert (config.model.mim.layer, config.model.mim.decoder, config.model.mim.ratio) == (
-        -1, "mlp", 0.75,
-    )  # fmt: skip
+        -1,
+        "mlp",
+        0.75,
+    )
     assert config.data.tokenizer == "a=b"
 
 
@@ -311,18 +340,23 @@ WORDS = ["ct", "no", "1e5", "1_0", "null", "~", "é", "a: b", "#", "2020-01-01",
 
 @settings(max_examples=30, phases=[Phase.explicit, Phase.generate])
 @given(
-    st.floats(1e-30, 1e30), st.integers(0, 2**31), PRINTABLE,
-    st.booleans(), st.lists(st.sampled_from(WORDS), min_size=1),
-)  # fmt: skip
+    st.floats(1e-30, 1e30),
+    st.integers(0, 2**31),
+    PRINTABLE,
+    st.booleans(),
+    st.lists(st.sampled_from(WORDS), min_size=1),
+)
 @example(1e-5, 0, "no", True, WORDS)
 def test_round_trip_of_any_value(tmp_path_factory, lr, seed, name, share, folders):
     """A float, a name or a list that YAML reads back as something else."""
     base = TEMPLATE
     config = dataclasses.replace(
-        base, seed=seed, optim=dataclasses.replace(base.optim, lr=lr),
+        base,
+        seed=seed,
+        optim=dataclasses.replace(base.optim, lr=lr),
         model=dataclasses.replace(base.model, share=share),
         data=dataclasses.replace(base.data, tokenizer=name, train=tuple(folders)),
-    )  # fmt: skip
+    )
     path = tmp_path_factory.mktemp("round") / "x.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     assert load_config(path) == config

@@ -51,8 +51,21 @@ def by_hand(trained, split: Shards, what: str, pool: str) -> torch.Tensor:
 def test_features_of_each_row(corpus, models, tmp_path, capsys, model, what, pool):  # noqa: F811
     """Padding in a mean, CLS among the patches, rows of other keys, dropout, halves swapped."""
     out, data = tmp_path / "new" / "f.safetensors", corpus / "vqa" / "test"
-    code, err = run(capsys, "--model", models / model, "--data", data, "--what", what, "--out", out,
-                    "--pool", pool, "--batch", 4)  # fmt: skip
+    code, err = run(
+        capsys,
+        "--model",
+        models / model,
+        "--data",
+        data,
+        "--what",
+        what,
+        "--out",
+        out,
+        "--pool",
+        pool,
+        "--batch",
+        4,
+    )
     assert code == 0, err
     found, keys = features.read_features(out)
     split = Shards(data)
@@ -76,9 +89,25 @@ def test_shards_of_another_size(corpus, models, tmp_path, capsys):  # noqa: F811
     from data_prep import pairs
 
     for px, encoding in ((48, "raw"), (48, "jpeg"), (40, "raw")):
-        assert pairs.main(["--raw", str(corpus / "raw"), "--table", str(corpus / "texts.csv"),
-                           "--out", str(tmp_path / f"{encoding}{px}"), "--px", str(px),
-                           "--workers", "0", "--encoding", encoding]) == 0  # fmt: skip
+        assert (
+            pairs.main(
+                [
+                    "--raw",
+                    str(corpus / "raw"),
+                    "--table",
+                    str(corpus / "texts.csv"),
+                    "--out",
+                    str(tmp_path / f"{encoding}{px}"),
+                    "--px",
+                    str(px),
+                    "--workers",
+                    "0",
+                    "--encoding",
+                    encoding,
+                ]
+            )
+            == 0
+        )
     out = tmp_path / "f.safetensors"
     args = ["--model", models / "vqa", "--what", "image", "--out", out, "--data"]
     code, err = run(capsys, *args, tmp_path / "raw48/test")

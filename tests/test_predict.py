@@ -17,9 +17,9 @@ from m3ae.config import load_config
 from m3ae.data.shards import Shards
 from m3ae.data.texts import load_tokenizer
 from m3ae.downstream.model import Downstream, write_facts
-from m3ae.downstream.predictions import read_predictions
 from m3ae.downstream.trained import find_checkpoint, load_trained
 from m3ae.models import build_model
+from m3ae.scoring.predictions import read_predictions
 from tests.recipe import ROOT
 
 SIZES = """
@@ -54,7 +54,8 @@ def corpus(tmp_path_factory) -> Path:
 
     def prepare(script, name: str, csv: str, *more: str) -> None:
         done = script.main(
-            [*common, "--table", str(folder / csv), "--out", str(folder / name), *more])
+            [*common, "--table", str(folder / csv), "--out", str(folder / name), *more]
+        )
         assert done == 0
 
     prepare(table, "vqa", "vqa.csv", "--tokenizer", "train:80")
@@ -78,19 +79,40 @@ def models(corpus) -> Path:
                 parameter += 0.1 * torch.randn_like(parameter)  # so that inputs tell
         folder = corpus / "models" / name
         model.save_pretrained(folder, tokenizer)
-        write_facts(folder, task=task, answers=answers, text_length=12, image_px=32, source="own",
-                    protocol="both", **facts)  # fmt: skip
+        write_facts(
+            folder,
+            task=task,
+            answers=answers,
+            text_length=12,
+            image_px=32,
+            source="own",
+            protocol="both",
+            **facts,
+        )
 
     known = {"paper": ANSWERS, "strict": ANSWERS[:2]}
     save("vqa/best-paper", "vqa", ANSWERS, 0, field="label", known=known)
     save("vqa/best-strict", "vqa", ANSWERS, 1, field="label", known=known)
-    save("classes", "classification", ["liver", "lung"], 2, field="organ",
-         known={"paper": ["liver", "lung"]})  # fmt: skip
-    save("retrieval/best-strict", "retrieval", [], 3, field="label",
-         known={"paper": [], "strict": []})  # fmt: skip
+    save(
+        "classes",
+        "classification",
+        ["liver", "lung"],
+        2,
+        field="organ",
+        known={"paper": ["liver", "lung"]},
+    )
+    save(
+        "retrieval/best-strict",
+        "retrieval",
+        [],
+        3,
+        field="label",
+        known={"paper": [], "strict": []},
+    )
     pre = corpus / "models" / "pre" / "checkpoints" / "step-00000002"
     build_model(load_config(ROOT / "configs/pretrain/m3ae.yaml", SIZES)).save_pretrained(
-        pre, tokenizer)  # fmt: skip
+        pre, tokenizer
+    )
     (pre / "config.yaml").write_text("data: {text_length: 20}\n")
     return corpus / "models"
 
@@ -113,8 +135,11 @@ def by_hand(models, name: str, corpus, image: int, question: str) -> torch.Tenso
     """Logits straight from the prepared split and the model, without predict's own steps."""
     split = Shards(corpus / "vqa" / "test")
     tokenizer = load_tokenizer(models / name)
-    ids = [tokenizer.cls_token_id, *tokenizer(question, add_special_tokens=False)["input_ids"],
-           tokenizer.sep_token_id]  # fmt: skip
+    ids = [
+        tokenizer.cls_token_id,
+        *tokenizer(question, add_special_tokens=False)["input_ids"],
+        tokenizer.sep_token_id,
+    ]
     trained = load_trained(models / name)
     pixels = torch.from_numpy(split.image(image, 32))[None]
     with torch.no_grad():
@@ -127,9 +152,18 @@ def by_hand(models, name: str, corpus, image: int, question: str) -> torch.Tenso
 def test_one_question_equals_the_prepared_split(corpus, models, capsys, image):
     """Another transform, cut or probability than in training; grey and coloured images."""
     name = "vqa/best-paper"
-    code, out, err = run(capsys, "--model", models / name, "--image",
-                         corpus / "raw" / f"{image + 2}.png", "--question", "Is  there a mass?",
-                         "--top", 3, "--json")  # fmt: skip
+    code, out, err = run(
+        capsys,
+        "--model",
+        models / name,
+        "--image",
+        corpus / "raw" / f"{image + 2}.png",
+        "--question",
+        "Is  there a mass?",
+        "--top",
+        3,
+        "--json",
+    )
     assert code == 0, err
     wanted = by_hand(models, name, corpus, image, "Is there a mass?").sigmoid()
     found = json.loads(out)
@@ -173,8 +207,15 @@ def test_several_questions(corpus, models, capsys):
 
 def test_printed_for_people(corpus, models, capsys):
     """Progress or log lines among the answers, or probabilities that are not per cent."""
-    _, out, err = run(capsys, "--model", models / "vqa", "--image", corpus / "raw" / "2.png",
-                      "--question", "Where is it?")  # fmt: skip
+    _, out, err = run(
+        capsys,
+        "--model",
+        models / "vqa",
+        "--image",
+        corpus / "raw" / "2.png",
+        "--question",
+        "Where is it?",
+    )
     lines = out.splitlines()
     assert lines[0] == "question  Where is it?" and lines[1].startswith("answer    ")
     assert len(lines) == 4 and lines[2].split("%")[1].strip() == lines[1].split(maxsplit=1)[1]
@@ -183,8 +224,16 @@ def test_printed_for_people(corpus, models, capsys):
 
 def test_classes_are_a_softmax(corpus, models, capsys):
     """Sigmoids of classes, or the wrong order of classes."""
-    code, out, _ = run(capsys, "--model", models / "classes", "--image", corpus / "raw" / "2.png",
-                       "--text", "a mass in the left lung", "--json")  # fmt: skip
+    code, out, _ = run(
+        capsys,
+        "--model",
+        models / "classes",
+        "--image",
+        corpus / "raw" / "2.png",
+        "--text",
+        "a mass in the left lung",
+        "--json",
+    )
     assert code == 0
     top = json.loads(out)["top"]
     assert sum(score for _, score in top) == pytest.approx(1, abs=1e-5) and len(top) == 2
@@ -192,8 +241,16 @@ def test_classes_are_a_softmax(corpus, models, capsys):
 
 def test_retrieval_gives_match_scores(corpus, models, capsys):
     """A crash where there are no answers, a probability claimed, or texts not ranked."""
-    args = ["--model", models / "retrieval", "--image", corpus / "raw" / "2.png",
-            "--text", "a mass", "--text", "no mass in the left lung"]  # fmt: skip
+    args = [
+        "--model",
+        models / "retrieval",
+        "--image",
+        corpus / "raw" / "2.png",
+        "--text",
+        "a mass",
+        "--text",
+        "no mass in the left lung",
+    ]
     code, out, err = run(capsys, *args)
     assert code == 0 and "a logit, no probability" in out, err
     scores = [float(line.split()[0]) for line in out.splitlines()[:2]]
@@ -209,11 +266,29 @@ def test_retrieval_gives_match_scores(corpus, models, capsys):
 def test_attention_pictures(corpus, models, tmp_path, capsys):
     """One picture overwritten by the next, or none where a pre-trained model could give one."""
     image = corpus / "raw" / "2.png"
-    for model, names in (("vqa", ["a-1.png", "a-2.png"]), ("retrieval", ["r-1.png", "r-2.png"]),
-                         ("pre", ["p-1.png", "p-2.png"])):  # fmt: skip
+    for model, names in (
+        ("vqa", ["a-1.png", "a-2.png"]),
+        ("retrieval", ["r-1.png", "r-2.png"]),
+        ("pre", ["p-1.png", "p-2.png"]),
+    ):
         out = tmp_path / f"{names[0][0]}.png"
-        code, _, err = run(capsys, "--model", models / model, "--image", image, "--attention", out,
-                           "--text", "a mass", "--text", "where is it", "--layer", 1, "--head", 2)
+        code, _, err = run(
+            capsys,
+            "--model",
+            models / model,
+            "--image",
+            image,
+            "--attention",
+            out,
+            "--text",
+            "a mass",
+            "--text",
+            "where is it",
+            "--layer",
+            1,
+            "--head",
+            2,
+        )
         assert code == 0, err
         assert sorted(path.name for path in tmp_path.glob(f"{names[0][0]}*")) == names
         for name in names:
@@ -230,8 +305,9 @@ def test_a_whole_split(corpus, models, tmp_path, capsys, data):
     """Rows out of step with their questions, another protocol's answers, an unreadable file."""
     path = tmp_path / "new" / "predictions.jsonl"
     folder = corpus / data / "test"
-    code, out, err = run(capsys, "--model", models / "vqa", "--data", folder, "--out", path,
-                         "--batch", 4, "--top", 2)  # fmt: skip
+    code, out, err = run(
+        capsys, "--model", models / "vqa", "--data", folder, "--out", path, "--batch", 4, "--top", 2
+    )
     assert code == 0 and "6 predictions" in out, err
     rows = read_predictions(path)
     split = Shards(folder)
@@ -240,9 +316,21 @@ def test_a_whole_split(corpus, models, tmp_path, capsys, data):
     assert rows[0]["label"] == "yes" and rows[0]["type"] == "closed"
     if data == "jpeg":
         return
-    alone = [json.loads(run(capsys, "--model", models / "vqa", "--image", corpus / "raw" /
-                            row["image"], "--question", row["question"], "--json")[1])
-             for row in rows]  # fmt: skip
+    alone = [
+        json.loads(
+            run(
+                capsys,
+                "--model",
+                models / "vqa",
+                "--image",
+                corpus / "raw" / row["image"],
+                "--question",
+                row["question"],
+                "--json",
+            )[1]
+        )
+        for row in rows
+    ]
     assert [row["prediction"] for row in rows] == [row["prediction"] for row in alone]
     assert [row["score"] for row in rows] == pytest.approx([r["score"] for r in alone], abs=2e-6)
 
@@ -250,8 +338,9 @@ def test_a_whole_split(corpus, models, tmp_path, capsys, data):
 def test_a_split_of_classes(corpus, models, tmp_path, capsys):
     """Rows without a class scored as if they had one."""
     path = tmp_path / "p.jsonl"
-    code, _, err = run(capsys, "--model", models / "classes", "--data", corpus / "classes/test",
-                       "--out", path)  # fmt: skip
+    code, _, err = run(
+        capsys, "--model", models / "classes", "--data", corpus / "classes/test", "--out", path
+    )
     assert code == 0 and "1 rows without organ are left out" in err
     (row,) = read_predictions(path)
     assert row["answer"] == "lung" and row["prediction"] in ("liver", "lung") and "type" not in row
@@ -270,10 +359,22 @@ ASK = ("--question", "Is it?")
 @pytest.mark.parametrize(
     "args, message",
     [
-        case("--model", "{m}/pre", "--image", "{c}/raw/0.png", *ASK,
-             says="has no answer head; fine-tune it first"),
-        case("--model", "{m}/vqa", "--image", "{c}/vqa.csv", *ASK,
-             says="vqa.csv: cannot be used as an image: unreadable"),
+        case(
+            "--model",
+            "{m}/pre",
+            "--image",
+            "{c}/raw/0.png",
+            *ASK,
+            says="has no answer head; fine-tune it first",
+        ),
+        case(
+            "--model",
+            "{m}/vqa",
+            "--image",
+            "{c}/vqa.csv",
+            *ASK,
+            says="vqa.csv: cannot be used as an image: unreadable",
+        ),
         case("--model", "{m}/vqa", "--image", "{c}/deep.png", *ASK, says="give --window LOW HIGH"),
         case("--model", "{m}/vqa", "--image", "{c}/gone.png", *ASK, says="no such image"),
         case("--model", "{c}", "--image", "{c}/raw/0.png", *ASK, says="neither a run"),
@@ -286,22 +387,70 @@ ASK = ("--question", "Is it?")
         case("--model", "{m}/vqa", "--data", "{c}/vqa/test", says="or --data and --out"),
         case("--model", "{m}/vqa", "--image", "{c}/raw/0.png", *ASK, "--out", "x", says="--out"),
         case("--model", "{m}/vqa", "--image", "{c}/raw/0.png", *ASK, "--top", "0", says="--top 0"),
-        case("--model", "{m}/vqa", "--image", "{c}/raw/0.png", *ASK, "--protocol",
-             "image_disjoint", says="no best epoch under --protocol image_disjoint; it has strict"),
-        case("--model", "{m}/classes", "--image", "{c}/raw/0.png", *ASK, "--protocol", "strict",
-             says="knows no answers of --protocol strict, only of paper"),
-        case("--model", "{m}/vqa", "--image", "{c}/raw/0.png", *ASK, "--device", "nosuch",
-             says="--device nosuch"),
-        case("--model", "{m}/vqa", "--image", "{c}/raw/0.png", *ASK, "--attention", "{c}/x.png",
-             "--layer", "7", says="layers 1 to 2"),
+        case(
+            "--model",
+            "{m}/vqa",
+            "--image",
+            "{c}/raw/0.png",
+            *ASK,
+            "--protocol",
+            "image_disjoint",
+            says="no best epoch under --protocol image_disjoint; it has strict",
+        ),
+        case(
+            "--model",
+            "{m}/classes",
+            "--image",
+            "{c}/raw/0.png",
+            *ASK,
+            "--protocol",
+            "strict",
+            says="knows no answers of --protocol strict, only of paper",
+        ),
+        case(
+            "--model",
+            "{m}/vqa",
+            "--image",
+            "{c}/raw/0.png",
+            *ASK,
+            "--device",
+            "nosuch",
+            says="--device nosuch",
+        ),
+        case(
+            "--model",
+            "{m}/vqa",
+            "--image",
+            "{c}/raw/0.png",
+            *ASK,
+            "--attention",
+            "{c}/x.png",
+            "--layer",
+            "7",
+            says="layers 1 to 2",
+        ),
         case("--model", "{m}/vqa", "--data", "{c}/vqa", "--out", "x", says="no prepared split"),
-        case("--model", "{m}/vqa", "--data", "{c}/pairs/test", "--out", "x",
-             says="without answers or classes"),
+        case(
+            "--model",
+            "{m}/vqa",
+            "--data",
+            "{c}/pairs/test",
+            "--out",
+            "x",
+            says="without answers or classes",
+        ),
         case("--model", "{m}/vqa", "--data", "{c}/classes/test", "--out", "x", says="no 'label'"),
-        case("--model", "{m}/retrieval", "--data", "{c}/vqa/test", "--out", "x",
-             says="run_finetune.py eval_only=true"),
+        case(
+            "--model",
+            "{m}/retrieval",
+            "--data",
+            "{c}/vqa/test",
+            "--out",
+            "x",
+            says="run_finetune.py eval_only=true",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes(corpus, models, capsys, args, message):
     """A traceback, or a message that does not say what to do."""
     if not (models / "nofacts").exists():
@@ -319,9 +468,12 @@ def test_damaged_facts(models, tmp_path, capsys, corpus):
     folder = tmp_path / "model"
     shutil.copytree(models / "classes", folder)
     facts = json.loads((folder / "downstream.json").read_text())
-    for change, message in (({"answers": ["lung"]}, "cls_head"), ({"task": "poetry"}, "no task"),
-                            ({"answers": []}, "empty answer list"),
-                            ({"text_length": 99}, "takes 3 to 40 tokens")):  # fmt: skip
+    for change, message in (
+        ({"answers": ["lung"]}, "cls_head"),
+        ({"task": "poetry"}, "no task"),
+        ({"answers": []}, "empty answer list"),
+        ({"text_length": 99}, "takes 3 to 40 tokens"),
+    ):
         (folder / "downstream.json").write_text(json.dumps(facts | change))
         code, _, err = run(capsys, "--model", folder, "--image", corpus / "raw/0.png", *ASK)
         assert code == 2 and message in err
@@ -332,8 +484,18 @@ def test_sixteen_bits_with_a_window(corpus, models, capsys):
     Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40)).save(corpus / "ramp.png")
     scores = []
     for high in ("1600", "400"):
-        code, out, err = run(capsys, "--model", models / "vqa", "--image", corpus / "ramp.png",
-                             *ASK, "--window", "0", high, "--json")  # fmt: skip
+        code, out, err = run(
+            capsys,
+            "--model",
+            models / "vqa",
+            "--image",
+            corpus / "ramp.png",
+            *ASK,
+            "--window",
+            "0",
+            high,
+            "--json",
+        )
         assert code == 0, err
         scores.append(json.loads(out)["score"])
     assert scores[0] != scores[1]
@@ -341,8 +503,15 @@ def test_sixteen_bits_with_a_window(corpus, models, capsys):
 
 def test_long_questions_are_cut_aloud(corpus, models, capsys):
     """Words that the model never sees, without a word."""
-    code, _, err = run(capsys, "--model", models / "vqa", "--image", corpus / "raw/0.png",
-                       "--question", "is there a mass " * 9)  # fmt: skip
+    code, _, err = run(
+        capsys,
+        "--model",
+        models / "vqa",
+        "--image",
+        corpus / "raw/0.png",
+        "--question",
+        "is there a mass " * 9,
+    )
     assert code == 0 and "cut to the 10 tokens that the model takes" in err
 
 
@@ -357,6 +526,10 @@ def test_runs_of_both_protocols_apart(models, tmp_path):
 
 def test_help_as_a_module():
     """An import that works only from the tests, or a help text that argparse cannot format."""
-    done = subprocess.run([sys.executable, "-m", "m3ae.predict", "--help"], capture_output=True,
-                          text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "m3ae.predict", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0 and "--attention" in done.stdout, done.stderr

@@ -10,23 +10,34 @@ from pathlib import Path
 import pytest
 
 from data_prep import melinda
-from m3ae.downstream.predictions import read_questions, write_predictions
+from m3ae.data.questions import read_questions
 from m3ae.score import main
+from m3ae.scoring.predictions import write_predictions
 from tests.data_prep.test_vqa import prepare_with, rad_row, vqa_rad, write_rad
-from tests.downstream.test_predictions import write_melinda
+from tests.scoring.test_predictions import write_melinda
 
 # Six test questions on three images; training asks the same of the first three by their frames.
 ANSWERS = ["yes", "no", "The liver", "axial", "yes", "left lung"]
 
 
 def rad_rows() -> list[dict]:
-    test = [rad_row(k, f"synpic{k // 2 + 1}", f"What about number {'abcdef'[k]}?", answer,
-                    answer_type="CLOSED" if answer in ("yes", "no") else "OPEN",
-                    phrase_type="test_freeform", question_type="PRES" if k % 2 else "POS",
-                    question_frame=f"What about number {'abcdef'[k]}" if k < 3 else "NULL")
-            for k, answer in enumerate(ANSWERS)]  # fmt: skip
-    train = [rad_row(10, "synpic1", "Is anything there?", "no", answer_type="CLOSED"),
-             rad_row(11, "synpic4", "Where is it?", "axial", question_type="POS")]  # fmt: skip
+    test = [
+        rad_row(
+            k,
+            f"synpic{k // 2 + 1}",
+            f"What about number {'abcdef'[k]}?",
+            answer,
+            answer_type="CLOSED" if answer in ("yes", "no") else "OPEN",
+            phrase_type="test_freeform",
+            question_type="PRES" if k % 2 else "POS",
+            question_frame=f"What about number {'abcdef'[k]}" if k < 3 else "NULL",
+        )
+        for k, answer in enumerate(ANSWERS)
+    ]
+    train = [
+        rad_row(10, "synpic1", "Is anything there?", "no", answer_type="CLOSED"),
+        rad_row(11, "synpic4", "Where is it?", "axial", question_type="POS"),
+    ]
     return test + train
 
 
@@ -121,12 +132,22 @@ def test_ids_must_fit(rad, predict, tmp_path, capsys):
 
 def test_training_gives_baselines_and_strata(rad, predict, tmp_path, capsys):
     """A baseline under `strict` that knows the leaked rows, a stratum of the wrong questions."""
-    scored = score(predict("p.jsonl", HALF), "--data", rad / "test", "--train", rad / "train",
-                   out=tmp_path / "s.json")  # fmt: skip
+    scored = score(
+        predict("p.jsonl", HALF),
+        "--data",
+        rad / "test",
+        "--train",
+        rad / "train",
+        out=tmp_path / "s.json",
+    )
     paper, strict = (scored["results"][name] for name in ("paper", "strict"))
     assert paper["strata"]["leaked_twin"]["yes"]["accuracy"] == 1
     assert strict["strata"]["leaked_twin"]["no"] == {
-        **strict["strata"]["leaked_twin"]["no"], "questions": 3, "images": 2, "accuracy": 0}
+        **strict["strata"]["leaked_twin"]["no"],
+        "questions": 3,
+        "images": 2,
+        "accuracy": 0,
+    }
     nearest = [result["overall"]["blind"]["nearest"] for result in (paper, strict)]
     assert nearest[0]["accuracy"] >= 0.5 > nearest[1]["accuracy"]
     assert nearest[1]["difference"] == pytest.approx(0.5 - nearest[1]["accuracy"])
@@ -140,8 +161,10 @@ def test_training_gives_baselines_and_strata(rad, predict, tmp_path, capsys):
     assert "ceiling of a list of training answers: 33.33" in printed
     assert "leaked twin: yes" in printed and scored["notes"] == []
     # Flags that a file carries need no training split.
-    rows = [{**row, "prediction": "x", "leaked_twin": k < 3}
-            for k, row in enumerate(read_questions(rad / "test"))]  # fmt: skip
+    rows = [
+        {**row, "prediction": "x", "leaked_twin": k < 3}
+        for k, row in enumerate(read_questions(rad / "test"))
+    ]
     write_predictions(tmp_path / "f.jsonl", rows)
     alone = score(tmp_path / "f.jsonl", out=tmp_path / "f.json")
     assert alone["results"]["paper"]["strata"]["leaked_twin"]["no"]["questions"] == 3
@@ -186,8 +209,9 @@ def test_classes(tmp_path, capsys):
     prepare_with(melinda, tmp_path / "raw", tmp_path / "out")
     test, train = tmp_path / "out" / "test", tmp_path / "out" / "train"
     path = tmp_path / "p.jsonl"
-    write_predictions(path, [{"id": "b.jpg/1", "prediction": "blot"},
-                             {"id": "b.jpg/2", "prediction": "blot"}])  # fmt: skip
+    write_predictions(
+        path, [{"id": "b.jpg/1", "prediction": "blot"}, {"id": "b.jpg/2", "prediction": "blot"}]
+    )
     field = ("--data", test, "--field", "p_meth")
     scored = score(path, *field, "--train", train, out=tmp_path / "s.json")
     result = scored["results"]["classes"]

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from benchmarks import strict_cost
-from m3ae.downstream.predictions import read_questions, write_predictions
+from m3ae.data.questions import read_questions
+from m3ae.scoring.predictions import write_predictions
 
 ANSWERS = ["ct", "left", "ct", "yes"]  # of four test questions on four images
 
@@ -16,12 +17,19 @@ def write_run(folder, protocol, epochs, best):
     for number, predicted in enumerate(epochs, start=1):
         rows = [
             {
-                "id": f"i{k}/0", "image": f"i{k}", "question": "what?", "answer": answer,
-                "label": answer, "prediction": top[0], "score": 0.5, "type": "open",
-                "question_type": "X", "top": [[name, 0.5] for name in top],
+                "id": f"i{k}/0",
+                "image": f"i{k}",
+                "question": "what?",
+                "answer": answer,
+                "label": answer,
+                "prediction": top[0],
+                "score": 0.5,
+                "type": "open",
+                "question_type": "X",
+                "top": [[name, 0.5] for name in top],
             }
             for k, (answer, top) in enumerate(zip(ANSWERS, predicted, strict=True))
-        ]  # fmt: skip
+        ]
         write_predictions(strict_cost.epoch_file(folder, number, protocol), rows)
         if number == best:
             write_predictions(folder / f"predictions-{protocol}.jsonl", rows)
@@ -42,8 +50,12 @@ def test_each_line_differs_by_what_it_names(tmp_path, questions, capsys):
     assert strict_cost.main(["--train", str(questions / "train"), *map(str, arms)]) == 0
     table = json.loads(capsys.readouterr().out)
     assert [entry["line"] for entry in table] == [
-        "paper", "not selected on test", "no leaked rows", "training answers", "held-out selection",
-    ]  # fmt: skip
+        "paper",
+        "not selected on test",
+        "no leaked rows",
+        "training answers",
+        "held-out selection",
+    ]
     assert [entry["overall"]["accuracy"] for entry in table] == [1.0, 0.75, 0.25, 0.5, 0.25]
     costs = [entry["overall"]["cost"] for entry in table[1:]]
     assert costs == pytest.approx([0.25, 0.5, -0.25, 0.25])

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from m3ae.strict_yaml import build, dump, merge, parse, read
 
+TEXT_TOKENS = 64  # the paper's text length, special tokens included
 Decoder = Literal["mlp", "transformer"]
 
 

@@ -31,12 +31,19 @@ from safetensors.numpy import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from m3ae.command import exit_status
 from m3ae.data.datasets import Pairs, stack_images, text_keep, trim
 from m3ae.data.shards import read_manifest
-from m3ae.downstream.trained import Trained, load_trained, pick_device, shards_px
+from m3ae.downstream.trained import (
+    Trained,
+    add_model_arguments,
+    load_trained,
+    pick_device,
+    shards_px,
+)
 from m3ae.models.m3ae import M3AE
-from m3ae.predict import add_model_arguments, run_command
 from m3ae.training.engine import autocast, evaluating, resolve_precision, to_device
+from m3ae.training.logs import start_logging
 
 log = logging.getLogger("m3ae")
 
@@ -70,9 +77,13 @@ def pair_features(model: M3AE, image: Tensor, ids: Tensor, keep: Tensor, pool: s
 
 
 def extract(
-    trained: Trained, folder: str, what: str, pool: str = "cls", batch: int = 32,
+    trained: Trained,
+    folder: str,
+    what: str,
+    pool: str = "cls",
+    batch: int = 32,
     precision: str = "fp32",
-) -> tuple[np.ndarray, list[str]]:  # fmt: skip
+) -> tuple[np.ndarray, list[str]]:
     """Features float32 (n, D) and keys of a prepared split, in its order.
 
     Raises ValueError naming the first row whose features are not finite, and as `Pairs`.
@@ -86,10 +97,12 @@ def extract(
 
     def texts(rows: Sequence[int]) -> dict[str, Tensor]:
         tokens = [pairs.tokens(row) for row in rows]
-        return trim({
-            "text_ids": torch.from_numpy(np.stack([ids for ids, _ in tokens])),
-            "text_keep": torch.from_numpy(np.stack([text_keep(words) for _, words in tokens])),
-        })  # fmt: skip
+        return trim(
+            {
+                "text_ids": torch.from_numpy(np.stack([ids for ids, _ in tokens])),
+                "text_keep": torch.from_numpy(np.stack([text_keep(words) for _, words in tokens])),
+            }
+        )
 
     def of_images(rows: Sequence[int]) -> Tensor:
         return image_features(model, images(rows).to(device), pool)
@@ -105,8 +118,9 @@ def extract(
 
     compute: Callable[[Sequence[int]], Tensor]
     compute = {"image": of_images, "text": of_texts, "pair": of_pairs}[what]
-    key, count = (shards.image_key, shards.num_images) if what == "image" else (
-        shards.text_key, len(shards))  # fmt: skip
+    key, count = (
+        (shards.image_key, shards.num_images) if what == "image" else (shards.text_key, len(shards))
+    )
     keys, features = [key(row) for row in range(count)], np.zeros((0, 0), np.float32)
     with evaluating(model), autocast(device, precision):
         for begin in tqdm(range(0, count, batch), unit="batch", desc=f"{what} features"):
@@ -117,8 +131,10 @@ def extract(
             features[begin : begin + len(part)] = part
     wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(wrong):
-        raise ValueError(f"{folder}: {len(wrong)} features are not finite, e.g. of "
-                         f"{keys[wrong[0]]}; try --precision fp32")  # fmt: skip
+        raise ValueError(
+            f"{folder}: {len(wrong)} features are not finite, e.g. of "
+            f"{keys[wrong[0]]}; try --precision fp32"
+        )
     return features, keys
 
 
@@ -127,8 +143,11 @@ def write_features(path: Path, features: np.ndarray, keys: list[str], **facts: o
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {name: str(value) for name, value in facts.items()}
     temporary = path.with_name(path.name + ".tmp")
-    save_file({"features": features}, temporary,
-              metadata={**metadata, "keys": json.dumps(keys, ensure_ascii=False)})  # fmt: skip
+    save_file(
+        {"features": features},
+        temporary,
+        metadata={**metadata, "keys": json.dumps(keys, ensure_ascii=False)},
+    )
     os.replace(temporary, path)
 
 
@@ -147,19 +166,25 @@ def read_features(path: str | Path) -> tuple[np.ndarray, list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m m3ae.features", description=__doc__,
+        prog="python -m m3ae.features",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add_model_arguments(parser, "run folder, checkpoint folder or hub id of any model")
     add("--data", required=True, metavar="SPLIT", help="folder of a prepared split, e.g. OUT/train")
     add("--what", required=True, choices=WHAT)
     add("--out", required=True, type=Path, metavar="FILE", help="e.g. features.safetensors")
     add("--pool", choices=POOLS, default="cls", help="see above (default: %(default)s)")
-    add("--text-length", type=int, metavar="N",
-        help="tokens, special ones included (default: that of training)")  # fmt: skip
+    add(
+        "--text-length",
+        type=int,
+        metavar="N",
+        help="tokens, special ones included (default: that of training)",
+    )
     args = parser.parse_args(argv)
-    return run_command(lambda: _features(args))
+    start_logging(True)
+    return exit_status(lambda: _features(args), mistake=2)
 
 
 def _features(args: argparse.Namespace) -> None:
@@ -171,14 +196,28 @@ def _features(args: argparse.Namespace) -> None:
     px = shards_px(args.data, args.model, args.protocol)
     trained = load_trained(args.model, args.protocol, px, args.text_length)
     trained.model.to(device)
-    log.info("model: %s (%s), images of %d px, texts of %d tokens", trained.folder,
-             trained.task or "pre-trained", trained.image_px, trained.text_length)  # fmt: skip
+    log.info(
+        "model: %s (%s), images of %d px, texts of %d tokens",
+        trained.folder,
+        trained.task or "pre-trained",
+        trained.image_px,
+        trained.text_length,
+    )
     precision = resolve_precision(args.precision, device)
     features, keys = extract(trained, args.data, args.what, args.pool, args.batch, precision)
     source = read_manifest(Path(args.data))["source"]
-    write_features(args.out, features, keys, what=args.what, pool=args.pool, source=source,
-                   model=trained.folder, data=args.data, image_px=trained.image_px,
-                   text_length=trained.text_length)  # fmt: skip
+    write_features(
+        args.out,
+        features,
+        keys,
+        what=args.what,
+        pool=args.pool,
+        source=source,
+        model=trained.folder,
+        data=args.data,
+        image_px=trained.image_px,
+        text_length=trained.text_length,
+    )
     print(f"{args.what} features {features.shape[0]} x {features.shape[1]} -> {args.out}")
 
 

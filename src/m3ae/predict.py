@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from m3ae.data.chunks import is_unicode
+from m3ae.command import exit_status
 from m3ae.data.datasets import text_keep
 from m3ae.data.images import decode, resize_crop
 from m3ae.data.shards import WITH_FIELDS, read_manifest
@@ -32,8 +32,15 @@ from m3ae.downstream.attention import draw_words
 from m3ae.downstream.config import DownstreamData
 from m3ae.downstream.data import Questions, collate
 from m3ae.downstream.evaluation import prediction_rows, probabilities
-from m3ae.downstream.predictions import PROTOCOLS, write_predictions
-from m3ae.downstream.trained import PREFERRED, Trained, load_trained, pick_device, shards_px
+from m3ae.downstream.trained import (
+    Trained,
+    add_model_arguments,
+    load_trained,
+    pick_device,
+    shards_px,
+)
+from m3ae.files import is_unicode
+from m3ae.scoring.predictions import write_predictions
 from m3ae.training.engine import autocast, evaluating, resolve_precision, to_device
 from m3ae.training.logs import start_logging
 
@@ -111,10 +118,14 @@ def answer(
     """
     scores = scores_of(trained, make_batch(trained, image, texts), precision)
     if trained.task == "retrieval":
-        return [{"text": text, "score": round(float(score), 6)}
-                for text, score in zip(texts, scores, strict=True)]  # fmt: skip
-    return [{"question": text, "prediction": ranked[0][0], "score": ranked[0][1], "top": ranked}
-            for text, ranked in zip(texts, rank_answers(trained, scores, top), strict=True)]
+        return [
+            {"text": text, "score": round(float(score), 6)}
+            for text, score in zip(texts, scores, strict=True)
+        ]
+    return [
+        {"question": text, "prediction": ranked[0][0], "score": ranked[0][1], "top": ranked}
+        for text, ranked in zip(texts, rank_answers(trained, scores, top), strict=True)
+    ]
 
 
 def predict_split(
@@ -122,17 +133,31 @@ def predict_split(
 ) -> list[dict[str, Any]]:
     """Rows of the predictions file for a prepared split; raises ValueError where it cannot be."""
     if trained.task == "retrieval":
-        raise ValueError(f"{trained.folder}: a retrieval model, whose scores rank texts; evaluate "
-                         "it with run_finetune.py eval_only=true")  # fmt: skip
+        raise ValueError(
+            f"{trained.folder}: a retrieval model, whose scores rank texts; evaluate "
+            "it with run_finetune.py eval_only=true"
+        )
     if read_manifest(Path(folder))["kind"] != WITH_FIELDS:
-        raise ValueError(f"{folder}: holds image-text pairs without answers or classes; prepare it "
-                         "with data_prep/table.py, or a script of questions")  # fmt: skip
+        raise ValueError(
+            f"{folder}: holds image-text pairs without answers or classes; prepare it "
+            "with data_prep/table.py, or a script of questions"
+        )
     facts = trained.facts
     data = DownstreamData(
-        train=folder, valid=None, test=folder, answers=None, field=facts.get("field", "label"),
-        held_out=0.1, image_px=trained.image_px, text_length=trained.text_length, tokenizer=None,
-        augmentation="none", crop_scale=1.0, false_texts=0, workers=0,
-    )  # fmt: skip
+        train=folder,
+        valid=None,
+        test=folder,
+        answers=None,
+        field=facts.get("field", "label"),
+        held_out=0.1,
+        image_px=trained.image_px,
+        text_length=trained.text_length,
+        tokenizer=None,
+        augmentation="none",
+        crop_scale=1.0,
+        false_texts=0,
+        workers=0,
+    )
     questions = Questions(folder, trained.tokenizer, data)
     questions.set_answers(facts["answers"])
     logits = []
@@ -147,52 +172,46 @@ def predict_split(
 # ------------------------------------------------------------------------------ command line
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, runs: str) -> None:
-    """The options by which a command is given its model."""
-    add = parser.add_argument
-    add("--model", required=True, metavar="RUN", help=runs)
-    add("--protocol", choices=PROTOCOLS, help="whose best epoch, and whose answers (default: the "
-        "first that the run has of " + ", ".join(PREFERRED) + ")")  # fmt: skip
-    add("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto",
-        help="auto: bf16 on GPUs that have it, else fp16, fp32 on CPUs")  # fmt: skip
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    add("--batch", type=int, default=32, metavar="N", help="rows a forward pass (default: 32)")
-
-
-def run_command(body: Any) -> int:
-    """Run a command's work; a user's mistake ends as one line on stderr and status 2."""
-    start_logging(True)
-    try:
-        body()
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m m3ae.predict", description=__doc__,
+        prog="python -m m3ae.predict",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add_model_arguments(parser, "run folder of a fine-tuning, or a checkpoint folder")
     add("--image", type=Path, metavar="FILE", help="any image file that Pillow opens")
     add("--question", "--text", action="append", metavar="TEXT", help="may be repeated")
     add("--top", type=int, default=5, metavar="N", help="answers to list (default: %(default)s)")
     add("--json", action="store_true", help="print one JSON object a question")
-    add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"),
-        help="grey values of a 16-bit image that become 0 and 255, as in preparing")  # fmt: skip
-    add("--attention", type=Path, metavar="OUT.png", help="draw which patches each word looked at; "
-        "several questions give OUT-1.png, OUT-2.png, ...")  # fmt: skip
-    add("--layer", type=int, default=-1, metavar="N",
-        help="fusion layer of that picture, from 1 (default: -1, the last)")  # fmt: skip
+    add(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="grey values of a 16-bit image that become 0 and 255, as in preparing",
+    )
+    add(
+        "--attention",
+        type=Path,
+        metavar="OUT.png",
+        help="draw which patches each word looked at; "
+        "several questions give OUT-1.png, OUT-2.png, ...",
+    )
+    add(
+        "--layer",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="fusion layer of that picture, from 1 (default: -1, the last)",
+    )
     add("--head", type=int, metavar="N", help="attention head, from 1 (default: the mean)")
     add("--data", metavar="SPLIT", help="predict a whole prepared split instead of --image")
     add("--out", type=Path, metavar="FILE", help="where its predictions go, e.g. predictions.jsonl")
     args = parser.parse_args(argv)
-    return run_command(lambda: _predict(args))
+    start_logging(True)
+    return exit_status(lambda: _predict(args), mistake=2)
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -263,13 +282,14 @@ def _lines(trained: Trained, results: Sequence[dict[str, Any]]) -> Iterable[str]
     if trained.task == "retrieval":
         ranked = sorted(results, key=lambda result: -result["score"])
         yield "\n".join(f"{result['score']:+9.4f}  {result['text']}" for result in ranked)
-        yield ("match score of image and text: a logit, no probability. Of several texts for this "
-               "image\nthe highest fits best; scores of other images or models do not compare.")
+        yield (
+            "match score of image and text: a logit, no probability. Of several texts for this "
+            "image\nthe highest fits best; scores of other images or models do not compare."
+        )
         return
     names = ("question", "answer") if trained.task == "vqa" else ("text", "class")
     for result in results:
-        lines = [f"{names[0]:<10}{result['question']}",
-                 f"{names[1]:<10}{result['prediction']}"]  # fmt: skip
+        lines = [f"{names[0]:<10}{result['question']}", f"{names[1]:<10}{result['prediction']}"]
         lines += [f"{100 * score:8.2f} %  {text}" for text, score in result["top"]]
         yield "\n".join(lines)
 
@@ -286,8 +306,17 @@ def _draw(
         elif trained.task is not None:
             name = "answer" if trained.task == "vqa" else "class"
             said = f"{name}: {results[number]['prediction']} ({results[number]['score']:.1%})"
-        draw_words(trained.model, trained.tokenizer, image, " ".join(text.split()),
-                   trained.text_length, path, args.layer, args.head, said)  # fmt: skip
+        draw_words(
+            trained.model,
+            trained.tokenizer,
+            image,
+            " ".join(text.split()),
+            trained.text_length,
+            path,
+            args.layer,
+            args.head,
+            said,
+        )
         log.info("attention -> %s", path)
 
 

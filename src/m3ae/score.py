@@ -18,20 +18,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from m3ae.data.prepare import read_exclusions, run
-from m3ae.data.shards import write_json
-from m3ae.downstream.baselines import blind_baselines
-from m3ae.downstream.predictions import (
+from m3ae.command import exit_status
+from m3ae.data.exclusions import read_exclusions
+from m3ae.data.questions import read_questions
+from m3ae.files import write_json
+from m3ae.scoring.baselines import blind_baselines
+from m3ae.scoring.predictions import (
     PROTOCOLS,
     Row,
     annotate,
     complete,
     join,
     read_predictions,
-    read_questions,
     training_rows,
 )
-from m3ae.downstream.statistics import evaluate, evaluate_classes
+from m3ae.scoring.statistics import evaluate, evaluate_classes
 
 SHOWN_CLASSES = 20  # a larger confusion matrix is in the JSON only
 STRATA = {
@@ -45,8 +46,9 @@ STRATA = {
 # ------------------------------------------------------------------ read
 
 
-def load(paths: Sequence[Path], questions: list[Row] | None, allow_missing: bool
-         ) -> tuple[list[list[Row]], dict[str, int]]:  # fmt: skip
+def load(
+    paths: Sequence[Path], questions: list[Row] | None, allow_missing: bool
+) -> tuple[list[list[Row]], dict[str, int]]:
     """Rows of each file, ready to be scored, and the number of missing predictions by file."""
     runs, missing = [], {}
     for path in paths:
@@ -61,8 +63,10 @@ def near_duplicates(path: Path, runs: list[list[Row]]) -> str:
     """Mark the rows on images of the list; returns what was found. ValueError if none was."""
     listed, images = read_exclusions(path), {row["image"] for row in runs[0]}
     if not listed & images:
-        raise ValueError(f"{path}: none of its {len(listed)} ids is an image of the predictions, "
-                         f"e.g. {min(images)!r}")  # fmt: skip
+        raise ValueError(
+            f"{path}: none of its {len(listed)} ids is an image of the predictions, "
+            f"e.g. {min(images)!r}"
+        )
     for row in (row for rows in runs for row in rows):
         row["near_duplicate"] = row["image"] in listed
     return f"near-duplicates: {len(listed & images)} of {len(listed)} listed images are scored"
@@ -80,8 +84,10 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     train = read_questions(args.train, args.field) if args.train else None
     if train is not None:
         if not train or ("type" in train[0]) == of_classes:
-            raise ValueError(f"{args.train}: one of --train and the predictions is of classes (no "
-                             "type), the other of questions; give --data, or another --train")
+            raise ValueError(
+                f"{args.train}: one of --train and the predictions is of classes (no "
+                "type), the other of questions; give --data, or another --train"
+            )
     if args.near_duplicates:
         notes.append(near_duplicates(args.near_duplicates, runs))
     wanted = PROTOCOLS[:2] if args.protocol == "both" else [args.protocol]
@@ -98,9 +104,10 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
             notes += [note for note in more if note not in notes]
         options = {"blind": blind, "against": against, "samples": args.samples, "seed": args.seed}
         results["classes" if of_classes else protocol] = (
-            evaluate_classes([rows, *runs[1:]], **options) if of_classes
+            evaluate_classes([rows, *runs[1:]], **options)
+            if of_classes
             else evaluate([rows, *runs[1:]], protocol, **options)
-        )  # fmt: skip
+        )
     return {
         "files": [str(path) for path in args.predictions],
         "against": [str(path) for path in args.against],
@@ -151,8 +158,12 @@ def table(result: dict[str, Any]) -> list[str]:
     for name, entry in entries(result):
         if not entry["questions"]:
             continue
-        cells = [name, str(entry["questions"]), str(entry["images"]),
-                 with_interval(entry["accuracy"], entry["interval"])]  # fmt: skip
+        cells = [
+            name,
+            str(entry["questions"]),
+            str(entry["images"]),
+            with_interval(entry["accuracy"], entry["interval"]),
+        ]
         if result["runs"] > 1:
             cells.append(percent(entry["sd"]))
         for other in others:
@@ -166,8 +177,10 @@ def table(result: dict[str, Any]) -> list[str]:
 def aligned(lines: list[list[str]]) -> list[str]:
     """Cells as columns, the first one to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]).rstrip()
-            for cells in lines]  # fmt: skip
+    return [
+        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]).rstrip()
+        for cells in lines
+    ]
 
 
 def report(scored: dict[str, Any]) -> list[str]:
@@ -175,24 +188,35 @@ def report(scored: dict[str, Any]) -> list[str]:
     missing = scored["missing"]
     known = "ids not checked, no --data"
     if missing is not None:
-        some = [f"{count} missing in {name}, counted as wrong" for name, count in missing.items()
-                if count]  # fmt: skip
+        some = [
+            f"{count} missing in {name}, counted as wrong"
+            for name, count in missing.items()
+            if count
+        ]
         known = "; ".join(some) or "no id missing or unknown"
-    lines = [*scored["files"], *(f"against {name}" for name in scored["against"]),
-             f"{scored['questions']} questions on {scored['images']} images; {known}"]  # fmt: skip
+    lines = [
+        *scored["files"],
+        *(f"against {name}" for name in scored["against"]),
+        f"{scored['questions']} questions on {scored['images']} images; {known}",
+    ]
     lines += [f"note: {note}" for note in scored["notes"]]
     for name, result in scored["results"].items():
         title = "classes" if name == "classes" else f"protocol {name}"
-        lines += ["", f"{title}, {result['runs']} run(s), {result['samples']} resamples",
-                  *table(result)]  # fmt: skip
+        lines += [
+            "",
+            f"{title}, {result['runs']} run(s), {result['samples']} resamples",
+            *table(result),
+        ]
         inside = result.get("strata", {}).get("answer_in_train", {}).get("yes")
         if inside:
             share = inside["questions"] / result["overall"]["questions"]
             lines.append(f"ceiling of a list of training answers: {percent(share)}")
         test = result["overall"].get("against", {}).get("mcnemar")
         if test:
-            lines.append(f"McNemar, exact, questions as independent: {test['only_first']} right "
-                         f"here only, {test['only_second']} there only, p = {test['p']:.4g}")
+            lines.append(
+                f"McNemar, exact, questions as independent: {test['only_first']} right "
+                f"here only, {test['only_second']} there only, p = {test['p']:.4g}"
+            )
         if "macro_f1" in result:
             f1 = result["macro_f1"]
             sd = f", sd {percent(f1['sd'])}" if "sd" in f1 else ""
@@ -207,8 +231,10 @@ def confusion_lines(confusion: dict[str, Any]) -> list[str]:
     if len(classes) > SHOWN_CLASSES:
         return [f"confusion of {len(classes)} classes: --json has it"]
     head = ["answer \\ prediction", *(str(k) for k in range(1, len(classes) + 1))]
-    rows = [[f"{k} {name}", *map(str, row)] for k, (name, row) in
-            enumerate(zip(classes, confusion["matrix"], strict=True), start=1)]  # fmt: skip
+    rows = [
+        [f"{k} {name}", *map(str, row)]
+        for k, (name, row) in enumerate(zip(classes, confusion["matrix"], strict=True), start=1)
+    ]
     return aligned([head, *rows])
 
 
@@ -216,22 +242,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m m3ae.score",
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("predictions", nargs="+", type=Path, metavar="PREDICTIONS", help="a file, or one a seed")
-    add("--data", type=Path, metavar="DIR", help="the prepared split that was predicted on; every "
-        "question of it must have a prediction")  # fmt: skip
-    add("--train", type=Path, metavar="DIR", help="the prepared training split: gives the blind "
-        "baselines and the strata")  # fmt: skip
-    add("--against", nargs="+", type=Path, default=[], metavar="FILE",
-        help="files of another model to compare with, question by question")  # fmt: skip
-    add("--protocol", choices=[*PROTOCOLS, "both"], default="both",
-        help="what counts as right, and which training rows the baselines know (%(default)s)")
-    add("--near-duplicates", type=Path, metavar="FILE", help="test images that training nearly "
-        "holds too, an id a line (anything after a tab is a remark): a stratum")  # fmt: skip
-    add("--field", default="label", metavar="NAME",
-        help="classes: the task field of the splits to compare with (default: %(default)s)")
+    add(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the prepared split that was predicted on; every "
+        "question of it must have a prediction",
+    )
+    add(
+        "--train",
+        type=Path,
+        metavar="DIR",
+        help="the prepared training split: gives the blind baselines and the strata",
+    )
+    add(
+        "--against",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="files of another model to compare with, question by question",
+    )
+    add(
+        "--protocol",
+        choices=[*PROTOCOLS, "both"],
+        default="both",
+        help="what counts as right, and which training rows the baselines know (%(default)s)",
+    )
+    add(
+        "--near-duplicates",
+        type=Path,
+        metavar="FILE",
+        help="test images that training nearly "
+        "holds too, an id a line (anything after a tab is a remark): a stratum",
+    )
+    add(
+        "--field",
+        default="label",
+        metavar="NAME",
+        help="classes: the task field of the splits to compare with (default: %(default)s)",
+    )
     add("--allow-missing", action="store_true", help="count missing predictions as wrong")
     add("--json", type=Path, metavar="FILE", help="write everything there, as fractions")
     add("--samples", type=int, default=10_000, metavar="N", help="resamples (%(default)s); 0: none")
@@ -244,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             write_json(args.json, scored)
 
-    return run(body)
+    return exit_status(body)
 
 
 if __name__ == "__main__":

@@ -100,9 +100,7 @@ def build(cls: type, content: Any, where: str = "") -> Any:
             raise ValueError(f"unknown key {where}{key}{_nearest(key, hints, where)}")
     missing = [where + key for key in hints if key not in content]
     if missing:
-        raise ValueError(
-            f"missing key {', '.join(missing)}: put `base:` at the top or set it"
-        )
+        raise ValueError(f"missing key {', '.join(missing)}: put `base:` at the top or set it")
     return cls(**{key: _typed(content[key], hint, where + key) for key, hint in hints.items()})
 
 
@@ -132,8 +130,9 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected a mapping, got {value!r}")
-        return {str(key): _typed(item, arguments[1], f"{where}.{key}") for key, item in
-                value.items()}  # fmt: skip
+        return {
+            str(key): _typed(item, arguments[1], f"{where}.{key}") for key, item in value.items()
+        }
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

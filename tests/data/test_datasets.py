@@ -8,9 +8,9 @@ import torch
 
 from m3ae.config import load_config
 from m3ae.data.datasets import EvalBatches, Pairs, TrainBatches, stack_images, train_loader, trim
+from m3ae.data.masking import NOT_SCORED
 from m3ae.data.sampler import Order, Plan
 from m3ae.data.texts import load_tokenizer
-from m3ae.pretraining.masking import NOT_SCORED
 from tests.conftest import SMALL
 from tests.recipe import ROOT
 
@@ -169,8 +169,9 @@ def test_an_excluded_image_is_in_no_batch(shards, config, pairs, tmp_path, negat
     """Catches a left-out image that trains on, as itself or as the false image of another pair."""
     corpus = pairs.corpora[0]
     out = [0, 7, 8, corpus.num_images - 1]
-    few = excluding(shards, pairs, *map(corpus.image_key, out), tmp_path=tmp_path,
-                    folders=("train", "test"))  # fmt: skip
+    few = excluding(
+        shards, pairs, *map(corpus.image_key, out), tmp_path=tmp_path, folders=("train", "test")
+    )
     bad = {corpus.image(j, 64).tobytes() for j in out}
     texts = int((~np.isin(corpus.image_of_text, out)).sum())
     assert few.sizes[0] == texts < len(corpus) and few.image_starts[1] == corpus.num_images - 4
@@ -205,7 +206,7 @@ def test_excluded_rows_move_nothing_else(shards, pairs, tmp_path):
 
 def test_exclusion_by_stem_and_its_count(shards, pairs, tmp_path, caplog):
     """Catches a list that names files where the corpus has keys, and a silent filter."""
-    from m3ae.data.audit_lists import image_stem
+    from m3ae.data.exclusions import image_stem
 
     assert image_stem("sub/synpic1.JPG") == "synpic1" and image_stem("10.1001/a.b") == "a.b"
     with caplog.at_level("INFO"):

@@ -52,9 +52,12 @@ def test_golden_pixels(name):
 
 @settings(max_examples=40)
 @given(
-    st.integers(1, 90), st.integers(1, 90), st.integers(8, 60),
-    st.sampled_from(["L", "RGB", "RGBA", "LA", "P", "1", "CMYK"]), st.integers(0, 9),
-)  # fmt: skip
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(8, 60),
+    st.sampled_from(["L", "RGB", "RGBA", "LA", "P", "1", "CMYK"]),
+    st.integers(0, 9),
+)
 def test_fast_paths_equal_the_rgba_path(width, height, px, mode, seed):
     """The RGB or L shortcut differs from the reference's RGBA path for some size or mode."""
     image = Image.fromarray(noise((height, width, 4), seed)).convert(mode)
@@ -67,9 +70,14 @@ def test_fast_paths_equal_the_rgba_path(width, height, px, mode, seed):
 @settings(max_examples=300)
 @given(
     st.sampled_from([(4, 3), (3, 2), (16, 9), (1, 1), (5, 4), (7, 3), (2, 1), (9, 1), None]),
-    st.integers(1, 40), st.integers(1, 120), st.integers(1, 120), st.integers(1, 64),
-    st.booleans(), st.sampled_from(["L", "RGB"]), st.integers(0, 9),
-)  # fmt: skip
+    st.integers(1, 40),
+    st.integers(1, 120),
+    st.integers(1, 120),
+    st.integers(1, 64),
+    st.booleans(),
+    st.sampled_from(["L", "RGB"]),
+    st.integers(0, 9),
+)
 def test_the_part_alone_equals_a_part_of_the_whole(
     ratio, factor, width, height, px, upright, mode, seed
 ):
@@ -88,9 +96,22 @@ def test_the_part_alone_equals_a_part_of_the_whole(
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize(
-    "size", [(800, 600), (600, 800), (1024, 768), (640, 480), (600, 400), (1000, 711), (711, 1000),
-             (2001, 333), (288, 500), (500, 288), (64, 48), (1280, 720)]
-)  # fmt: skip
+    "size",
+    [
+        (800, 600),
+        (600, 800),
+        (1024, 768),
+        (640, 480),
+        (600, 400),
+        (1000, 711),
+        (711, 1000),
+        (2001, 333),
+        (288, 500),
+        (500, 288),
+        (64, 48),
+        (1280, 720),
+    ],
+)
 def test_common_sizes_at_288_px(size, mode):
     """The same, at the size of the paper and sizes of real pictures."""
     image = Image.fromarray(noise((size[1], size[0], 3))).convert(mode)
@@ -145,9 +166,11 @@ def test_broken_files(monkeypatch, tmp_path):
     """Damaged files decode to half a picture or end the preparation with a foreign exception."""
     good = {f: as_bytes(Image.fromarray(noise((60, 60, 3))), f) for f in ("PNG", "JPEG", "GIF")}
     for data, reason in [
-        (b"", "zero bytes"), (b"<html>not found</html>", "unreadable"),
-        (good["JPEG"][:900], "truncated"), (good["PNG"][:900], "truncated"),
-    ]:  # fmt: skip
+        (b"", "zero bytes"),
+        (b"<html>not found</html>", "unreadable"),
+        (good["JPEG"][:900], "truncated"),
+        (good["PNG"][:900], "truncated"),
+    ]:
         with pytest.raises(ImageError) as caught:
             decode(data)
         assert caught.value.reason == reason

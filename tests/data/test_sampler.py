@@ -11,8 +11,10 @@ from m3ae.data.sampler import Order, Plan
 @settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3),
-    processes=st.integers(1, 3), micro=st.integers(1, 4), accumulation=st.integers(1, 3),
-)  # fmt: skip
+    processes=st.integers(1, 3),
+    micro=st.integers(1, 4),
+    accumulation=st.integers(1, 3),
+)
 def test_every_split_takes_the_same_samples(sizes, processes, micro, accumulation):
     """Catches a step whose samples depend on the number of processes or micro-batches."""
     batch = processes * micro * accumulation

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 
-from m3ae.data import shards, verification
+from m3ae.corpora import verification
+from m3ae.corpora.shard_writer import ShardWriter, ragged, ragged_tokens, write_shard
+from m3ae.corpora.verification import verify
+from m3ae.data import shards
 from m3ae.data.shards import Shards
 from m3ae.data.texts import fingerprint, train_wordpiece
-from m3ae.data.verification import verify
+from m3ae.files import write_json
 
 CHANNELS = [1, 3, 3]  # of the shards below
 PX = 6
@@ -29,23 +32,41 @@ def write_split(folder: Path, encoding="raw", tokenizer=None) -> Path:
     for k, channels in enumerate(CHANNELS):
         images = rng.integers(0, 256, (2, channels, PX, PX), dtype=np.uint8)
         tensors = {"image_of_text": np.array([1, 0, 1])}
-        tensors |= shards.ragged("text", (f"naïve text {k}{i}".encode() for i in range(3)))
-        tensors |= shards.ragged("text_key", (f"{k}/{i}".encode() for i in range(3)))
-        tensors |= shards.ragged("image_key", (f"image {k}{j}".encode() for j in range(2)))
+        tensors |= ragged("text", (f"naïve text {k}{i}".encode() for i in range(3)))
+        tensors |= ragged("text_key", (f"{k}/{i}".encode() for i in range(3)))
+        tensors |= ragged("image_key", (f"image {k}{j}".encode() for j in range(2)))
         if encoding == "raw":
             tensors["images"] = images
         else:
-            tensors |= shards.ragged("image", (as_png(image) for image in images))
+            tensors |= ragged("image", (as_png(image) for image in images))
         if tokenizer:
-            tensors |= shards.ragged_tokens([([5 + k, 6], [0, 0]), ([], []), ([7], [0])])
+            tensors |= ragged_tokens([([5 + k, 6], [0, 0]), ([], []), ([7], [0])])
         name = f"shard-{k:05d}.safetensors"
-        files.append({"name": name, **shards.write_shard(folder / name, tensors), "images": 2,
-                      "texts": 3, "channels": channels if encoding == "raw" else None})
+        files.append(
+            {
+                "name": name,
+                **write_shard(folder / name, tensors),
+                "images": 2,
+                "texts": 3,
+                "channels": channels if encoding == "raw" else None,
+            }
+        )
     made = tokenizer and {"name": "mine", "fingerprint": fingerprint(tokenizer), "size": 40}
-    shards.write_json(folder / "manifest.json", {
-        "format": shards.FORMAT, "version": shards.VERSION, "kind": "pairs", "source": "test",
-        "counts": {"images": 6, "texts": 9}, "encoding": encoding, "px": PX, "options": {},
-        "tokenizer": made, "files": files})  # fmt: skip
+    write_json(
+        folder / "manifest.json",
+        {
+            "format": shards.FORMAT,
+            "version": shards.VERSION,
+            "kind": "pairs",
+            "source": "test",
+            "counts": {"images": 6, "texts": 9},
+            "encoding": encoding,
+            "px": PX,
+            "options": {},
+            "tokenizer": made,
+            "files": files,
+        },
+    )
     return folder
 
 
@@ -152,8 +173,12 @@ def shape_of_another(folder: Path) -> None:
         (lambda f: change_manifest(f, version=2), r"manifest.json: .*version 2, this code reads"),
         (lambda f: change_manifest(f, format="other"), r"manifest.json: format other"),
         (lambda f: (f / "manifest.json").write_text("[1"), r"manifest.json: not a manifest"),
-        (lambda f: (f / "manifest.json").write_text(
-            '{"format": "m3ae-shards", "version": 1, "px": 6}'), r"manifest.json: no kind, source"),
+        (
+            lambda f: (f / "manifest.json").write_text(
+                '{"format": "m3ae-shards", "version": 1, "px": 6}'
+            ),
+            r"manifest.json: no kind, source",
+        ),
         (lambda f: (f / "manifest.json").unlink(), r"manifest.json: not there"),
         (lambda f: change_manifest(f, counts={"images": 9, "texts": 9}), "not the sums"),
         (lambda f: (f / "shard-00001.safetensors").unlink(), "00001.safetensors: missing"),
@@ -198,8 +223,8 @@ def test_verify_finds_wrong_contents(tmp_path, tokenizers, name, value, message)
     tensors = {key: array.copy() for key, array in shards.map_shard(path).items()}
     tensors[name] = np.array(value, dtype=tensors[name].dtype)
     manifest = copy.deepcopy(shards.read_manifest(folder))
-    manifest["files"][1].update(shards.write_shard(path, tensors))
-    shards.write_json(folder / "manifest.json", manifest)
+    manifest["files"][1].update(write_shard(path, tensors))
+    write_json(folder / "manifest.json", manifest)
     problems = verify(folder)
     assert len(problems) == 1 and message in problems[0] and "00001" in problems[0]
 
@@ -211,8 +236,8 @@ def test_verify_finds_an_undecodable_image(tmp_path):
     tensors = {key: array.copy() for key, array in shards.map_shard(path).items()}
     tensors["image_bytes"][:8] = 0
     manifest = shards.read_manifest(folder)
-    manifest["files"][0].update(shards.write_shard(path, tensors))
-    shards.write_json(folder / "manifest.json", manifest)
+    manifest["files"][0].update(write_shard(path, tensors))
+    write_json(folder / "manifest.json", manifest)
     assert len(verify(folder)) == 1 and "image image 00: unreadable" in verify(folder)[0]
     with pytest.raises(ValueError, match="image 00: unreadable"):
         Shards(folder).image(0, PX)
@@ -220,14 +245,29 @@ def test_verify_finds_an_undecodable_image(tmp_path):
 
 # ------------------------------------------------------------------ damage at random
 
-FUZZ = settings(max_examples=600, derandomize=True,
-                suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+FUZZ = settings(
+    max_examples=600, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 ODD = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.integers(2**31, 2**70), st.just(-1), st.just(0),
-    st.floats(), st.text(max_size=5), st.just([]), st.just({}), st.just([[]]), st.just("../x"),
-    st.just("\0"), st.just([0, -1]), st.just([2**64, 2**64]), st.just({"a": {}}), st.just("raw"),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(2**31, 2**70),
+    st.just(-1),
+    st.just(0),
+    st.floats(),
+    st.text(max_size=5),
+    st.just([]),
+    st.just({}),
+    st.just([[]]),
+    st.just("../x"),
+    st.just("\0"),
+    st.just([0, -1]),
+    st.just([2**64, 2**64]),
+    st.just({"a": {}}),
+    st.just("raw"),
     st.lists(st.integers(-8, 400), max_size=4),
-).map(copy.deepcopy)  # fmt: skip
+).map(copy.deepcopy)
 
 
 @pytest.fixture(scope="module", params=["raw", "original"])
@@ -239,10 +279,16 @@ def sound(request, tmp_path_factory, tokenizers):
 
 def spots(value) -> list[tuple]:
     """The paths to everything in a JSON value, but for the value itself."""
-    pairs = (value.items() if isinstance(value, dict) else
-             enumerate(value) if isinstance(value, list) else ())  # fmt: skip
-    return [spot for key, part in pairs
-            for spot in [(key,), *((key, *rest) for rest in spots(part))]]  # fmt: skip
+    pairs = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [
+        spot for key, part in pairs for spot in [(key,), *((key, *rest) for rest in spots(part))]
+    ]
 
 
 def mutated(value, data: st.DataObject):
@@ -325,7 +371,7 @@ def test_any_damage_of_a_header_is_named(sound, data):
         with_size = sound / "manifest.json"
         old = with_size.read_bytes()
         try:
-            shards.write_json(with_size, manifest)
+            write_json(with_size, manifest)
             opens_or_names(sound, path.name)
         finally:
             with_size.write_bytes(old)
@@ -392,7 +438,7 @@ def test_any_bytes_of_images_leave_integers_aligned(tmp_path):
     """Integers after an odd number of image bytes that other readers refuse, or read slowly."""
     for size in range(9):
         tensors = {"image_bytes": np.arange(size, dtype=np.uint8), "image_of_text": np.arange(3)}
-        written = shards.write_shard(tmp_path / "s.safetensors", tensors)
+        written = write_shard(tmp_path / "s.safetensors", tensors)
         assert written["bytes"] == (tmp_path / "s.safetensors").stat().st_size
         found = shards.map_shard(tmp_path / "s.safetensors")
         assert found["image_of_text"].flags.aligned and found["image_of_text"].tolist() == [0, 1, 2]
@@ -405,8 +451,8 @@ def test_images_appended_one_by_one_are_the_same_file(tmp_path):
     """A file that depends on how the images came."""
     images = np.random.default_rng(0).integers(0, 256, (5, 3, 7, 7), dtype=np.uint8)
     rest = {"image_of_text": np.arange(5)}
-    whole = shards.write_shard(tmp_path / "whole", {"images": images, **rest})
-    writer = shards.ShardWriter(tmp_path / "parts")
+    whole = write_shard(tmp_path / "whole", {"images": images, **rest})
+    writer = ShardWriter(tmp_path / "parts")
     for image in images:
         writer.append(image)
     assert writer.finish("images", images.shape, rest) == whole

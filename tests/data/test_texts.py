@@ -27,9 +27,11 @@ WORDS = st.lists(st.booleans(), max_size=40).map(
     lambda starts: np.cumsum([0, *starts])[: len(starts)]
 )
 CORPUS = [
-    "axial ct of the chest with contrast", "sagittal mri of the brain without contrast",
-    "chest radiograph with pleural effusion", "photomicrograph of the biopsy specimen",
-] * 3  # fmt: skip
+    "axial ct of the chest with contrast",
+    "sagittal mri of the brain without contrast",
+    "chest radiograph with pleural effusion",
+    "photomicrograph of the biopsy specimen",
+] * 3
 
 
 @pytest.fixture(scope="module")

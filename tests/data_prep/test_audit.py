@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data_prep import audit, pairs
-from m3ae.data.prepare import read_exclusions
+from m3ae.data.exclusions import read_exclusions
 from m3ae.data.shards import Shards
 
 KINDS = ("bytes", "id", "image", "text", "near-text", "id-window")
@@ -38,8 +38,9 @@ def only(*kinds: str) -> list[str]:
 
 def run(tmp_path, keep, against, *more, name="exclude.txt") -> tuple[set[str], dict]:
     out = tmp_path / "lists" / name
-    as_list = [[str(x) for x in (side if isinstance(side, list) else [side])]
-               for side in (keep, against)]  # fmt: skip
+    as_list = [
+        [str(x) for x in (side if isinstance(side, list) else [side])] for side in (keep, against)
+    ]
     arguments = ["--keep", *as_list[0], "--against", *as_list[1], "--out", str(out)]
     assert audit.main([*arguments, "--workers", "0", *more]) == 0
     return read_exclusions(out), json.loads(Path(f"{out}.json").read_text())
@@ -77,15 +78,23 @@ def test_each_kind_of_match_in_folders(tmp_path, folders, capsys):
     assert html.count("data:image/jpeg;base64,") == 8 and "numbers 1 apart" in html
     assert "4 of 7 images match one of 5 (4 pairs); 1 unreadable" in capsys.readouterr().out
     by = {entry["id"]: set(entry["by"]) for entry in report["list"]}
-    assert by == {"copy": {"image"}, "synpic201": {"id-window"}, "synpic300": {"id"},
-                  "twin": {"bytes", "image"}}  # fmt: skip
+    assert by == {
+        "copy": {"image"},
+        "synpic201": {"id-window"},
+        "synpic300": {"id"},
+        "twin": {"bytes", "image"},
+    }
 
 
 @pytest.mark.parametrize(
     ("kind", "found"),
-    [("bytes", {"twin.png"}), ("id", {"synpic300.png"}), ("image", {"sub/copy.jpg", "twin.png"}),
-     ("id-window", {"synpic201.png"})],
-)  # fmt: skip
+    [
+        ("bytes", {"twin.png"}),
+        ("id", {"synpic300.png"}),
+        ("image", {"sub/copy.jpg", "twin.png"}),
+        ("id-window", {"synpic201.png"}),
+    ],
+)
 def test_kinds_are_switched_off(tmp_path, folders, kind, found):
     """A switch that switches another kind off, or none; naming by path."""
     assert run(tmp_path, *folders, *only(kind), "--ids", "path")[0] == found
@@ -182,8 +191,20 @@ def prepared(tmp_path, name: str, rows: list[tuple], encoding="raw", *more: str)
         lines.append(json.dumps({"image": f"{id_}.png", "text": text, "split": split, "id": id_}))
     table = tmp_path / f"{name}.jsonl"
     table.write_text("\n".join(lines))
-    arguments = ["--table", str(table), "--raw", str(raw), "--out", str(tmp_path / name),
-                 "--px", "64", "--encoding", encoding, "--workers", "0"]  # fmt: skip
+    arguments = [
+        "--table",
+        str(table),
+        "--raw",
+        str(raw),
+        "--out",
+        str(tmp_path / name),
+        "--px",
+        "64",
+        "--encoding",
+        encoding,
+        "--workers",
+        "0",
+    ]
     assert pairs.main([*arguments, *more]) == 0
     return tmp_path / name
 
@@ -217,10 +238,14 @@ def test_texts(tmp_path):
     keep = prepared(tmp_path, "keep", ROWS)
     rows = [
         ("p", scene(20), "AN axial slice -- of the upper chest", "train"),
-        ("q", scene(21), "Frontal view of both lungs with a large nodule on the right side.",
-         "train"),
+        (
+            "q",
+            scene(21),
+            "Frontal view of both lungs with a large nodule on the right side.",
+            "train",
+        ),
         ("r", scene(22), "A text about another thing, a foot.", "train"),
-    ]  # fmt: skip
+    ]
     rows += [(f"s{n}", scene(30 + n), "Chest x-ray of patient.", "train") for n in range(4)]
     against = prepared(tmp_path, "against", rows)
     listed, report = run(tmp_path, keep, against, "--text-threshold", "0.6")
@@ -236,8 +261,11 @@ def test_texts(tmp_path):
 
 def test_against_itself(tmp_path):
     """An image reported as its own duplicate; both of a pair left out; a pair listed twice."""
-    rows = [*ROWS, ("e", copy_of(scene(10)), "One more text of three words.", "valid"),
-            ("f", copy_of(scene(13)), "And the last text of all.", "valid")]  # fmt: skip
+    rows = [
+        *ROWS,
+        ("e", copy_of(scene(10)), "One more text of three words.", "valid"),
+        ("f", copy_of(scene(13)), "And the last text of all.", "valid"),
+    ]
     corpus = prepared(tmp_path, "corpus", rows)
     listed, report = run(tmp_path, corpus, corpus)
     assert listed == {"e", "f"} and report["pairs"] == 2
@@ -253,8 +281,9 @@ def test_round_trip(tmp_path):
     keep = prepared(tmp_path, "keep", [("k", scene(11), "An image to evaluate on.", "train")])
     corpus = prepared(tmp_path, "corpus", ROWS)
     run(tmp_path, keep, corpus)
-    again = prepared(tmp_path, "again", ROWS, "raw", "--exclude",
-                     str(tmp_path / "lists" / "exclude.txt"))  # fmt: skip
+    again = prepared(
+        tmp_path, "again", ROWS, "raw", "--exclude", str(tmp_path / "lists" / "exclude.txt")
+    )
     split = Shards(again / "train")
     assert [split.image_key(j) for j in range(split.num_images)] == ["a", "c"]
     listed, report = run(tmp_path, keep, again)

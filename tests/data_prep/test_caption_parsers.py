@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import medicat, pairs, roco, roco_retrieval, rocov2
-from m3ae.data.prepare import Drops, Item
-from m3ae.data.stored import InParquet, InZip, parquet_pairs
+from m3ae.corpora.items import Drops, Item
+from m3ae.corpora.stored import InParquet, InZip, parquet_pairs
 from tests.data_prep.test_corpora import save_image
 
 MANY = settings(max_examples=2000, database=None)
@@ -32,9 +32,27 @@ WAYS_OUT += ["@", "a/../../../../../secret", "..", ".", "/", "C:\\secret", "..\\
 KEYS = ["ROCO_00001", "ROCO_00002", "ROCOv2_2023_train_000001", "PMC1_a.jpg", *WAYS_OUT]
 CAPTIONS = ["An axial CT.", "one two three four", "two  words", '"quoted, text"', "é ü", "\u2028x"]
 STRINGS = [*KEYS, *CAPTIONS, *(f"{key}.jpg" for key in WAYS_OUT), "\ud800", "x\ny", "a" * 300]
-VALUES = [*STRINGS, None, True, False, 0, -7, 10**30, 1.5, float("nan"), [], {}, ["An axial CT."],
-          [None], ["one two three", 7], [["a b c"]], {"doi": "10.1/A"}, {"doi": 5}, {"doi_url": ""},
-          {"bytes": "x"}]  # fmt: skip
+VALUES = [
+    *STRINGS,
+    None,
+    True,
+    False,
+    0,
+    -7,
+    10**30,
+    1.5,
+    float("nan"),
+    [],
+    {},
+    ["An axial CT."],
+    [None],
+    ["one two three", 7],
+    [["a b c"]],
+    {"doi": "10.1/A"},
+    {"doi": 5},
+    {"doi_url": ""},
+    {"bytes": "x"},
+]
 CELLS = [text.encode("utf-8", "replace") for text in STRINGS]
 CELLS += [b"\xff", b"\xf6\xdf", b"\xef\xbb\xbf", b"\x00", b'"', b'""', b"'", b"\r", b" ", b"\x85"]
 
@@ -64,8 +82,14 @@ def objects(stream: bytes, columns: Sequence[str]) -> bytes:
     found = [json.dumps(row).encode() for row in rows(stream[1:], columns)]
     if found:
         kind, last = stream[0] % 6, found[-1]
-        damage = [last, last[:9], b"\xff" + last, last.replace(b": ", b": \xff", 1), b"[" * 9999,
-                  json.dumps(VALUES[stream[0] % len(VALUES)]).encode()]  # fmt: skip
+        damage = [
+            last,
+            last[:9],
+            b"\xff" + last,
+            last.replace(b": ", b": \xff", 1),
+            b"[" * 9999,
+            json.dumps(VALUES[stream[0] % len(VALUES)]).encode(),
+        ]
         found[-1] = damage[kind]
     return b"\n".join(found)
 
@@ -117,7 +141,7 @@ def assert_inside(items: Iterable[Item], folder: Path) -> None:
 @given(stream=STREAMS, limit=st.integers(0, 3))
 def test_roco_captions(base, stream, limit):
     """A line lost without a count, or an id that leads out of images/; roco.py's reader and
-    roco_retrieval.py's."""  # fmt: skip
+    roco_retrieval.py's."""
     data, drops, images = lines(stream, b"\t"), Drops(), base / "raw" / "images"
     path = write(base, "captions.txt", data)
     captions = roco.read_captions(path, drops)
@@ -240,11 +264,15 @@ def figures(stream: bytes) -> list[dict]:
 
 
 @MANY
-@given(stream=STREAMS, everything=st.booleans(), held_out=st.integers(-1, 3),
-       rule=st.sampled_from(sorted(medicat.SPLIT_BY)))  # fmt: skip
+@given(
+    stream=STREAMS,
+    everything=st.booleans(),
+    held_out=st.integers(-1, 3),
+    rule=st.sampled_from(sorted(medicat.SPLIT_BY)),
+)
 def test_medicat_lines(base, stream, everything, held_out, rule):
     """A line lost without a count, a name that leads out of figures/, a reference that is a number
-    or a letter, a figure in two splits."""  # fmt: skip
+    or a letter, a figure in two splits."""
     good = b"".join(json.dumps(row).encode() + b"\n" for row in figures(stream[::2]))
     data, drops = good + objects(stream[1::2], COLUMNS), Drops()
     path = write(base, "figures.jsonl", data)
@@ -275,8 +303,13 @@ def check_items(items: dict[str, list[Item]], rows: int, drops: Drops, raw: Path
         assert_inside([item for item in found if item.image != raw], raw)
 
 
-TABLES = [["image", "text"], ["text", "split", "id", "image"], ["image", "image", "text"], ["x"],
-          ['"']]  # fmt: skip
+TABLES = [
+    ["image", "text"],
+    ["text", "split", "id", "image"],
+    ["image", "image", "text"],
+    ["x"],
+    ['"'],
+]
 
 
 @MANY
@@ -305,10 +338,18 @@ def test_jsonl_of_pairs(base, stream):
 
 
 CELLS_OF_A_TYPE = [
-    ["a.png", None], ["../../secret.jpg", "An axial CT."], [None, b"\xff"], [1, None], ["\0", " "],
-    [{"bytes": b"x"}, None], [{"bytes": None}, {"bytes": b"y"}], [{"path": "x"}, None], [["a"], []],
-    [None, None], [b"An axial CT.", b"a"],
-]  # fmt: skip
+    ["a.png", None],
+    ["../../secret.jpg", "An axial CT."],
+    [None, b"\xff"],
+    [1, None],
+    ["\0", " "],
+    [{"bytes": b"x"}, None],
+    [{"bytes": None}, {"bytes": b"y"}],
+    [{"path": "x"}, None],
+    [["a"], []],
+    [None, None],
+    [b"An axial CT.", b"a"],
+]
 
 
 @MANY
@@ -318,8 +359,11 @@ def test_parquet_of_pairs_and_of_the_hub(base, stream):
     pyarrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
     names = ["image", "text", "caption", "image_id", "split", "id"]
     kinds = [byte % (len(CELLS_OF_A_TYPE) + 1) for byte in stream]
-    columns = {name: CELLS_OF_A_TYPE[kind] for name, kind in zip(names, kinds, strict=True)
-               if kind < len(CELLS_OF_A_TYPE)}  # fmt: skip
+    columns = {
+        name: CELLS_OF_A_TYPE[kind]
+        for name, kind in zip(names, kinds, strict=True)
+        if kind < len(CELLS_OF_A_TYPE)
+    }
     out = io.BytesIO()
     parquet.write_table(pyarrow.table(columns), out)
     path = write(base, "pairs.parquet", out.getvalue())

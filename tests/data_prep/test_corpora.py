@@ -55,9 +55,12 @@ def test_roco_references_are_joined(tmp_path):
         (base / "licences.txt").write_text(
             f"ROCO_ID,PMC_ID,CC\n{keys[2]},PMC3_fig-g01.jpg,CC BY-NC\n"
         )
-        rows = [("PMC2_fig-g01.jpg", ["As figure two shows.", "See  figure two again."]),
-                ("PMC3_fig-g01.jpg", None), ("PMC1_fig-g01.jpg", ["Figure one was taken."]),
-                ("PMC9_fig-g01.jpg", ["Nobody knows this."])]  # fmt: skip
+        rows = [
+            ("PMC2_fig-g01.jpg", ["As figure two shows.", "See  figure two again."]),
+            ("PMC3_fig-g01.jpg", None),
+            ("PMC1_fig-g01.jpg", ["Figure one was taken."]),
+            ("PMC9_fig-g01.jpg", ["Nobody knows this."]),
+        ]
         lines = [json.dumps({"roco_image_id": n, "gorc_references": t}) for n, t in rows]
         (tmp_path / f"roco_{name}_references.jsonl").write_text("\n".join([*lines, "{broken"]))
     more = ["--raw", str(tmp_path / "raw"), "--references", str(tmp_path)]
@@ -70,8 +73,11 @@ def test_roco_references_are_joined(tmp_path):
             keys[2]: ["Caption of ROCO_00002."],
         }
         assert split.text_key(4) == "ROCO_00001/2"
-        assert dropped(split) == {"line: no archive and figure": 1, "line: not a reference object":
-                                  1, "references: figure not in this split": 1}  # fmt: skip
+        assert dropped(split) == {
+            "line: no archive and figure": 1,
+            "line: not a reference object": 1,
+            "references: figure not in this split": 1,
+        }
 
 
 def write_hub(folder: Path, images: int, **changes) -> None:
@@ -114,10 +120,13 @@ def test_roco_hub_copy(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "changes, drop",
-    [({"image": {"bytes": None, "path": "x"}}, "image: zero bytes"), ({"image": None}, "image: ze"),
-     ({"image_id": " "}, "row: no image_id"), ({"image_id": "ROCO_00000"}, "row: image_id occurs tw"
-      )],
-)  # fmt: skip
+    [
+        ({"image": {"bytes": None, "path": "x"}}, "image: zero bytes"),
+        ({"image": None}, "image: ze"),
+        ({"image_id": " "}, "row: no image_id"),
+        ({"image_id": "ROCO_00000"}, "row: image_id occurs tw"),
+    ],
+)
 def test_roco_hub_copy_with_bad_rows(tmp_path, changes, drop):
     """A null ends the preparation, or a repeated id replaces the first image without a word."""
     write_hub(tmp_path / "raw", 6, **changes)
@@ -150,8 +159,14 @@ def test_roco_folder_without_a_corpus(tmp_path, capsys):
 
 
 def figure(k: int, **changes) -> dict:
-    row = {"pdf_hash": f"{k:040x}", "fig_uri": f"{k}-Figure1-1.png", "s2_caption": f"Figure {k} é.",
-           "s2orc_caption": None, "s2orc_references": None, "radiology": True}  # fmt: skip
+    row = {
+        "pdf_hash": f"{k:040x}",
+        "fig_uri": f"{k}-Figure1-1.png",
+        "s2_caption": f"Figure {k} é.",
+        "s2orc_caption": None,
+        "s2orc_references": None,
+        "radiology": True,
+    }
     return {**row, **changes}
 
 
@@ -189,15 +204,20 @@ def test_medicat_texts_and_drops(tmp_path):
         f"{6:040x}_6-Figure1-1.png": ["Figure 6 é."],
     }
     assert dropped(split) == {
-        "figure: not radiology (any split)": 1, "line: not a figure (any split)": 2,
-        "text: fewer than 3 words": 1, "text: not UTF-8": 1, "image: no text left": 1,
-    }  # fmt: skip
+        "figure: not radiology (any split)": 1,
+        "line: not a figure (any split)": 2,
+        "text: fewer than 3 words": 1,
+        "text: not UTF-8": 1,
+        "image: no text left": 1,
+    }
 
 
 def test_medicat_split_is_the_references(tmp_path):
     """Another shuffle, or one after texts are filtered: test figures of the paper to train on."""
-    rows = [figure(k, radiology=k % 3 != 0, s2_caption="x" if k == 7 else f"Figure no. {k}.")
-            for k in range(60)]  # fmt: skip
+    rows = [
+        figure(k, radiology=k % 3 != 0, s2_caption="x" if k == 7 else f"Figure no. {k}.")
+        for k in range(60)
+    ]
     write_medicat(tmp_path / "raw", rows)
     out = tmp_path / "out"
     more = ["--raw", str(tmp_path / "raw"), "--out", str(out), "--held-out", "5"]
@@ -240,8 +260,13 @@ def test_medicat_split_by_paper(tmp_path, capsys):
 
 def test_medicat_texts_of_wrong_types(tmp_path):
     """References of one string become a text a letter; a caption that is a number is lost."""
-    rows = [figure(0), figure(1, s2_caption=7), figure(2, s2orc_references="As figure 2 shows."),
-            figure(3, s2orc_references=[["As it shows."]]), figure(4, fig_uri="..")]  # fmt: skip
+    rows = [
+        figure(0),
+        figure(1, s2_caption=7),
+        figure(2, s2orc_references="As figure 2 shows."),
+        figure(3, s2orc_references=[["As it shows."]]),
+        figure(4, fig_uri=".."),
+    ]
     write_medicat(tmp_path / "raw", rows)
     more = ["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--held-out", "0"]
     assert medicat.main([*more, *SMALL]) == 0
@@ -252,8 +277,10 @@ def test_medicat_texts_of_wrong_types(tmp_path):
 def test_the_real_sample_of_medicat(tmp_path):
     """The release's own 10 figures: 6 are radiology, of 4 papers; one has two in two splits."""
     raw = real("medicat_sample")
-    for rule, counts in (("figure", {"train": 4, "valid": 1, "test": 1}),
-                         ("paper", {"train": 3, "valid": 1, "test": 2})):  # fmt: skip
+    for rule, counts in (
+        ("figure", {"train": 4, "valid": 1, "test": 1}),
+        ("paper", {"train": 3, "valid": 1, "test": 2}),
+    ):
         out = tmp_path / rule
         more = ["--raw", str(raw), "--out", str(out), "--split-by", rule, "--held-out", "1"]
         assert medicat.main([*more, *SMALL]) == 0
@@ -290,8 +317,14 @@ def test_vqa_med_captions(tmp_path):
         "C3_Organ": ["lung, mediastinum, pleura", "breast tissue", "skull", "spine"],
         "C4_Abnormality": ["pneumonia", "yes", "tumour", "disc   hernia"],
     }
-    questions = {"C1_Modality": ["what is it?", "is this a ct scan?", "is this  an mri image?",
-                                 "was gi contrast given?"]}  # fmt: skip
+    questions = {
+        "C1_Modality": [
+            "what is it?",
+            "is this a ct scan?",
+            "is this  an mri image?",
+            "was gi contrast given?",
+        ]
+    }
     (folder / "QAPairsByCategory").mkdir(parents=True)
     for category, said in answers.items():
         asked = questions.get(category, ["is this a normal x-ray?"] * 4)
@@ -310,11 +343,16 @@ def test_vqa_med_captions(tmp_path):
         "synpic2": ["mri image, axial, skull, tumour"],
         "synpic3": ["coronal, spine, disc hernia"],
     }
-    assert dropped(train) == {"answer: yes or no says nothing alone": 3,
-                              "line: not `image|question|answer`": 1}  # fmt: skip
+    assert dropped(train) == {
+        "answer: yes or no says nothing alone": 3,
+        "line: not `image|question|answer`": 1,
+    }
     without = [*more, "--out", str(tmp_path / "w"), "--categories", "organ", "modality"]
     assert vqa_med_2019.main(without) == 0  # the control: a caption that states the tested plane
-    assert texts_of(Shards(tmp_path / "w" / "train")) | texts_of(Shards(tmp_path / "w" / "valid")) \
-        == {"synpic0": ["cta - ct angiography, lung, mediastinum, pleura"],
-            "synpic2": ["mri image, skull"]}  # the others' are under three words
+    assert texts_of(Shards(tmp_path / "w" / "train")) | texts_of(
+        Shards(tmp_path / "w" / "valid")
+    ) == {
+        "synpic0": ["cta - ct angiography, lung, mediastinum, pleura"],
+        "synpic2": ["mri image, skull"],
+    }  # the others' are under three words
     assert vqa_med_2019.main([*more, "--out", str(tmp_path / "o"), "--held-out", "9"]) == 1

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import mimic_cxr
-from m3ae.data.chunks import Drops
+from m3ae.corpora.items import Drops
+from m3ae.corpora.verification import verify
 from m3ae.data.shards import Shards
-from m3ae.data.verification import verify
 from tests.data_prep.test_corpora import SMALL, dropped, save_image, texts_of
 from tests.data_prep.test_question_parsers import (
     ALLOWED,
@@ -73,7 +73,10 @@ def test_sections_of_a_study_beside_its_images(tmp_path, ending):
     splits = {name: Shards(tmp_path / "out" / name) for name in ("train", "valid", "test")}
     both = ['Clear lungs, "normal" heart size.', "No acute disease."]
     assert texts_of(splits["train"]) == {
-        "a1-0": both, "a2-0": both, "b1-0": ["Small left effusion seen."]}  # fmt: skip
+        "a1-0": both,
+        "a2-0": both,
+        "b1-0": ["Small left effusion seen."],
+    }
     assert texts_of(splits["valid"]) == {"d1-0": ["Normal."]}
     assert texts_of(splits["test"]) == {"e1-0": both}
     assert dropped(splits["train"]) == {
@@ -81,8 +84,12 @@ def test_sections_of_a_study_beside_its_images(tmp_path, ending):
         "image: its study has no row in mimic_cxr_sectioned": 1,
     }
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["corpus"]["train"] == {"images": 5, "studies": 4, "studies_without_report": 1,
-                                         "studies_without_section": 1}  # fmt: skip
+    assert report["corpus"]["train"] == {
+        "images": 5,
+        "studies": 4,
+        "studies_without_report": 1,
+        "studies_without_section": 1,
+    }
     assert splits["train"].manifest["kind"] == "pairs"
     assert all(verify(split.folder) == [] for split in splits.values())
 
@@ -93,21 +100,33 @@ def test_options(tmp_path, capsys):
     write(raw)
     joined = 'Clear lungs, "normal" heart size. No acute disease.'
     options = {
-        "a": (["--join", "--last-paragraph"], {
-            "a1-0": [joined], "a2-0": [joined], "b1-0": ["Small left effusion seen."],
-            "c1-0": ["Lines are in place."]}),
-        "b": (["--sections", "impression"], {"a1-0": ["No acute disease."],
-                                             "a2-0": ["No acute disease."]}),
-        "c": (["--views", "pa", "AP", "--sections", "findings", "impression", "--join"], {
-            "a1-0": [joined], "b1-0": ["Small left effusion seen."]}),
-    }  # fmt: skip
+        "a": (
+            ["--join", "--last-paragraph"],
+            {
+                "a1-0": [joined],
+                "a2-0": [joined],
+                "b1-0": ["Small left effusion seen."],
+                "c1-0": ["Lines are in place."],
+            },
+        ),
+        "b": (
+            ["--sections", "impression"],
+            {"a1-0": ["No acute disease."], "a2-0": ["No acute disease."]},
+        ),
+        "c": (
+            ["--views", "pa", "AP", "--sections", "findings", "impression", "--join"],
+            {"a1-0": [joined], "b1-0": ["Small left effusion seen."]},
+        ),
+    }
     for out, (more, expected) in options.items():
         more = [*more, "--split", "train"]
         assert mimic_cxr.main(arguments(raw, *more, out=out)) == 0
         assert texts_of(Shards(tmp_path / out / "train")) == expected
     assert dropped(Shards(tmp_path / "c" / "train")) == {
-        "image: view LATERAL not among --views": 1, "image: view unknown not among --views": 1,
-        "image: its study has no row in mimic_cxr_sectioned": 1}  # fmt: skip
+        "image: view LATERAL not among --views": 1,
+        "image: view unknown not among --views": 1,
+        "image: its study has no row in mimic_cxr_sectioned": 1,
+    }
     capsys.readouterr()
     assert mimic_cxr.main(arguments(raw, "--split", "train", out="c")) == 1
     assert "views was ['AP', 'PA'], is None" in capsys.readouterr().err
@@ -118,14 +137,21 @@ def test_options(tmp_path, capsys):
 def test_bad_rows_are_counted(tmp_path):
     """An id from a table that leads out of the folder, or a bad row that ends the run."""
     raw = tmp_path / "raw"
-    bad = [("../../../../one", "50000001", "10000032", "train", "PA"),
-           ("x1", "5/../../1", "10000032", "train", "PA"), ("x2", "50000001", "", "train", "PA"),
-           ("x3\0", "50000001", "10000032", "train", "PA"),
-           ("x4", "50000001.0", "10000032", "train", "PA"),
-           ("x5", "50000001", "10000032", "trial", "PA")]  # fmt: skip
+    bad = [
+        ("../../../../one", "50000001", "10000032", "train", "PA"),
+        ("x1", "5/../../1", "10000032", "train", "PA"),
+        ("x2", "50000001", "", "train", "PA"),
+        ("x3\0", "50000001", "10000032", "train", "PA"),
+        ("x4", "50000001.0", "10000032", "train", "PA"),
+        ("x5", "50000001", "10000032", "trial", "PA"),
+    ]
     write(raw, images=IMAGES)
-    rows = [["dicom_id", "study_id", "subject_id", "split"], *(row[:4] for row in IMAGES + bad),
-            ["x6"], ["a1-0", "50000001", "10000032", "train"]]  # fmt: skip
+    rows = [
+        ["dicom_id", "study_id", "subject_id", "split"],
+        *(row[:4] for row in IMAGES + bad),
+        ["x6"],
+        ["a1-0", "50000001", "10000032", "train"],
+    ]
     write_table(raw / "mimic-cxr-2.0.0-split.csv.gz", rows)
     more = [["s50000001", "Another one.", "", "", ""], ["50x", "a b c", "", "", ""], ["s5"]]
     write_table(raw / "mimic_cxr_sectioned.csv", SECTIONED + more)
@@ -143,20 +169,27 @@ def test_bad_rows_are_counted(tmp_path):
         "image: key occurs twice, first one kept": 1,
         "image: its study has none of the sections": 1,
         "image: its study has no row in mimic_cxr_sectioned": 1,
-        "image: missing": 1, "text: its image was left out": 1,
-    }  # fmt: skip
+        "image: missing": 1,
+        "text: its image was left out": 1,
+    }
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("mimic-cxr-2.0.0-split.csv.gz", None, "a table of MIMIC-CXR (.csv.gz or .csv)"),
-    ("mimic-cxr-2.0.0-split.csv.gz", b"dicom_id,study_id\n", "damaged (Not a gzipped file"),
-    ("mimic-cxr-2.0.0-split.csv.gz", gzip.compress(b"dicom_id\n"), "no column 'study_id'"),
-    ("mimic-cxr-2.0.0-split.csv.gz", gzip.compress(b"dicom_id," * 999)[:-9], "damaged"),
-    ("mimic-cxr-2.0.0-split.csv.gz", gzip.compress(b"dicom_id,study_id,subject_id,split\n"),
-     "no image in the table of splits"),
-    ("mimic_cxr_sectioned.csv", b"study,findings,impression\n", "no image is left"),
-    ("files", None, "MIMIC-CXR-JPG's images"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("mimic-cxr-2.0.0-split.csv.gz", None, "a table of MIMIC-CXR (.csv.gz or .csv)"),
+        ("mimic-cxr-2.0.0-split.csv.gz", b"dicom_id,study_id\n", "damaged (Not a gzipped file"),
+        ("mimic-cxr-2.0.0-split.csv.gz", gzip.compress(b"dicom_id\n"), "no column 'study_id'"),
+        ("mimic-cxr-2.0.0-split.csv.gz", gzip.compress(b"dicom_id," * 999)[:-9], "damaged"),
+        (
+            "mimic-cxr-2.0.0-split.csv.gz",
+            gzip.compress(b"dicom_id,study_id,subject_id,split\n"),
+            "no image in the table of splits",
+        ),
+        ("mimic_cxr_sectioned.csv", b"study,findings,impression\n", "no image is left"),
+        ("files", None, "MIMIC-CXR-JPG's images"),
+    ],
+)
 def test_mistakes(tmp_path, capsys, name, content, message):
     """A table that is missing or cut short ends in a traceback, or in an empty corpus."""
     raw = tmp_path / "raw"
@@ -187,8 +220,15 @@ def test_mimic_tables(tmp_path):
     good = [["a-1", "50000001", "10000032", "train"], ["a-2", "50000001", "10000032", "test"]]
 
     @MANY
-    @given(images=table(IDS), reports=table(REPORTS), views=table(["dicom_id", "ViewPosition"]),
-           cut=CUTS, zipped=st.booleans(), join=st.booleans(), fallback=st.booleans())  # fmt: skip
+    @given(
+        images=table(IDS),
+        reports=table(REPORTS),
+        views=table(["dicom_id", "ViewPosition"]),
+        cut=CUTS,
+        zipped=st.booleans(),
+        join=st.booleans(),
+        fallback=st.booleans(),
+    )
     def check(images, reports, views, cut, zipped, join, fallback):
         paths = {}
         for name, (head, rows) in {"ids": images, "texts": reports, "views": views}.items():
@@ -203,7 +243,10 @@ def test_mimic_tables(tmp_path):
             ids = mimic_cxr.read_ids(paths["ids"], drops)
         except ALLOWED:
             assert cut or [images[0], reports[0], views[0]] != [
-                IDS, REPORTS, ["dicom_id", "ViewPosition"]]  # fmt: skip
+                IDS,
+                REPORTS,
+                ["dicom_id", "ViewPosition"],
+            ]
             return
         if not cut:
             total = sum(map(len, ids.values())) + len(texts) + len(said) + drops.counts.total()

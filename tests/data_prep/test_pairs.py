@@ -31,8 +31,21 @@ def raw(tmp_path) -> Path:
 
 
 def run(table: Path, raw: Path, *more: str) -> int:
-    return pairs.main(["--table", str(table), "--raw", str(raw), "--out", str(raw.parent / "out"),
-                       "--px", "16", "--workers", "0", *more])  # fmt: skip
+    return pairs.main(
+        [
+            "--table",
+            str(table),
+            "--raw",
+            str(raw),
+            "--out",
+            str(raw.parent / "out"),
+            "--px",
+            "16",
+            "--workers",
+            "0",
+            *more,
+        ]
+    )
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -75,15 +88,18 @@ def test_every_kind_of_table(tmp_path, raw, kind, capsys):
         parquet.write_table(pyarrow.Table.from_pylist(rows), table, row_group_size=2)
     assert run(table, raw) == 0
     assert contents(raw.parent / "out" / "train") == {
-        "A/0": "first text of a", "A/1": "second text of a", "L/0": "a link inside raw",
+        "A/0": "first text of a",
+        "A/1": "second text of a",
+        "L/0": "a link inside raw",
         "C/0": 'quoted, with "comma" and a new line',
-    }  # fmt: skip
+    }
     assert contents(raw.parent / "out" / "valid") == {"B/0": "held out text here"}
     report = Shards(raw.parent / "out" / "train").manifest["report"]["dropped"]
     assert {reason: entry["count"] for reason, entry in report.items()} == {
-        "row: image path leaves --raw": 3, "row: no image or no text": 1,
+        "row: image path leaves --raw": 3,
+        "row: no image or no text": 1,
         "row: a split is named by letters, digits, _ and -": 1,
-    }  # fmt: skip
+    }
 
 
 def test_parquet_with_images_inside(tmp_path, raw):
@@ -91,8 +107,13 @@ def test_parquet_with_images_inside(tmp_path, raw):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     images = [as_bytes(k) for k in range(5)]
-    rows = [{"image": {"bytes": data, "path": None if k == 3 else "image.png"},
-             "text": f"text of number {k}"} for k, data in enumerate(images)]  # fmt: skip
+    rows = [
+        {
+            "image": {"bytes": data, "path": None if k == 3 else "image.png"},
+            "text": f"text of number {k}",
+        }
+        for k, data in enumerate(images)
+    ]
     rows[4]["image"]["bytes"] = None
     table = tmp_path / "hub.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), table, row_group_size=2)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_prep import phantoms
-from m3ae.data import phantom_texts
+from m3ae.corpora import phantom_texts
 
 SMALL = ["--train", "9", "--validation", "2", "--test", "3", "--medicat", "6", "--vqa", "12"]
 SMALL += ["--px", "64"]
@@ -223,9 +223,17 @@ def test_medicat_layout(corpus):
     for entry in entries:
         assert (release / "figures" / f"{entry['pdf_hash']}_{entry['fig_uri']}").exists()
         assert set(entry) == {
-            "pdf_hash", "fig_key", "fig_uri", "s2_caption", "s2orc_caption", "s2orc_references",
-            "radiology", "scope", "predicted_type", "oa_info",
-        }  # fmt: skip
+            "pdf_hash",
+            "fig_key",
+            "fig_uri",
+            "s2_caption",
+            "s2orc_caption",
+            "s2orc_references",
+            "radiology",
+            "scope",
+            "predicted_type",
+            "oa_info",
+        }
         for text in entry["s2orc_references"] or []:
             caption = re.sub(r"Figure \d+", "", entry["s2_caption"])
             assert facts_in(re.sub(r"Figure \d+", "", text)) == facts_in(caption)

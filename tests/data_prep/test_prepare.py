@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from data_prep import roco, verify
-from m3ae.data import chunks
-from m3ae.data import prepare as prepare_module
+from m3ae.corpora import chunks
+from m3ae.corpora import prepare as prepare_module
 from m3ae.data.images import decode, resize_crop
 from m3ae.data.shards import Shards
 from m3ae.data.texts import encode, load_tokenizer, train_wordpiece
@@ -64,8 +64,11 @@ def run(raw: Path, out: Path, *more: str) -> int:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes()
-            for path in folder.rglob("*") if path.is_file()}  # fmt: skip
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -106,13 +109,19 @@ def test_bad_input_is_left_out_counted_and_listed(tmp_path, monkeypatch, capsys)
     deep = Image.fromarray(np.full((20, 20), 3000, dtype=np.uint16))
     frames = [picture(1).convert("P"), picture(2).convert("P")]
     images = {
-        "good": good, "missing": None, "empty": b"", "html": b"<html>404</html>",
-        "short": good[: len(good) // 2], "deep": as_bytes(deep, "PNG"),
+        "good": good,
+        "missing": None,
+        "empty": b"",
+        "html": b"<html>404</html>",
+        "short": good[: len(good) // 2],
+        "deep": as_bytes(deep, "PNG"),
         "giant": as_bytes(picture(1, size=(100, 30))),
-        "cmyk": as_bytes(picture(1, "CMYK")), "turned": as_bytes(picture(1), exif=exif),
+        "cmyk": as_bytes(picture(1, "CMYK")),
+        "turned": as_bytes(picture(1), exif=exif),
         "animated": as_bytes(frames[0], "GIF", save_all=True, append_images=frames[1:]),
-        "latin": good, "brief": good,
-    }  # fmt: skip
+        "latin": good,
+        "brief": good,
+    }
     lines = [f"{key}\t A caption of {key}\n".encode() for key in images][:-2]
     lines += [b"latin\tbl\xe4ue Kn\xf6chel im Bild\n", b"brief\ttwo  words\n"]
     lines += [b"no tab here\n", b"\n", b"good\tanother caption of good\n"]
@@ -124,14 +133,26 @@ def test_bad_input_is_left_out_counted_and_listed(tmp_path, monkeypatch, capsys)
     report = json.loads((tmp_path / "out" / "report.json").read_text())["splits"]["train"]["report"]
     dropped = {reason: entry["count"] for reason, entry in report["dropped"].items()}
     assert dropped == {
-        "image: missing": 1, "image: zero bytes": 1, "image: unreadable": 1, "image: truncated": 1,
-        "image: 16-bit": 1, "image: too many pixels": 1, "image: no text left": 2,
-        "text: its image was left out": 6, "text: not UTF-8": 1, "text: fewer than 3 words": 1,
-        "line: not `id<TAB>caption`": 1, "line: id occurs twice, first one kept": 1,
-    }  # fmt: skip
+        "image: missing": 1,
+        "image: zero bytes": 1,
+        "image: unreadable": 1,
+        "image: truncated": 1,
+        "image: 16-bit": 1,
+        "image: too many pixels": 1,
+        "image: no text left": 2,
+        "text: its image was left out": 6,
+        "text: not UTF-8": 1,
+        "text: fewer than 3 words": 1,
+        "line: not `id<TAB>caption`": 1,
+        "line: id occurs twice, first one kept": 1,
+    }
     assert report["dropped"]["image: truncated"]["examples"][0].startswith("short (short.jpg)")
-    assert set(report["notes"]) == {"CMYK converted", "EXIF rotation ignored", "palette",
-                                    "first frame of several taken"}  # fmt: skip
+    assert set(report["notes"]) == {
+        "CMYK converted",
+        "EXIF rotation ignored",
+        "palette",
+        "first frame of several taken",
+    }
     assert report["texts_seen"] == 12 == len(split) + 6 + 2
     assert "image: zero bytes" in capsys.readouterr().out
     assert run(raw, tmp_path / "windowed", "--window", "0", "4000") == 0
@@ -214,7 +235,8 @@ def test_a_trained_tokenizer_is_kept(tmp_path, capsys):
     assert everything(out / "tokenizer") == made
     assert run(raw, out, "--tokenizer", "train:50") == 1
     assert "tokenizer: prepared with other options (entries was 60, is 50)" in (
-        capsys.readouterr().err)  # fmt: skip
+        capsys.readouterr().err
+    )
 
 
 def test_exclude_limit_and_split(tmp_path, capsys):
@@ -324,8 +346,13 @@ def test_killed_at_twenty_random_moments(tmp_path, chunks_of_four):
     images |= {"ROCO_00007": b"<html>", "ROCO_00021": None}
     raw, out = write_roco(tmp_path / "raw", images), tmp_path / "killed"
     assert run(raw, tmp_path / "whole") == 0
-    ran = subprocess.run([sys.executable, "-c", KILLER, str(raw), str(out), "7"], cwd=ROOT,
-                         capture_output=True, text=True, timeout=300)  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLER, str(raw), str(out), "7"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert "killed 20 finished" in ran.stdout and ran.stdout.rstrip().endswith("status 0")
     wanted = everything(tmp_path / "whole")
@@ -341,9 +368,22 @@ def test_workers_end_with_their_parent(tmp_path):
     (raw / "train" / "radiology" / "images" / "R0.jpg").unlink()
     os.mkfifo(raw / "train" / "radiology" / "images" / "R0.jpg")  # reading it never ends
     process = subprocess.Popen(
-        [sys.executable, "data_prep/roco.py", "--raw", str(raw), "--out", str(tmp_path / "out"),
-         "--px", "16", "--workers", "1"], cwd=ROOT, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL)  # fmt: skip
+        [
+            sys.executable,
+            "data_prep/roco.py",
+            "--raw",
+            str(raw),
+            "--out",
+            str(tmp_path / "out"),
+            "--px",
+            "16",
+            "--workers",
+            "1",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     listed, children, limit = Path(f"/proc/{process.pid}/task/{process.pid}/children"), [], 60
 
     def working() -> list[str]:
@@ -399,10 +439,20 @@ def test_tokens_are_those_of_the_tokenizer(tmp_path):
     folder = tmp_path / "words"
     train_wordpiece(["axial ct of case roco _ 0123456789."], 60, folder)
     settings = json.loads((folder / "tokenizer.json").read_text())
-    settings["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst",
-                              "stride": 0}  # fmt: skip
-    settings["padding"] = {"strategy": {"Fixed": 40}, "direction": "Right", "pad_id": 0,
-                           "pad_to_multiple_of": None, "pad_type_id": 0, "pad_token": "[PAD]"}
+    settings["truncation"] = {
+        "direction": "Right",
+        "max_length": 4,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    settings["padding"] = {
+        "strategy": {"Fixed": 40},
+        "direction": "Right",
+        "pad_id": 0,
+        "pad_to_multiple_of": None,
+        "pad_type_id": 0,
+        "pad_token": "[PAD]",
+    }
     (folder / "tokenizer.json").write_text(json.dumps(settings))
     assert run(ten(tmp_path / "raw"), tmp_path / "out", "--tokenizer", str(folder)) == 0
     tokenizer = load_tokenizer(folder)

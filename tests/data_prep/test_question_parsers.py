@@ -19,20 +19,58 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep import slake, vqa_med_2019, vqa_rad
-from m3ae.data.chunks import Drops, Item, clean
-from m3ae.data.prepare import read_lines
-from m3ae.data.questions import Question, count_types, coverage, labels, to_items
+from m3ae.corpora.chunks import clean
+from m3ae.corpora.items import Drops, Item
+from m3ae.corpora.questions import Question, count_types, coverage, labels, to_items
+from m3ae.corpora.tables import read_lines
 
-MANY = settings(max_examples=2000, database=None,
-                suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+MANY = settings(
+    max_examples=2000, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 ALLOWED = (ValueError, OSError)
 ELSEWHERE = ["../../x", "/etc/x", "..", "a/../../x", "..\\x", "C:x", "C:\\x", "a\0b", "\\\\h\\x"]
-CELLS = [*ELSEWHERE, "", " ", ".", "a", "a.jpg", "b/source.jpg", "x" * 300, "é", "\u2028", "1",
-         "-1", "1e999", "yes", "#", "(", "a#(b)", "NULL", "en", "open", "CLOSED ", '"', "|", ",",
-         "\n", "\r", "\ufeff", "train", "50000001", "s50000001"]  # fmt: skip
+CELLS = [
+    *ELSEWHERE,
+    "",
+    " ",
+    ".",
+    "a",
+    "a.jpg",
+    "b/source.jpg",
+    "x" * 300,
+    "é",
+    "\u2028",
+    "1",
+    "-1",
+    "1e999",
+    "yes",
+    "#",
+    "(",
+    "a#(b)",
+    "NULL",
+    "en",
+    "open",
+    "CLOSED ",
+    '"',
+    "|",
+    ",",
+    "\n",
+    "\r",
+    "\ufeff",
+    "train",
+    "50000001",
+    "s50000001",
+]
 WORDS = st.sampled_from(CELLS) | st.text(max_size=3)
-VALUES = st.one_of(WORDS, st.none(), st.booleans(), st.integers(), st.floats(),
-                   st.lists(WORDS, max_size=2), st.just("\ud800"))  # fmt: skip
+VALUES = st.one_of(
+    WORDS,
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.lists(WORDS, max_size=2),
+    st.just("\ud800"),
+)
 
 
 def damage(data: bytes, cut: tuple[int, int, bytes]) -> bytes:
@@ -76,31 +114,54 @@ def as_csv(rows: list[list[str]]) -> bytes:
 def table(header: list[str]) -> st.SearchStrategy:
     """A CSV: mostly that header, rows of nasty cells, of mostly the right length."""
     cell = WORDS.filter(lambda s: not any("\ud800" <= c <= "\udfff" for c in s)) | st.just("\udcff")
-    rows = st.lists(st.lists(cell, min_size=len(header), max_size=len(header))
-                    | st.lists(cell, max_size=3), max_size=3)  # fmt: skip
+    rows = st.lists(
+        st.lists(cell, min_size=len(header), max_size=len(header)) | st.lists(cell, max_size=3),
+        max_size=3,
+    )
     heads = st.sampled_from([header] * 8 + [header[1:], [*header, header[0]], []])
     return st.builds(lambda head, some: (head, some), heads, rows)
 
 
 # ------------------------------------------------------------------ VQA-RAD and SLAKE
 
-RAD = {"qid": 1, "phrase_type": "freeform", "image_name": "a.jpg", "question": "What?",
-       "question_frame": "NULL", "question_type": "PRES", "answer": "yes", "answer_type": "OPEN"}
-SLAKE = {"qid": 1, "img_name": "xmlab1/source.jpg", "question": "What?", "answer": "CT",
-         "q_lang": "en", "answer_type": "OPEN", "content_type": "Organ"}  # fmt: skip
+RAD = {
+    "qid": 1,
+    "phrase_type": "freeform",
+    "image_name": "a.jpg",
+    "question": "What?",
+    "question_frame": "NULL",
+    "question_type": "PRES",
+    "answer": "yes",
+    "answer_type": "OPEN",
+}
+SLAKE = {
+    "qid": 1,
+    "img_name": "xmlab1/source.jpg",
+    "question": "What?",
+    "answer": "CT",
+    "q_lang": "en",
+    "answer_type": "OPEN",
+    "content_type": "Organ",
+}
 
 
 def rows_like(good: dict) -> st.SearchStrategy:
     """A few rows with some columns changed or removed, or anything in their place."""
     key = st.sampled_from(list(good))
-    special = {"qid": st.sampled_from([1, "1", "1-frame", "1-2"]),
-               "question_frame": st.sampled_from(["Which?", "\ud800"]),
-               "answer": st.sampled_from(["no", "\ud800"]),
-               "phrase_type": st.sampled_from(["para", "test_para"])}  # fmt: skip
+    special = {
+        "qid": st.sampled_from([1, "1", "1-frame", "1-2"]),
+        "question_frame": st.sampled_from(["Which?", "\ud800"]),
+        "answer": st.sampled_from(["no", "\ud800"]),
+        "phrase_type": st.sampled_from(["para", "test_para"]),
+    }
     changes = st.dictionaries(key, VALUES, max_size=2)
     often = st.fixed_dictionaries({}, optional={k: v for k, v in special.items() if k in good})
-    row = st.builds(lambda c, o, gone: {k: v for k, v in {**good, **o, **c}.items() if k != gone},
-                    changes, often, st.none() | key)  # fmt: skip
+    row = st.builds(
+        lambda c, o, gone: {k: v for k, v in {**good, **o, **c}.items() if k != gone},
+        changes,
+        often,
+        st.none() | key,
+    )
     return st.lists(row | VALUES, max_size=3)
 
 
@@ -145,25 +206,50 @@ def test_vqa_rad_parquet_rows(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     raw = Path(os.path.normpath(tmp_path))
     official = raw / "official.json"
-    official.write_text(json.dumps([{**RAD, "question_frame": "Which?"}, {**RAD, "qid": 2,
-                        "phrase_type": "test_para", "question_frame": "Who?"}]))  # fmt: skip
+    official.write_text(
+        json.dumps(
+            [
+                {**RAD, "question_frame": "Which?"},
+                {**RAD, "qid": 2, "phrase_type": "test_para", "question_frame": "Who?"},
+            ]
+        )
+    )
     cells = ["What?", "which?", "who?", "yes", " YES", "NULL", None, *CELLS[9:20]]
-    columns = st.sampled_from([
-        *([one, two] for one in cells for two in cells[:6]), [1, None], [-1, 2**62], [None, None],
-        [0.5, float("nan")], [b"\xff", b"a"], [[1], []], [{"a": 1}, None], [True, False],
-        [datetime.date(1, 1, 1), None], [datetime.timedelta(1), None],
-        [decimal.Decimal("1.5"), None],
-    ])  # fmt: skip
+    columns = st.sampled_from(
+        [
+            *([one, two] for one in cells for two in cells[:6]),
+            [1, None],
+            [-1, 2**62],
+            [None, None],
+            [0.5, float("nan")],
+            [b"\xff", b"a"],
+            [[1], []],
+            [{"a": 1}, None],
+            [True, False],
+            [datetime.date(1, 1, 1), None],
+            [datetime.timedelta(1), None],
+            [decimal.Decimal("1.5"), None],
+        ]
+    )
     stored = [{"bytes": data, "path": "../../x"} for data in (b"", b"one", b"two", None)]
-    images = st.sampled_from([*([one, two] for one in stored for two in stored), [stored[1], None],
-                              [b"one", b"two"], ["x", "y"], [1, 2], [None, None]])  # fmt: skip
+    images = st.sampled_from(
+        [
+            *([one, two] for one in stored for two in stored),
+            [stored[1], None],
+            [b"one", b"two"],
+            ["x", "y"],
+            [1, 2],
+            [None, None],
+        ]
+    )
     good = {"image": stored[1:3], "question": ["What?", "who?"], "answer": ["yes", "yes"]}
     parquet.write_table(pyarrow.table(good), raw / "test.parquet")
     names = st.sampled_from(["image", "image", "image", "picture"])
 
     @MANY
-    @given(image=images, question=columns, answer=columns, name=names, cut=CUTS,
-           joined=st.booleans())  # fmt: skip
+    @given(
+        image=images, question=columns, answer=columns, name=names, cut=CUTS, joined=st.booleans()
+    )
     def check(image, question, answer, name, cut, joined):
         table = pyarrow.table({name: image, "question": question, "answer": answer})
         parquet.write_table(table, raw / "train.parquet", row_group_size=1, compression="none")
@@ -213,11 +299,15 @@ def test_vqa_med_lines(tmp_path):
     """A line that ends the run, names an image elsewhere, or is neither read nor counted."""
     raw = Path(os.path.normpath(tmp_path))
     cell = WORDS.map(lambda s: s.encode("utf-8", "replace")) | st.sampled_from(
-        [b"\xff", b"organ", b"organ", b"synpic1", b"lung (left)#heart"])  # fmt: skip
+        [b"\xff", b"organ", b"organ", b"synpic1", b"lung (left)#heart"]
+    )
 
     @MANY
-    @given(lines=st.lists(st.lists(cell, max_size=5), max_size=3), end=st.sampled_from(
-        [b"\n", b"\r\n"]), cut=CUTS)  # fmt: skip
+    @given(
+        lines=st.lists(st.lists(cell, max_size=5), max_size=3),
+        end=st.sampled_from([b"\n", b"\r\n"]),
+        cut=CUTS,
+    )
     def check(lines, end, cut):
         data = end.join(b"|".join(columns) for columns in lines)
         path = raw / "lines.txt"
@@ -236,6 +326,7 @@ def test_vqa_med_lines(tmp_path):
 
 def _of_other_categories(path: Path) -> int:
     """Good lines of categories not asked for, which are no drops."""
-    every = vqa_med_2019.read_questions(vqa_med_2019.Source(path.parent, ((path, ""),)),
-                                        vqa_med_2019.NAMES, Drops())  # fmt: skip
+    every = vqa_med_2019.read_questions(
+        vqa_med_2019.Source(path.parent, ((path, ""),)), vqa_med_2019.NAMES, Drops()
+    )
     return sum(question.fields["question_type"] != "organ" for question in every)

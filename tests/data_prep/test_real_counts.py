@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import vqa_med_2019, vqa_rad
-from m3ae.data.questions import labels
+from m3ae.corpora.questions import labels
 from m3ae.data.shards import Shards
 
 LEAKED = Path(__file__).parents[2] / "docs/lists/vqa_rad_leaked.tsv"
@@ -32,10 +32,13 @@ def test_vqa_rad(tmp_path):
     assert vqa_rad.main(["--raw", str(raw), "--out", str(out), *SMALL]) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["corpus"] == {
-        "image_files": 315, "images_asked_about": {"all": 314, "train": 313, "test": 203},
+        "image_files": 315,
+        "images_asked_about": {"all": 314, "train": 313, "test": 203},
         "training_sets": {"paper": 3064, "strict": 2780, "unframed": 1797},
-        "framed": 1267, "leaked": 284, "test": {"questions": 451, "closed": 272, "open": 179},
-    }  # fmt: skip
+        "framed": 1267,
+        "leaked": 284,
+        "test": {"questions": 451, "closed": 272, "open": 179},
+    }
     assert report["answers"]["paper"] == {"answers": 498, "test_coverage": 1.0}
     assert report["answers"]["train"] == {"answers": 418, "test_coverage": 0.7517}
     train, test = Shards(out / "train"), Shards(out / "test")
@@ -66,9 +69,9 @@ def test_vqa_rad_list_of_leaked_questions(tmp_path):
     listed = [line.split("\t") for line in lines[1:]]
     assert len(listed) == 284 and len({qid for _, _, qid in listed}) == 284
     assert [(i, f"{image}.jpg", i.removesuffix("-frame")) for i, image, _ in made] == [
-        tuple(row) for row in listed]  # fmt: skip
-    official = {str(row["qid"]): row
-                for row in json.loads((raw / vqa_rad.OFFICIAL).read_text())}  # fmt: skip
+        tuple(row) for row in listed
+    ]
+    official = {str(row["qid"]): row for row in json.loads((raw / vqa_rad.OFFICIAL).read_text())}
     for (_, image, qid), (_, _, question) in zip(listed, made, strict=True):
         row = official[qid]
         assert row["phrase_type"].startswith("test_") and row["image_name"] == image
@@ -109,10 +112,13 @@ def test_vqa_rad_parquet_copy(tmp_path):
     assert vqa_rad.main([*arguments, str(tmp_path / "alone")]) == 0
     report = json.loads((tmp_path / "alone" / "report.json").read_text())
     assert report["corpus"] == {
-        "image_files": 314, "images_asked_about": {"all": 314, "train": 313, "test": 203},
-        "training_sets": {"copy": 1793}, "framed": None, "leaked": None,
+        "image_files": 314,
+        "images_asked_about": {"all": 314, "train": 313, "test": 203},
+        "training_sets": {"copy": 1793},
+        "framed": None,
+        "leaked": None,
         "test": {"questions": 451, "closed": 251, "open": 200},
-    }  # fmt: skip
+    }
     more = ["--official", str(raw / vqa_rad.OFFICIAL)]
     assert vqa_rad.main([*arguments, str(tmp_path / "joined"), *more]) == 0
     report = json.loads((tmp_path / "joined" / "report.json").read_text())
@@ -136,13 +142,28 @@ def test_vqa_med_2019(tmp_path):
     assert vqa_med_2019.main([*more, "--out", str(out), *SMALL]) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["corpus"] == {
-        "train": {"image_files": 3200, "images_asked_about": 3200, "questions": 9600,
-                  "closed": 1184, "open": 8416},
-        "valid": {"image_files": 500, "images_asked_about": 500, "questions": 1500,
-                  "closed": 179, "open": 1321},
-        "test": {"image_files": 500, "images_asked_about": 375, "questions": 375,
-                 "closed": 53, "open": 322},
-    }  # fmt: skip
+        "train": {
+            "image_files": 3200,
+            "images_asked_about": 3200,
+            "questions": 9600,
+            "closed": 1184,
+            "open": 8416,
+        },
+        "valid": {
+            "image_files": 500,
+            "images_asked_about": 500,
+            "questions": 1500,
+            "closed": 179,
+            "open": 1321,
+        },
+        "test": {
+            "image_files": 500,
+            "images_asked_about": 375,
+            "questions": 375,
+            "closed": 53,
+            "open": 322,
+        },
+    }
     lists = {name: entry["answers"] for name, entry in report["answers"].items()}
     assert lists == {"paper": 79, "train": 69, "train_valid": 71}
     for name, split in report["splits"].items():
@@ -154,8 +175,10 @@ def test_vqa_med_2019_all_categories():
     """Questions of a category lost: the corpus has 15,292 on 3,200, 500 and 500 images."""
     sources = vqa_med_2019.find_sources(real("vqa_med_2019"), vqa_med_2019.NAMES)
     drops = vqa_med_2019.Drops()
-    asked = {split: vqa_med_2019.read_questions(source, vqa_med_2019.NAMES, drops)
-             for split, source in sources.items()}  # fmt: skip
+    asked = {
+        split: vqa_med_2019.read_questions(source, vqa_med_2019.NAMES, drops)
+        for split, source in sources.items()
+    }
     counts = {split: len({question.image for question in asked[split]}) for split in asked}
     assert counts == {"train": 3200, "valid": 500, "test": 500}
     assert sum(map(len, asked.values())) == 15292 and not drops.counts
@@ -165,8 +188,10 @@ def test_vqa_med_2019_all_categories():
 
 def test_vqa_med_2019_accepted_answers():
     """`#` or `(...)` of a test answer not honoured: right answers counted as wrong."""
-    expected = {vqa_med_2019.NAMES[:3]: (375, 15, 9, 33, 365, 375),
-                vqa_med_2019.NAMES: (500, 32, 12, 68, 451, 462)}  # fmt: skip
+    expected = {
+        vqa_med_2019.NAMES[:3]: (375, 15, 9, 33, 365, 375),
+        vqa_med_2019.NAMES: (500, 32, 12, 68, 451, 462),
+    }
     for categories, counts in expected.items():
         sources = vqa_med_2019.find_sources(real("vqa_med_2019"), categories)
         train, valid, test = (
@@ -177,11 +202,13 @@ def test_vqa_med_2019_accepted_answers():
         fields = [question.fields for question in test]
         marked = [row for row in fields if set("#()") & set(row["answer"])]
         assert (
-            len(fields), len(marked), sum("#" in row["answer"] for row in fields),
+            len(fields),
+            len(marked),
+            sum("#" in row["answer"] for row in fields),
             sum(len(row["alternatives"]) for row in marked),
             sum(row["label"] in known for row in fields),
             sum(not known.isdisjoint(row["alternatives"]) for row in fields),
-        ) == counts  # fmt: skip
+        ) == counts
         # Every other answer has one reading, its label; every marked one has more.
         assert all((len(row["alternatives"]) > 1) == (row in marked) for row in fields)
         assert all(row["label"] in row["alternatives"] or "#" in row["answer"] for row in fields)

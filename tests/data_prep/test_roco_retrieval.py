@@ -16,7 +16,7 @@ SIZES = {"train": 31, "validation": 23, "test": 19}
 
 def write_roco(raw: Path, sizes: dict[str, int] = SIZES, images: bool = True) -> None:
     """Some captions too short, some lines without two columns; the figure's paper is PMC{k % 10}
-    in train, PMC{k} in validation and PMC{k + 5} in test."""  # fmt: skip
+    in train, PMC{k} in validation and PMC{k + 5} in test."""
     number = 0
     for split, size in sizes.items():
         base = raw / split / "radiology"
@@ -58,8 +58,9 @@ def slow_pools(raw: Path, wanted: int, splits=("train", "validation", "test")) -
 
 
 def run(tmp_path: Path, *more: str, out: str = "out") -> int:
-    return roco_retrieval.main(["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / out),
-                                "--pool", "8", *SMALL, *more])  # fmt: skip
+    return roco_retrieval.main(
+        ["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / out), "--pool", "8", *SMALL, *more]
+    )
 
 
 def test_pools_are_the_references(tmp_path):
@@ -93,8 +94,9 @@ def test_pools_depend_on_the_splits_before(tmp_path, capsys):
     alone = slow_pools(raw, 8, ("validation",))["validation"]
     assert run(tmp_path, "--split", "valid") == 0
     found = texts_of(Shards(tmp_path / "out" / "valid"))
-    assert found == {k: [c] for k, c in slow_pools(raw, 8)["validation"]} != {
-        k: [c] for k, c in alone}  # fmt: skip
+    assert (
+        found == {k: [c] for k, c in slow_pools(raw, 8)["validation"]} != {k: [c] for k, c in alone}
+    )
     assert not (tmp_path / "out" / "train").exists()
     (raw / "train").rename(raw / "gone")
     assert run(tmp_path, out="o") == 1
@@ -110,14 +112,21 @@ def test_shared_papers(tmp_path):
     pools = slow_pools(raw, 8)
     number = {"train": 0, "validation": 31, "test": 54}
     for name, split in (("valid", "validation"), ("test", "test")):
-        papers = {key: f"PMC{int(key[5:]) - number[split] + 5 * (split == 'test')}"
-                  for key, _ in pools[split]}  # fmt: skip
+        papers = {
+            key: f"PMC{int(key[5:]) - number[split] + 5 * (split == 'test')}"
+            for key, _ in pools[split]
+        }
         pool = facts["pools"][name]
         assert pool["papers"] == papers and pool["unknown"] == [] and pool["in_medicat"] is None
         assert pool["in_roco_train"] == [k for k in papers if int(papers[k][3:]) < 10]
         counts = facts["corpus"]["pools"][name]
-        assert counts == {"pairs": 8, "papers": 8, "unknown": 0, "in_medicat": None,
-                          "in_roco_train": len(pool["in_roco_train"])}  # fmt: skip
+        assert counts == {
+            "pairs": 8,
+            "papers": 8,
+            "unknown": 0,
+            "in_medicat": None,
+            "in_roco_train": len(pool["in_roco_train"]),
+        }
         assert 0 < len(pool["in_roco_train"]) < 8
     report = json.loads((out / "report.json").read_text())
     assert report["corpus"] == facts["corpus"]
@@ -153,20 +162,34 @@ def test_papers_shared_with_medicat(tmp_path):
     assert run(tmp_path, "--medicat", str(jsonl), "--pmc-ids", str(table)) == 0
     facts = json.loads((out / "papers.json").read_text())
     assert facts["corpus"]["medicat"] == {
-        "pmc_ids_rows": 5, "pmc_ids_rows_malformed": 1, "pool_papers_in_table": 3,
-        "pool_papers_with_doi": 2, "medicat_lines": 7, "medicat_lines_malformed": 2,
-        "medicat_figures_without_doi": 1}  # fmt: skip
+        "pmc_ids_rows": 5,
+        "pmc_ids_rows_malformed": 1,
+        "pool_papers_in_table": 3,
+        "pool_papers_with_doi": 2,
+        "medicat_lines": 7,
+        "medicat_lines_malformed": 2,
+        "medicat_figures_without_doi": 1,
+    }
     names = [f"{row['pdf_hash']}_{row['fig_uri']}" for row in rows]
     full = (out / "medicat_papers_in_full_pools.txt").read_text().splitlines()
-    assert full == [f"{names[0]}\tpaper PMC3 is in valid_full", full[1],
-                    f"{names[4]}\tpaper PMC3 is in valid_full"]  # fmt: skip
+    assert full == [
+        f"{names[0]}\tpaper PMC3 is in valid_full",
+        full[1],
+        f"{names[4]}\tpaper PMC3 is in valid_full",
+    ]
     assert full[1].startswith(f"{names[3]}\tpaper PMC20 is in ")
     pools = facts["pools"]
-    in_full = {key: pools[name]["papers"][key] for name in ("valid_full", "test_full")
-               for key in pools[name]["in_medicat"]}  # fmt: skip
+    in_full = {
+        key: pools[name]["papers"][key]
+        for name in ("valid_full", "test_full")
+        for key in pools[name]["in_medicat"]
+    }
     assert set(in_full.values()) == {"PMC3", "PMC20"}
-    small = {f"{pools[n]['papers'][key]} is in {n}" for n in ("valid", "test")
-             for key in pools[n]["in_medicat"]}  # fmt: skip
+    small = {
+        f"{pools[n]['papers'][key]} is in {n}"
+        for n in ("valid", "test")
+        for key in pools[n]["in_medicat"]
+    }
     listed = (out / "medicat_papers_in_pools.txt").read_text().splitlines()
     assert {line.split("\tpaper ")[1] for line in listed} == small
 
@@ -194,22 +217,30 @@ def test_unknown_and_doubled_papers(tmp_path):
     facts = json.loads((tmp_path / "out" / "papers.json").read_text())
     pool = facts["pools"]["test_full"]
     assert pool["papers"] == {"ROCO_00054": "PMC9"} == {k: "PMC9" for k in pool["in_roco_train"]}
-    assert len(pool["unknown"]) == pool["pairs"] - 1 == facts["corpus"]["pools"]["test_full"][
-        "unknown"]  # fmt: skip
+    assert (
+        len(pool["unknown"])
+        == pool["pairs"] - 1
+        == facts["corpus"]["pools"]["test_full"]["unknown"]
+    )
     drops = facts["corpus"]["papers_dropped"]
     assert {reason: entry["count"] for reason, entry in drops.items()} == {
-        "papers: no file of them": 1, "papers: line without PMC id": 1,
-        "papers: two PMC ids, the first one used": 1}  # fmt: skip
+        "papers: no file of them": 1,
+        "papers: line without PMC id": 1,
+        "papers: two PMC ids, the first one used": 1,
+    }
 
 
 @pytest.mark.parametrize(
     "more, message",
-    [(["--pool", "0"], "--pool 0"), (["--medicat", "x"], "--medicat and --pmc-ids go together"),
-     (["--medicat", "x", "--pmc-ids", "no.csv"], "no.csv: not there; it should be NCBI's"),
-     (["--medicat", "no.jsonl", "--pmc-ids", "ids.csv"], "no column 'DOI'; it has PMID, PMCID"),
-     (["--medicat", "x", "--pmc-ids", "cut.csv.gz"], "cut.csv.gz: "),
-     (["--split", "valid_ful"], "--split valid_ful: the corpus has train, valid")],
-)  # fmt: skip
+    [
+        (["--pool", "0"], "--pool 0"),
+        (["--medicat", "x"], "--medicat and --pmc-ids go together"),
+        (["--medicat", "x", "--pmc-ids", "no.csv"], "no.csv: not there; it should be NCBI's"),
+        (["--medicat", "no.jsonl", "--pmc-ids", "ids.csv"], "no column 'DOI'; it has PMID, PMCID"),
+        (["--medicat", "x", "--pmc-ids", "cut.csv.gz"], "cut.csv.gz: "),
+        (["--split", "valid_ful"], "--split valid_ful: the corpus has train, valid"),
+    ],
+)
 def test_mistakes(tmp_path, capsys, monkeypatch, more, message):
     """A traceback for a wrong option or table."""
     write_roco(tmp_path / "raw", images=False)

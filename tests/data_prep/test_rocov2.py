@@ -28,8 +28,9 @@ def write_captions(raw: Path, split: str, captions: list[str], extra: str = "") 
 
 
 def run(tmp_path: Path, *more: str) -> int:
-    return rocov2.main(["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"),
-                        *SMALL, *more])  # fmt: skip
+    return rocov2.main(
+        ["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), *SMALL, *more]
+    )
 
 
 def originals(split: Shards) -> dict[str, bytes]:
@@ -57,10 +58,15 @@ def test_folders(tmp_path):
         wanted = [" ".join(caption.split()) for caption in captions]
         assert texts_of(shards) == {key(split, k): [wanted[k]] for k in range(shards.num_images)}
     assert dropped(Shards(tmp_path / "out" / "test")) == {
-        "image: missing": 1, "text: its image was left out": 1}  # fmt: skip
+        "image: missing": 1,
+        "text: its image was left out": 1,
+    }
     assert dropped(Shards(tmp_path / "out" / "train")) == {
-        "row: id occurs twice, first one kept": 1, "row: no id or no caption": 1,
-        "row: not as many cells as columns": 1, "row: id leads elsewhere": 1}  # fmt: skip
+        "row: id occurs twice, first one kept": 1,
+        "row: no id or no caption": 1,
+        "row: not as many cells as columns": 1,
+        "row: id leads elsewhere": 1,
+    }
 
 
 def test_zip_archives(tmp_path, capsys):
@@ -87,8 +93,12 @@ def test_zip_archives(tmp_path, capsys):
     split = Shards(tmp_path / "out" / "train")
     assert originals(split) == {key("train", 0): images[0], key("train", 2): images[2]}
     assert dropped(split) == {
-        "archive: name leads elsewhere": 2, "archive: file name occurs twice, first one used": 1,
-        "image: missing": 2, "image: unreadable": 1, "text: its image was left out": 3}  # fmt: skip
+        "archive: name leads elsewhere": 2,
+        "archive: file name occurs twice, first one used": 1,
+        "image: missing": 2,
+        "image: unreadable": 1,
+        "text: its image was left out": 3,
+    }
     assert "no split test" in capsys.readouterr().out
     after = [path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "out")]
     assert sorted(after) == before
@@ -101,8 +111,15 @@ def test_hub_copy(tmp_path):
     save_image(tmp_path / "image.jpg", 1)
     image = (tmp_path / "image.jpg").read_bytes()
     for split, name in {"train": "train", "valid": "validation", "test": "test"}.items():
-        rows = [{"image": {"bytes": image, "path": None}, "image_id": key(split, k),
-                 "caption": f"A caption of {k}", "cui": ["C1"]} for k in range(2)]  # fmt: skip
+        rows = [
+            {
+                "image": {"bytes": image, "path": None},
+                "image_id": key(split, k),
+                "caption": f"A caption of {k}",
+                "cui": ["C1"],
+            }
+            for k in range(2)
+        ]
         path = tmp_path / "raw" / "data" / f"{name}-00000-of-00001.parquet"
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     assert run(tmp_path, "--encoding", "original") == 0

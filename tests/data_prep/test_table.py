@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep import table
-from m3ae.data.chunks import Drops, is_unicode
-from m3ae.data.questions import Question
+from m3ae.corpora.items import Drops
+from m3ae.corpora.questions import Question
+from m3ae.corpora.verification import verify
 from m3ae.data.shards import Shards
-from m3ae.data.verification import verify
+from m3ae.files import is_unicode
 
 
 def as_bytes(seed: int) -> bytes:
@@ -37,14 +38,28 @@ def raw(tmp_path) -> Path:
 
 
 def run(path: Path, raw: Path, *more: str) -> int:
-    return table.main(["--table", str(path), "--raw", str(raw), "--out", str(raw.parent / "out"),
-                       "--px", "16", "--workers", "0", *more])  # fmt: skip
+    return table.main(
+        [
+            "--table",
+            str(path),
+            "--raw",
+            str(raw),
+            "--out",
+            str(raw.parent / "out"),
+            "--px",
+            "16",
+            "--workers",
+            "0",
+            *more,
+        ]
+    )
 
 
 def rows_of(folder: Path) -> dict[str, dict]:
     split = Shards(folder)
-    return {split.text_key(i): {"text": split.text(i), **split.fields(i)}
-            for i in range(len(split))}  # fmt: skip
+    return {
+        split.text_key(i): {"text": split.text(i), **split.fields(i)} for i in range(len(split))
+    }
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -69,8 +84,14 @@ def write(path: Path, rows: list[dict]) -> Path:
 ROWS = [
     {"image": "a.png", "question": "Is it there?", "answer": "Yes"},
     {"image": "./a.png", "question": 'Where,\n "roughly"?', "answer": " The left lung. "},
-    {"image": "sub/c.png", "question": "How many?", "answer": "two", "type": "CLOSED ",
-     "id": "q7", "question_type": "count"},
+    {
+        "image": "sub/c.png",
+        "question": "How many?",
+        "answer": "two",
+        "type": "CLOSED ",
+        "id": "q7",
+        "question_type": "count",
+    },
     {"image": "b.png", "question": "Why?", "answer": "tumour", "split": "test", "note": "mine"},
     {"image": "b.png", "question": "Is it?", "answer": "no", "split": "test", "type": "open"},
     {"image": "../secret.png", "question": "Who?", "answer": "me"},
@@ -82,7 +103,7 @@ ROWS = [
     {"image": "sub/c.png", "question": "Again?", "answer": "x", "id": "q7"},
     {"image": "a.png", "question": "Where?", "answer": "x", "split": "../out"},
     {"image": "gone.png", "question": "Where?", "answer": "x"},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
@@ -99,7 +120,7 @@ def test_questions_of_every_kind_of_table(tmp_path, raw, kind, capsys):
         "sub/c.png/q7": ("How many?", "two", "2", "closed", "count"),
         "b.png/4": ("Why?", "tumour", "tumour", "open", ""),
         "b.png/5": ("Is it?", "no", "no", "open", ""),
-    }  # fmt: skip
+    }
     assert list(test) == ["b.png/4", "b.png/5"]
     assert json.loads((out / "answers.json").read_text()) == {
         "paper": ["2", "left lung", "no", "tumour", "x", "yes"],
@@ -107,13 +128,17 @@ def test_questions_of_every_kind_of_table(tmp_path, raw, kind, capsys):
     }
     dropped = Shards(out / "train").manifest["report"]["dropped"]
     assert {reason: entry["count"] for reason, entry in dropped.items()} == {
-        "row: image leads outside --raw": 1, "row: no question": 1, "row: no answer": 1,
-        "row: no image": 1, "row: unknown type, neither open nor closed": 1,
+        "row: image leads outside --raw": 1,
+        "row: no question": 1,
+        "row: no answer": 1,
+        "row: no image": 1,
+        "row: unknown type, neither open nor closed": 1,
         "row: no word is left of the answer, normalised": 1,
         "row: id occurs twice for its image, first one kept": 1,
         "row: a split is named by letters, digits, _ and -": 1,
-        "image: missing": 1, "text: its image was left out": 1,
-    }  # fmt: skip
+        "image: missing": 1,
+        "text: its image was left out": 1,
+    }
     assert dropped["row: no answer"]["examples"] == [f"mine.{kind}: row 8"]
     report = json.loads((out / "report.json").read_text())
     assert report["corpus"]["test"] == {"images": 1, "questions": 2, "closed": 0, "open": 2}
@@ -130,7 +155,7 @@ def test_classes(tmp_path, raw):
         {"image": "a.png", "text": "another one", "modality": "MR", "organ": ""},
         {"image": "b.png", "text": "held out", "modality": "US", "organ": "lung", "split": "test"},
         {"image": "b.png", "text": "", "modality": "US", "organ": "lung"},
-    ]  # fmt: skip
+    ]
     assert run(write(tmp_path / "mine.csv", rows), raw, "--classes", "modality,organ") == 0
     out = raw.parent / "out"
     assert rows_of(out / "train") == {
@@ -149,14 +174,21 @@ def test_classes(tmp_path, raw):
 
 def test_drawn_splits(tmp_path, raw):
     """An image in two splits, shares of questions instead of images, or a draw that moves."""
-    rows = [{"image": f"n{k // 3}.png", "question": f"What is {k}?", "answer": f"number {k}"}
-            for k in range(30)]  # fmt: skip
+    rows = [
+        {"image": f"n{k // 3}.png", "question": f"What is {k}?", "answer": f"number {k}"}
+        for k in range(30)
+    ]
     shares = ["--test-share", "0.3", "--valid-share", "0.1"]
     assert run(write(tmp_path / "mine.csv", rows), raw, *shares) == 0
-    found = {name: {key.split("/")[0] for key in rows_of(raw.parent / "out" / name)}
-             for name in ("train", "valid", "test")}  # fmt: skip
+    found = {
+        name: {key.split("/")[0] for key in rows_of(raw.parent / "out" / name)}
+        for name in ("train", "valid", "test")
+    }
     assert {name: len(images) for name, images in found.items()} == {
-        "train": 6, "valid": 1, "test": 3}  # fmt: skip
+        "train": 6,
+        "valid": 1,
+        "test": 3,
+    }
     assert len(set().union(*found.values())) == 10
     questions = [Question(row["image"], row["question"], {}) for row in rows]
     again = table.draw_splits(questions[::-1], {"test": 0.3, "valid": 0.1}, 0)
@@ -167,8 +199,14 @@ def test_drawn_splits(tmp_path, raw):
 
 def test_parquet_with_images_inside(tmp_path, raw):
     """Another row's image, or rows of one image where each has its own."""
-    rows = [{"image": {"bytes": as_bytes(k), "path": "x.png"}, "question": f"Is it {k}?",
-             "answer": "yes"} for k in range(3)]  # fmt: skip
+    rows = [
+        {
+            "image": {"bytes": as_bytes(k), "path": "x.png"},
+            "question": f"Is it {k}?",
+            "answer": "yes",
+        }
+        for k in range(3)
+    ]
     path = write(tmp_path / "hub.parquet", rows)
     assert run(path, raw, "--encoding", "original") == 0
     split = Shards(raw.parent / "out" / "train")
@@ -217,10 +255,14 @@ GOOD = "image,question,answer\na.png,Is it?,yes\n"
         ("x.csv", GOOD, ["--classes", "organ,organ"], "'organ' cannot be a column of classes"),
         ("x.csv", GOOD, ["--classes", "split"], "'split' cannot be a column of classes"),
         ("x.csv", "image,text,organ\na.png,b,\n", ["--classes", "organ"], "'organ' is empty"),
-        ("x.csv", "image,question,answer,split\na.png,Is it?,yes,dev\n", ["--test-share", "0.2"],
-         "has a column split (dev)"),
+        (
+            "x.csv",
+            "image,question,answer,split\na.png,Is it?,yes,dev\n",
+            ["--test-share", "0.2"],
+            "has a column split (dev)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes(tmp_path, raw, capsys, name, data, more, message):
     """A traceback, or a message that does not say what is wrong."""
     (tmp_path / name).write_text(data)
@@ -245,10 +287,14 @@ def test_help(capsys):
 
 
 CELL = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
     st.sampled_from(["a.png", "../a", "/a", "train", "tokenizer", "open", "yes", "the", "\ud800"]),
     st.lists(st.integers(), max_size=2),
-)  # fmt: skip
+)
 COLUMNS = ("image", "question", "answer", "type", "split", "id", "question_type", "text", "organ")
 
 
@@ -267,8 +313,7 @@ def test_any_rows_are_used_or_counted(rows, with_classes):
         assert not question.image.startswith("/") and question.text.strip()
         assert is_unicode(question.image + question.text + json.dumps(question.fields))
         if not classes:
-            assert question.fields["label"] and question.fields["answer_type"] in (
-                "open", "closed")  # fmt: skip
+            assert question.fields["label"] and question.fields["answer_type"] in ("open", "closed")
     assert splits == {} or next(iter(splits)) == "train" or "train" not in splits
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from data_prep import tokens, verify
-from m3ae.data import chunks, shards
+from m3ae.corpora import chunks
+from m3ae.corpora.shard_writer import write_shard
+from m3ae.corpora.verification import find_problems
+from m3ae.data import shards
 from m3ae.data.shards import Shards
 from m3ae.data.texts import load_tokenizer, train_wordpiece
-from m3ae.data.verification import find_problems
 from tests.data_prep.test_prepare import everything, run, ten
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +82,7 @@ def test_killed_anywhere(prepared, tokenizers, monkeypatch):
                 raise KilledError
             left["operations"] -= 1
             return real[name](*args, **more)
+
         return operation
 
     for name in real:
@@ -104,7 +107,7 @@ def test_killed_anywhere(prepared, tokenizers, monkeypatch):
 
 def test_a_continued_run_keeps_what_is_done(prepared, tokenizers, monkeypatch):
     """A continued run that begins again, or takes a half-written shard for a whole one."""
-    written, real, kill = [], shards.write_shard, [True]
+    written, real, kill = [], write_shard, [True]
 
     def writing(path, tensors):
         if kill and len(written) == 2:
@@ -143,9 +146,11 @@ def test_one_split_and_mistakes(prepared, tokenizers, tmp_path, capsys):
     assert report["splits"]["train"]["tokenizer"]["name"] == str(tokenizers / "words")
     assert add(prepared / "train", tokenizers / "words") == 0
     assert "holds the tokens of" in capsys.readouterr().out
-    cases = [(tmp_path / "absent", tokenizers / "words", "absent: not there"),
-             (tmp_path / "raw", tokenizers / "words", "no split in it"),
-             (prepared, tmp_path / "raw", "no folder that holds one")]  # fmt: skip
+    cases = [
+        (tmp_path / "absent", tokenizers / "words", "absent: not there"),
+        (tmp_path / "raw", tokenizers / "words", "no split in it"),
+        (prepared, tmp_path / "raw", "no folder that holds one"),
+    ]
     for folder, tokenizer, message in cases:
         assert add(folder, tokenizer) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -156,6 +161,7 @@ def test_no_script_hides_a_library_module():
     """A script named like a module of Python (tokenize.py), which breaks all others beside it."""
     names = {path.stem for path in (ROOT / "data_prep").glob("*.py")}
     assert not names & sys.stdlib_module_names
-    ran = subprocess.run([sys.executable, ROOT / "data_prep" / "tokens.py", "--help"],
-                         capture_output=True, text=True)  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, ROOT / "data_prep" / "tokens.py", "--help"], capture_output=True, text=True
+    )
     assert ran.returncode == 0 and "example: python data_prep/tokens.py" in ran.stdout

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from data_prep import tokens, verify
-from m3ae.data import chunks, shards
+from m3ae.corpora import chunks, shard_writer
+from m3ae.data import shards
 from m3ae.data.shards import Shards, read_manifest
 from m3ae.data.texts import train_wordpiece
+from m3ae.files import write_json
 from tests.data_prep.test_prepare import as_bytes, everything, picture, run, ten, write_roco
 
 
@@ -75,7 +77,7 @@ def damage_offset(path: Path) -> None:
 
 
 DAMAGE = {
-    "first pixel": lambda path: flip(path, shards._HEADER),
+    "first pixel": lambda path: flip(path, shard_writer._HEADER),
     "last byte": lambda path: flip(path, -1),
     "header": lambda path: flip(path, 30),
     "offset": damage_offset,
@@ -193,7 +195,7 @@ def test_shards_of_an_earlier_version(copied, capsys):
     split = out / "train"
     manifest = read_manifest(split)
     del manifest["sha256"], manifest["chunks"]
-    shards.write_json(split / "manifest.json", manifest)
+    write_json(split / "manifest.json", manifest)
     (split / "chunks.json").unlink()
     assert len(Shards(split)) == 9 and verify.main([str(out)]) == 0
     assert verify.main([str(out), "--repair"]) == 0  # nothing to do
@@ -203,8 +205,17 @@ def test_shards_of_an_earlier_version(copied, capsys):
 def test_the_printed_command_has_the_options(tmp_path, capsys):
     """A user who repeats the command without --limit gets another corpus."""
     (tmp_path / "not these.txt").write_text("ROCO_00003\n")
-    options = ["--limit", "8", "--window", "0", "4000", "--encoding", "jpeg", "--exclude",
-               str(tmp_path / "not these.txt")]  # fmt: skip
+    options = [
+        "--limit",
+        "8",
+        "--window",
+        "0",
+        "4000",
+        "--encoding",
+        "jpeg",
+        "--exclude",
+        str(tmp_path / "not these.txt"),
+    ]
     raw, out = ten(tmp_path / "raw"), tmp_path / "out"
     assert run(raw, out, *options) == 0
     wanted = everything(out)
@@ -212,8 +223,10 @@ def test_the_printed_command_has_the_options(tmp_path, capsys):
     assert verify.main([str(out / "train"), "--repair"]) == 0
     text = capsys.readouterr().out
     assert "SCRIPT: the one for ROCO radiology" in text
-    assert (f"--raw RAW --out {out} --encoding jpeg --exclude 'not these.txt' --limit 8 "
-            "--min-words 3 --px 16 --window 0.0 4000.0") in text  # fmt: skip
+    assert (
+        f"--raw RAW --out {out} --encoding jpeg --exclude 'not these.txt' --limit 8 "
+        "--min-words 3 --px 16 --window 0.0 4000.0"
+    ) in text
     assert run(raw, out) == 1  # without them
     assert "limit was 8, is None" in capsys.readouterr().err
     assert run(raw, out, *options) == 0 and everything(out) == wanted
@@ -235,6 +248,7 @@ def test_a_repair_killed_anywhere(copied, monkeypatch):
                 raise KilledError
             left[0] -= 1
             return real[name](*args, **more)
+
         return operation
 
     for name in real:

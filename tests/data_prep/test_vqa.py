@@ -8,18 +8,28 @@ import numpy as np
 import pytest
 
 from data_prep import phantoms, slake, vqa_med_2019, vqa_rad
-from m3ae.data.chunks import Item, _chunks
-from m3ae.data.prepare import write_report
-from m3ae.data.questions import Question, is_inside, task_fields, to_items
-from m3ae.data.shards import Shards, seal, write_json, write_shard
-from m3ae.data.verification import verify
+from m3ae.corpora.chunks import _chunks
+from m3ae.corpora.items import Item, is_inside
+from m3ae.corpora.prepare import write_report
+from m3ae.corpora.questions import Question, task_fields, to_items
+from m3ae.corpora.shard_writer import seal, write_shard
+from m3ae.corpora.verification import verify
+from m3ae.data.shards import Shards
+from m3ae.files import write_json
 from tests.data_prep.test_corpora import SMALL, dropped, save_image, texts_of
 
 
 def rad_row(qid: int | str, image: str, question: str, answer, **changes) -> dict:
-    row = {"qid": qid, "phrase_type": "freeform", "image_name": f"{image}.jpg",
-           "question": question, "question_frame": "NULL", "question_type": "PRES",
-           "answer": answer, "answer_type": "OPEN"}  # fmt: skip
+    row = {
+        "qid": qid,
+        "phrase_type": "freeform",
+        "image_name": f"{image}.jpg",
+        "question": question,
+        "question_frame": "NULL",
+        "question_type": "PRES",
+        "answer": answer,
+        "answer_type": "OPEN",
+    }
     return {**row, **changes}
 
 
@@ -27,11 +37,16 @@ RAD_ROWS = [
     rad_row("0", "synpic1", "Is there a mass?", "Yes", answer_type="CLOSED "),
     rad_row(1, "synpic1", "How many?", 2, phrase_type="para", question_frame="What is the count?"),
     rad_row(2, "synpic2", "Where?", "The liver", question_type="POS, PRES"),
-    rad_row(3, "synpic2", "In which organ is it?", "right lung", phrase_type="test_para",
-            question_frame="Where is/are the mass?"),
-    rad_row(4, "synpic3", "Which plane?", "axial", phrase_type="test_freeform",
-            question_frame=" "),
-]  # fmt: skip
+    rad_row(
+        3,
+        "synpic2",
+        "In which organ is it?",
+        "right lung",
+        phrase_type="test_para",
+        question_frame="Where is/are the mass?",
+    ),
+    rad_row(4, "synpic3", "Which plane?", "axial", phrase_type="test_freeform", question_frame=" "),
+]
 
 
 def write_rad(raw: Path, rows: object) -> None:
@@ -49,8 +64,9 @@ def prepare_with(script, raw: Path, out: Path, *more: str) -> dict[str, Shards]:
 
 def fields_of(split: Shards) -> dict[str, dict]:
     """Fields by text key, with the text."""
-    return {split.text_key(i): {**split.fields(i), "text": split.text(i)}
-            for i in range(len(split))}  # fmt: skip
+    return {
+        split.text_key(i): {**split.fields(i), "text": split.text(i)} for i in range(len(split))
+    }
 
 
 # ------------------------------------------------------------------ VQA-RAD
@@ -67,23 +83,34 @@ def test_rad_training_sets_and_flags(tmp_path):
         "synpic1/1": ("How many?", "2", "2", "open", False, False, False),
         "synpic1/1-frame": ("What is the count?", "2", "2", "open", True, False, False),
         "synpic2/2": ("Where?", "The liver", "liver", "open", False, False, True),
-        "synpic2/3-frame": ("Where is/are the mass?", "right lung", "right lung", "open",
-                            True, True, True),
-    }  # fmt: skip
+        "synpic2/3-frame": (
+            "Where is/are the mass?",
+            "right lung",
+            "right lung",
+            "open",
+            True,
+            True,
+            True,
+        ),
+    }
     assert list(test) == ["synpic2/3", "synpic3/4"]
     assert train["synpic2/2"]["question_type"] == "POS, PRES"
     assert train["synpic2/3-frame"]["qid"] == test["synpic2/3"]["qid"] == "3"
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["corpus"] == {
-        "image_files": 4, "images_asked_about": {"all": 3, "train": 2, "test": 2},
+        "image_files": 4,
+        "images_asked_about": {"all": 3, "train": 2, "test": 2},
         "training_sets": {"paper": 5, "strict": 4, "unframed": 3},
-        "framed": 2, "leaked": 1,
+        "framed": 2,
+        "leaked": 1,
         "test": {"questions": 2, "closed": 0, "open": 2},
-    }  # fmt: skip
+    }
     answers = json.loads((tmp_path / "out" / "answers.json").read_text())
-    assert answers == {"paper": ["2", "axial", "liver", "right lung", "yes"],
-                       "train": ["2", "liver", "yes"],
-                       "reference_order": ["yes", "2", "liver", "right lung", "axial"]}  # fmt: skip
+    assert answers == {
+        "paper": ["2", "axial", "liver", "right lung", "yes"],
+        "train": ["2", "liver", "yes"],
+        "reference_order": ["yes", "2", "liver", "right lung", "axial"],
+    }
     assert report["answers"]["train"] == {"answers": 3, "test_coverage": 0.0}
     assert all(verify(split.folder) == [] for split in splits.values())
     listed = (tmp_path / "out" / "leaked_questions.txt").read_text()
@@ -95,22 +122,35 @@ def test_rad_training_sets_and_flags(tmp_path):
 def test_rad_bad_rows_are_counted(tmp_path):
     """A bad row that ends the run, vanishes uncounted, or reads a file outside the corpus."""
     good = RAD_ROWS[0]
-    changes = [{"answer": None}, {"answer": True}, {"answer": " "}, {"answer_type": "MAYBE"},
-               {"phrase_type": "free"}, {"image_name": "../x.jpg"}, {"question": ["Why?"]},
-               {"image_name": "synpic9.jpg"}, {"answer": "\ud800"}, {"qid": "0"}]  # fmt: skip
+    changes = [
+        {"answer": None},
+        {"answer": True},
+        {"answer": " "},
+        {"answer_type": "MAYBE"},
+        {"phrase_type": "free"},
+        {"image_name": "../x.jpg"},
+        {"question": ["Why?"]},
+        {"image_name": "synpic9.jpg"},
+        {"answer": "\ud800"},
+        {"qid": "0"},
+    ]
     bad = [{**good, "qid": 100 + k, **change} for k, change in enumerate(changes)]
     missing = {key: value for key, value in good.items() if key != "answer_type"}
     write_rad(tmp_path / "raw", [*RAD_ROWS, *bad, missing, "not a row"])
     splits = prepare_with(vqa_rad, tmp_path / "raw", tmp_path / "out")
     assert dropped(splits["train"]) == {
-        "question: no answer (any split)": 3, "question: unknown answer_type (any split)": 1,
-        "question: unknown phrase_type (any split)": 1, "question: no question (any split)": 1,
+        "question: no answer (any split)": 3,
+        "question: unknown answer_type (any split)": 1,
+        "question: unknown phrase_type (any split)": 1,
+        "question: no question (any split)": 1,
         "question: image_name leads elsewhere (any split)": 1,
         "question: answer not UTF-8 (any split)": 1,
         "question: qid occurs twice, first one kept (any split)": 1,
-        "question: no answer_type (any split)": 1, "question: not an object (any split)": 1,
-        "image: missing": 1, "text: its image was left out": 1,
-    }  # fmt: skip
+        "question: no answer_type (any split)": 1,
+        "question: not an object (any split)": 1,
+        "image: missing": 1,
+        "text: its image was left out": 1,
+    }
     examples = splits["train"].manifest["report"]["dropped"]
     kind = examples["question: unknown answer_type (any split)"]["examples"]
     assert kind == [f"{vqa_rad.OFFICIAL}: row 9, qid 103"]
@@ -119,9 +159,15 @@ def test_rad_bad_rows_are_counted(tmp_path):
 
 @pytest.mark.parametrize(
     "content, message",
-    [("[{", "not JSON"), ('{"qid": 1}', "a dict where a list"), (None, "no 'VQA_RAD Dataset"),
-     ("\xff", "not JSON"), ("[" * 9999, "not JSON"), ("[]", "no image is left")],
-)  # fmt: skip
+    [
+        ("[{", "not JSON"),
+        ('{"qid": 1}', "a dict where a list"),
+        (None, "no 'VQA_RAD Dataset"),
+        ("\xff", "not JSON"),
+        ("[" * 9999, "not JSON"),
+        ("[]", "no image is left"),
+    ],
+)
 def test_rad_mistakes(tmp_path, capsys, content, message):
     """A traceback, or a message that does not name the file."""
     write_rad(tmp_path / "raw", [])
@@ -194,13 +240,22 @@ def write_copy(raw: Path, rows: dict[str, list[tuple]]) -> None:
 
 
 COPY = {
-    "train": [(1, "is there a mass?", "yes"), (1, "how  many?", "2"),
-              (2, "is there a mass?", "yes"), (2, "where?", "the liver"), (None, "what?", "it"),
-              (1, "what is it?", None), (2, "where is/are the mass?", "right lung"),
-              (3, "who?", "nobody knows")],
-    "test": [(2, "in which organ is it?", "right lung"), (3, "which plane?", "axial"),
-             (3, "is it?", "No")],
-}  # fmt: skip
+    "train": [
+        (1, "is there a mass?", "yes"),
+        (1, "how  many?", "2"),
+        (2, "is there a mass?", "yes"),
+        (2, "where?", "the liver"),
+        (None, "what?", "it"),
+        (1, "what is it?", None),
+        (2, "where is/are the mass?", "right lung"),
+        (3, "who?", "nobody knows"),
+    ],
+    "test": [
+        (2, "in which organ is it?", "right lung"),
+        (3, "which plane?", "axial"),
+        (3, "is it?", "No"),
+    ],
+}
 
 
 def test_rad_parquet(tmp_path):
@@ -209,8 +264,10 @@ def test_rad_parquet(tmp_path):
     splits = prepare_with(vqa_rad, tmp_path / "raw", tmp_path / "out")
     train, test = splits["train"], splits["test"]
     assert (train.num_images, len(train), test.num_images, len(test)) == (3, 6, 2, 3)
-    assert dropped(train) == {"question: no image_name (any split)": 1,
-                              "question: no answer (any split)": 1}  # fmt: skip
+    assert dropped(train) == {
+        "question: no image_name (any split)": 1,
+        "question: no answer (any split)": 1,
+    }
     rows = fields_of(train)
     assert all(key.startswith("sha256-") for key in rows)
     assert sorted(key.split("/")[1] for key in rows) == [f"row-{n}" for n in (0, 1, 2, 3, 6, 7)]
@@ -228,18 +285,27 @@ def test_rad_parquet(tmp_path):
 def test_rad_parquet_joined(tmp_path):
     """A row joined to the same question about another image, or a frame of a test row missed."""
     write_copy(tmp_path / "raw", COPY)
-    rows = [rad_row(7, "synpic2", "Is there a mass?", "Yes", answer_type="CLOSED"),
-            *RAD_ROWS, rad_row(5, "synpic3", "Is it?", "no", phrase_type="test_para")]  # fmt: skip
+    rows = [
+        rad_row(7, "synpic2", "Is there a mass?", "Yes", answer_type="CLOSED"),
+        *RAD_ROWS,
+        rad_row(5, "synpic3", "Is it?", "no", phrase_type="test_para"),
+    ]
     (tmp_path / "rad.json").write_text(json.dumps(rows))
     more = ["--official", str(tmp_path / "rad.json")]
     splits = prepare_with(vqa_rad, tmp_path / "raw", tmp_path / "out", *more)
     rows = fields_of(splits["train"])
-    said = {key.split("/")[1]: (row["qid"], row["framed"], row["leaked"], row["answer_type"])
-            for key, row in rows.items()}  # fmt: skip
-    assert said == {"0": ("0", False, False, "closed"), "1": ("1", False, False, "open"),
-                    "7": ("7", False, False, "closed"), "2": ("2", False, False, "open"),
-                    "3-frame": ("3", True, True, "open"),
-                    "row-7": (None, None, None, "open")}  # fmt: skip
+    said = {
+        key.split("/")[1]: (row["qid"], row["framed"], row["leaked"], row["answer_type"])
+        for key, row in rows.items()
+    }
+    assert said == {
+        "0": ("0", False, False, "closed"),
+        "1": ("1", False, False, "open"),
+        "7": ("7", False, False, "closed"),
+        "2": ("2", False, False, "open"),
+        "3-frame": ("3", True, True, "open"),
+        "row-7": (None, None, None, "open"),
+    }
     by_id = {row["question_id"]: key.split("/")[0] for key, row in rows.items()}
     assert by_id["7"] == by_id["2"] == by_id["3-frame"] != by_id["0"] == by_id["1"]
     test = {row["qid"]: row["answer_type"] for row in fields_of(splits["test"]).values()}
@@ -287,16 +353,24 @@ def test_rad_from_phantoms(tmp_path):
 # ------------------------------------------------------------------ VQA-Med-2019
 
 MED = {  # split: category: lines
-    "train": {"modality": "synpic1|is this an mri?|no\nsynpic2|what is it?|us - ultrasound\n",
-              "plane": "synpic1|which plane?|axial\n", "organ": "synpic1|which organ?|spine\n",
-              "abnormality": "synpic1|what is wrong?|cyst\n"},
-    "valid": {"modality": "synpic3|is this a ct?|yes\n", "plane": "synpic3|plane?|ap\n",
-              "organ": "synpic3|organ?|lung\nsynpic3|which?|lung\nbroken|line\n",
-              "abnormality": ""},
-}  # fmt: skip
-MED_TEST = [("synpic4", "organ", "organ?", "lung#spine and contents"),
-            ("synpic5", "modality", "how?", "ct (iv)"),
-            ("synpic6", "abnormality", "what?", "cyst")]  # fmt: skip
+    "train": {
+        "modality": "synpic1|is this an mri?|no\nsynpic2|what is it?|us - ultrasound\n",
+        "plane": "synpic1|which plane?|axial\n",
+        "organ": "synpic1|which organ?|spine\n",
+        "abnormality": "synpic1|what is wrong?|cyst\n",
+    },
+    "valid": {
+        "modality": "synpic3|is this a ct?|yes\n",
+        "plane": "synpic3|plane?|ap\n",
+        "organ": "synpic3|organ?|lung\nsynpic3|which?|lung\nbroken|line\n",
+        "abnormality": "",
+    },
+}
+MED_TEST = [
+    ("synpic4", "organ", "organ?", "lung#spine and contents"),
+    ("synpic5", "modality", "how?", "ct (iv)"),
+    ("synpic6", "abnormality", "what?", "cyst"),
+]
 
 
 def write_med(raw: Path, official: bool) -> None:
@@ -348,15 +422,29 @@ def test_med_questions(tmp_path, official):
     assert (organ["label"], organ["answer_type"]) == ("lung#spine and contents", "open")
     answers = json.loads((tmp_path / "out" / "answers.json").read_text())
     assert {name: len(labels) for name, labels in answers.items()} == {
-        "paper": 9, "train": 4, "train_valid": 7, "reference_order": 9}  # fmt: skip
+        "paper": 9,
+        "train": 4,
+        "train_valid": 7,
+        "reference_order": 9,
+    }
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["answers"]["train_valid"] == {
-        "answers": 7, "test_coverage": 0.0, "test_coverage_any": 0.5}  # fmt: skip
+        "answers": 7,
+        "test_coverage": 0.0,
+        "test_coverage_any": 0.5,
+    }
     assert report["corpus"]["train"] == {
-        "image_files": 2, "images_asked_about": 2, "questions": 4, "closed": 1, "open": 3}
+        "image_files": 2,
+        "images_asked_about": 2,
+        "questions": 4,
+        "closed": 1,
+        "open": 3,
+    }
     if official:
-        assert dropped(splits["test"]) == {"line: unknown category or image outside": 1,
-                                           "line: not UTF-8": 1}  # fmt: skip
+        assert dropped(splits["test"]) == {
+            "line: unknown category or image outside": 1,
+            "line: not UTF-8": 1,
+        }
     more = ["--as", "questions", "--categories", "abnormality", "--split", "test"]
     split = prepare_with(vqa_med_2019, tmp_path / "raw", tmp_path / "other", *more)["test"]
     assert list(fields_of(split)) == ["synpic6/abnormality"]
@@ -394,8 +482,11 @@ def test_splits_of_one_out_share_the_answers(tmp_path, capsys, state):
     capsys.readouterr()
     assert vqa_med_2019.main([*more, "--split", "test", *other]) == 1
     error = capsys.readouterr().err
-    wanted = "made from other files" if state == "other files" else (
-        "categories was ['modality', 'plane', 'organ'], is ['organ']")  # fmt: skip
+    wanted = (
+        "made from other files"
+        if state == "other files"
+        else ("categories was ['modality', 'plane', 'organ'], is ['organ']")
+    )
     assert wanted in error and "answers.json" in error
     assert (out / "answers.json").read_bytes() == before and not (out / "test").exists()
     if state == "finished":  # options that decide nothing about the answers may differ
@@ -420,14 +511,32 @@ def test_slake(tmp_path, valid):
     """Images that share a file name taken for one; the other language's questions kept."""
     raw = tmp_path / "raw"
     for k, name in enumerate(("train.json", valid, "test.json")):
-        row = {"img_id": k, "img_name": f"xmlab{k}/source.jpg", "question": "What is it?",
-               "answer": "The CT", "q_lang": "en", "location": "Lung", "modality": "CT",
-               "answer_type": "OPEN", "base_type": "vqa", "content_type": "Modality",
-               "triple": ["vhead", "_", "_"], "qid": 10 * k}  # fmt: skip
-        other = {**row, "qid": 10 * k + 1, "question": "是 CT 吗", "answer": "是", "q_lang": "zh",
-                 "answer_type": "CLOSED"}  # fmt: skip
-        bad = [{**row, "qid": 10 * k + 2, "q_lang": "fr"}, {**row, "qid": 10 * k + 3,
-               "img_name": "/etc/source.jpg"}]  # fmt: skip
+        row = {
+            "img_id": k,
+            "img_name": f"xmlab{k}/source.jpg",
+            "question": "What is it?",
+            "answer": "The CT",
+            "q_lang": "en",
+            "location": "Lung",
+            "modality": "CT",
+            "answer_type": "OPEN",
+            "base_type": "vqa",
+            "content_type": "Modality",
+            "triple": ["vhead", "_", "_"],
+            "qid": 10 * k,
+        }
+        other = {
+            **row,
+            "qid": 10 * k + 1,
+            "question": "是 CT 吗",
+            "answer": "是",
+            "q_lang": "zh",
+            "answer_type": "CLOSED",
+        }
+        bad = [
+            {**row, "qid": 10 * k + 2, "q_lang": "fr"},
+            {**row, "qid": 10 * k + 3, "img_name": "/etc/source.jpg"},
+        ]
         save_image(raw / "imgs" / row["img_name"], k)
         (raw / name).write_text(json.dumps([row, other, *bad]), encoding="utf-8")
     for language, questions in (("en", ["0"]), ("zh", ["1"]), ("both", ["0", "1"])):
@@ -436,8 +545,10 @@ def test_slake(tmp_path, valid):
         keys = [f"xmlab{k}/{k or ''}{q}" for k in range(3) for q in questions]
         names = ("train", "valid", "test")
         assert [key for name in names for key in fields_of(splits[name])] == keys
-        assert dropped(splits["test"]) == {"question: unknown q_lang": 1,
-                                           "question: img_name leads elsewhere": 1}  # fmt: skip
+        assert dropped(splits["test"]) == {
+            "question: unknown q_lang": 1,
+            "question: img_name leads elsewhere": 1,
+        }
     row = fields_of(splits["test"])["xmlab2/21"]
     assert (row["label"], row["answer_type"], row["q_lang"]) == ("是", "closed", "zh")
     answers = json.loads((tmp_path / "both" / "answers.json").read_text())
@@ -454,13 +565,22 @@ def test_slake_images_in_a_zip(tmp_path, capsys, top):
     with zipfile.ZipFile(raw / "imgs.zip", "w") as archive:
         archive.write(raw / "one.jpg", f"{top}xmlab0/source.jpg")
     for k, name in enumerate(("train.json", "validation.json", "test.json")):
-        row = {"img_name": "xmlab0/source.jpg", "question": "What?", "answer": "CT", "qid": k,
-               "q_lang": "en", "answer_type": "OPEN"}  # fmt: skip
+        row = {
+            "img_name": "xmlab0/source.jpg",
+            "question": "What?",
+            "answer": "CT",
+            "qid": k,
+            "q_lang": "en",
+            "answer_type": "OPEN",
+        }
         gone = {**row, "qid": 10 + k, "img_name": "xmlab1/source.jpg"}
         (raw / name).write_text(json.dumps([row, gone]))
     splits = prepare_with(slake, raw, tmp_path / "out")
     assert {name: list(fields_of(split)) for name, split in splits.items()} == {
-        "train": ["xmlab0/0"], "valid": ["xmlab0/1"], "test": ["xmlab0/2"]}  # fmt: skip
+        "train": ["xmlab0/0"],
+        "valid": ["xmlab0/1"],
+        "test": ["xmlab0/2"],
+    }
     lost = {"image: missing": 1, "text: its image was left out": 1}
     assert all(dropped(split) == lost for split in splits.values())
     (raw / "imgs.zip").write_bytes(b"<html>")
@@ -469,6 +589,7 @@ def test_slake_images_in_a_zip(tmp_path, capsys, top):
 
 
 # ------------------------------------------------------------------ shared
+
 
 def test_pairs_have_no_fields(tmp_path):
     """A training run on captions fails far from its cause: a KeyError on a tensor's name."""
@@ -499,8 +620,9 @@ def test_an_item_has_fields_for_each_text():
         Item("key", Path("image.jpg"), ("one", "two"), fields=({},))
 
 
-@pytest.mark.parametrize("name", ["../a.jpg", "a/../../b.jpg", "/a.jpg", "..\\a.jpg", "C:a", "",
-                                  "a\0.jpg", ".", ".."])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["../a.jpg", "a/../../b.jpg", "/a.jpg", "..\\a.jpg", "C:a", "", "a\0.jpg", ".", ".."]
+)
 def test_names_that_lead_elsewhere(name):
     """An image name from a downloaded file that reads any file of the machine."""
     assert not is_inside(name)

@@ -16,8 +16,8 @@ from m3ae.downstream.attention import (
     text_to_image,
     word_texts,
 )
+from m3ae.drawing import TILE_PX
 from m3ae.models import build_model
-from m3ae.pretraining.reconstruction import TILE_PX
 from tests.recipe import close, golden, golden_batch, golden_model, tiny_config
 
 
@@ -112,8 +112,9 @@ def panels(path) -> tuple[np.ndarray, np.ndarray]:
     """The first two panels of a picture, by their frames' places."""
     picture = np.asarray(Image.open(path).convert("RGB"), dtype=float)
     # The original: the only full-width tile of its exact pixels; rows below a heading.
-    top = next(y for y in range(picture.shape[0])
-               if (picture[y, MARGIN : MARGIN + TILE_PX] == 0).all())  # fmt: skip
+    top = next(
+        y for y in range(picture.shape[0]) if (picture[y, MARGIN : MARGIN + TILE_PX] == 0).all()
+    )
     first = picture[top : top + TILE_PX, MARGIN : MARGIN + TILE_PX]
     left = MARGIN + TILE_PX + 12
     return first, picture[top : top + TILE_PX, left : left + TILE_PX]
@@ -149,8 +150,9 @@ def test_paint_is_stronger_for_more():
         colours = np.asarray(paint(np.full((1, 50), grey, np.float32), ramp), dtype=int)[0]
         red = colours[:, 0]
         assert (np.diff(red[:45]) >= 0).all() and red[45] > red[0] + 80
-    assert np.array_equal(np.asarray(paint(np.full((1, 1), 1.0), np.full((1, 1), -3.0)))[0, 0],
-                          [204, 204, 204])  # fmt: skip
+    assert np.array_equal(
+        np.asarray(paint(np.full((1, 1), 1.0), np.full((1, 1), -3.0)))[0, 0], [204, 204, 204]
+    )
 
 
 def test_a_picture_of_many_words(tmp_path, model, tokenizer):

@@ -16,10 +16,14 @@ from tests.recipe import ROOT
 def config(task: str = "vqa", **changes):
     """The paper's fine-tuning of 64 px, texts of 24 tokens."""
     metric = {"vqa": "overall", "retrieval": "loss"}[task]
-    made = load_finetune_config(ROOT / "configs/finetune/finetune.yaml", [
-        f"task={task}", f"eval={{metric: {metric}, batch: 5}}",
-        "data={image_px: 64, text_length: 24, false_texts: 3}",
-    ])  # fmt: skip
+    made = load_finetune_config(
+        ROOT / "configs/finetune/finetune.yaml",
+        [
+            f"task={task}",
+            f"eval={{metric: {metric}, batch: 5}}",
+            "data={image_px: 64, text_length: 24, false_texts: 3}",
+        ],
+    )
     return dataclasses.replace(made, data=dataclasses.replace(made.data, **changes))
 
 
@@ -78,9 +82,25 @@ def jpegs(shards, tmp_path_factory):
     names = sorted(path.name for path in raw.iterdir())[:4]
     rows = "".join(f"{name},a phantom of nobody\n" for name in names)
     (folder / "table.csv").write_text("image,text\n" + rows)
-    assert pairs_script.main(["--table", str(folder / "table.csv"), "--raw", str(raw), "--px", "64",
-                              "--out", str(folder / "out"), "--encoding", "jpeg",
-                              "--workers", "0"]) == 0  # fmt: skip
+    assert (
+        pairs_script.main(
+            [
+                "--table",
+                str(folder / "table.csv"),
+                "--raw",
+                str(raw),
+                "--px",
+                "64",
+                "--out",
+                str(folder / "out"),
+                "--encoding",
+                "jpeg",
+                "--workers",
+                "0",
+            ]
+        )
+        == 0
+    )
     return folder / "out" / "train"
 
 
@@ -107,8 +127,9 @@ def test_a_crop_keeps_most_of_the_image(jpegs, tokenizer):
     questions = Questions(str(jpegs), tokenizer, data)
     whole = questions.pairs.image(0).astype(float).mean(axis=0)
     crops = [augmented(questions.shards, 0, data, np.random.default_rng(k)) for k in range(8)]
-    likeness = [np.corrcoef(whole.ravel(), crop.astype(float).mean(axis=0).ravel())[0, 1]
-                for crop in crops]  # fmt: skip
+    likeness = [
+        np.corrcoef(whole.ravel(), crop.astype(float).mean(axis=0).ravel())[0, 1] for crop in crops
+    ]
     assert np.median(likeness) > 0.7
 
 

@@ -95,8 +95,12 @@ def test_another_image_size(released):
     batch = golden_batch()
     image = golden()["finetune_96"]["image"]
     pair = model.encode_pair(image, batch["text_ids"], batch["text_keep"])
-    close(pair.pooled, golden()["finetune_96"]["multi_modal_cls_feats"],
-          recorded_error("infer.multi_modal_cls_feats"), "pooled")  # fmt: skip
+    close(
+        pair.pooled,
+        golden()["finetune_96"]["multi_modal_cls_feats"],
+        recorded_error("infer.multi_modal_cls_feats"),
+        "pooled",
+    )
 
 
 def test_fine_tuning_starts_with_a_new_head_by_seed(released, tmp_path):
@@ -166,8 +170,9 @@ def test_from_a_folder_of_pretraining(tmp_path):
     made = config("vqa", init=pretrained(tmp_path), architecture="does/not/exist.yaml")
     model = build_downstream(made, read_init(made), names("vqa"))
     ours = golden_model().state_dict()
-    assert torch.equal(model.state_dict()["fusion.text_pooler.weight"],
-                       ours["fusion.text_pooler.weight"])  # fmt: skip
+    assert torch.equal(
+        model.state_dict()["fusion.text_pooler.weight"], ours["fusion.text_pooler.weight"]
+    )
 
 
 def test_what_no_evaluation_can_use(tmp_path, released):

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from m3ae.data.datasets import Pairs
 from m3ae.data.shards import Shards
 from m3ae.data.texts import load_tokenizer
-from m3ae.downstream.metrics import recall_at_k
-from m3ae.downstream.ranking import Pool, read_pool, recalls, same_words, score_all
+from m3ae.downstream.ranking import Pool, read_pool, score_all
 from m3ae.downstream.retrieval import draw_false_texts, match_score, retrieval_scores
 from m3ae.models import M3AE
 from m3ae.models.heads import ITMHead, RetrievalHead, start_retrieval_head
+from m3ae.scoring.metrics import ranks_by_rule, recall_at_k, recalls, same_words
 from m3ae.training.distributed import Processes, processes
 from tests.recipe import close, golden, golden_model, tiny_config
 
@@ -42,16 +42,17 @@ class Broken(list):
 def golden_pool() -> Pool:
     record = golden("golden_tiny_recall")
     return Pool(
-        list(record["image"].numpy()), record["recall_text_ids"],
-        record["recall_text_masks"].bool(), record["text_owner"], [""] * 15,
-    )  # fmt: skip
+        list(record["image"].numpy()),
+        record["recall_text_ids"],
+        record["recall_text_masks"].bool(),
+        record["text_owner"],
+        [""] * 15,
+    )
 
 
 def golden_head() -> RetrievalHead:
     record, head = golden("golden_tiny_recall"), RetrievalHead(96)
-    head.load_state_dict(
-        {"weight": record["irtr_head_weight"], "bias": record["irtr_head_bias"]}
-    )
+    head.load_state_dict({"weight": record["irtr_head_weight"], "bias": record["irtr_head_bias"]})
     return head
 
 
@@ -86,7 +87,7 @@ def test_scores_and_recalls_of_the_reference():
     record, pool = golden("golden_tiny_recall"), golden_pool()
     scores = score_all(golden_model(), golden_head(), pool, ALONE, image_block=5, text_block=4)
     close(scores, record["scores"], 3e-5, "scores")
-    ours = recalls(scores, pool.image_of_text, [f"text {i}" for i in range(15)])
+    ours = by_rule(scores, pool.image_of_text, [f"text {i}" for i in range(15)])
     for theirs, name in (("ir", "t2i"), ("tr", "i2t")):
         for k in (1, 5, 10):
             wanted = pytest.approx(record["recalls"][f"{theirs}_r{k}"])
@@ -182,8 +183,10 @@ def test_interrupted_and_resumed(tmp_path, capsys):
     with pytest.raises(OSError, match="interrupted"):
         ranked(out, broken)
     assert sorted(path.name for path in out.iterdir()) == [
-        "ranking.json", "scores-00000.npy", "scores-00001.npy",
-    ]  # fmt: skip
+        "ranking.json",
+        "scores-00000.npy",
+        "scores-00001.npy",
+    ]
     stamps = [path.stat().st_mtime_ns for path in sorted(out.glob("*.npy"))]
     (out / "scores-00002.tmp").write_bytes(b"half a block")  # a death while writing
     capsys.readouterr()
@@ -207,10 +210,13 @@ def test_scores_of_another_ranking_are_refused(tmp_path):
     ids[12, 1] += 1
     others = {
         "weights": {"head": head},
-        "images": {"pool": Pool([*pool.images[:6], image], pool.text_ids, pool.text_keep,
-                                pool.image_of_text, [])},
+        "images": {
+            "pool": Pool(
+                [*pool.images[:6], image], pool.text_ids, pool.text_keep, pool.image_of_text, []
+            )
+        },
         "texts": {"pool": Pool(pool.images, ids, pool.text_keep, pool.image_of_text, [])},
-    }  # fmt: skip
+    }
     for name, change in others.items():
         with pytest.raises(ValueError, match=rf"other {name}\); delete it") as caught:
             ranked(out, **change)
@@ -239,8 +245,13 @@ def test_scores_of_another_ranking_are_refused(tmp_path):
 
 
 def _worker(rank: int, port: int, folder) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     torch.set_num_threads(1)
     with processes() as group:
         found = {"memory": ranked(group=group), "resumed": ranked(folder / "out", group=group)}
@@ -296,20 +307,25 @@ def test_pool_of_prepared_folders(shards, tmp_path, listed):
 # ------------------------------------------------------------------------------ recall
 
 
+def by_rule(scores, owner, texts, ks=(1, 5, 10)) -> dict[str, dict[str, float]]:
+    places = ranks_by_rule(scores, owner, texts)
+    return {rule: recalls(place, ks) for rule, place in places.items()}
+
+
 def test_identical_captions():
     """One rule for both columns; case or punctuation that makes captions differ."""
     owner = torch.tensor([0, 1, 2, 2])
     texts = ["Chest X-ray.", "chest x ray", "Brain MRI", "brain CT"]
     scores = torch.tensor([[1, 2, 0, 0], [4, 3, 0, 1], [0, 0, 2, 3.0]])
-    ours = recalls(scores, owner, texts, (1,))
+    ours = by_rule(scores, owner, texts, (1,))
     # Image 0's best text is text 1 and text 0's best image is image 1: of the same words.
     assert ours["id"] == pytest.approx({"t2i_r1": 3 / 4, "i2t_r1": 1 / 3})
     assert ours["text"] == {"t2i_r1": 1.0, "i2t_r1": 1.0}
-    assert same_words(owner, texts, 3).sum(dim=0).tolist() == [2, 2, 1, 1]
+    assert same_words(owner, texts, 3).sum(axis=0).tolist() == [2, 2, 1, 1]
     with pytest.raises(ValueError, match="3 texts, but"):
-        recalls(scores, owner, texts[:3])
+        ranks_by_rule(scores, owner, texts[:3])
     with pytest.raises(ValueError, match="has no text"):
-        recalls(scores, torch.tensor([0, 1, 1, 0]), texts)
+        ranks_by_rule(scores, torch.tensor([0, 1, 1, 0]), texts)
 
 
 @settings(max_examples=50)
@@ -327,11 +343,15 @@ def test_text_rule_is_a_plain_loop(images, extra, k, seed):
     def hit(image: int, text: int) -> bool:
         return any(o == image and w == words[text] for o, w in zip(owner, words, strict=True))
 
-    t2i = [any(hit(i, t) for i in scores[:, t].argsort(descending=True)[:k].tolist())
-           for t in range(len(owner))]  # fmt: skip
-    i2t = [any(hit(i, t) for t in scores[i].argsort(descending=True)[:k].tolist())
-           for i in range(images)]  # fmt: skip
-    ours = recalls(scores, owner, texts, (k,))
+    t2i = [
+        any(hit(i, t) for i in scores[:, t].argsort(descending=True)[:k].tolist())
+        for t in range(len(owner))
+    ]
+    i2t = [
+        any(hit(i, t) for t in scores[i].argsort(descending=True)[:k].tolist())
+        for i in range(images)
+    ]
+    ours = by_rule(scores, owner, texts, (k,))
     assert ours["text"] == pytest.approx(
         {f"t2i_r{k}": sum(t2i) / len(t2i), f"i2t_r{k}": sum(i2t) / len(i2t)}
     )

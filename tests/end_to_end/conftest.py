@@ -22,12 +22,19 @@ def tune(shards, questions, tmp_path):
 
     def run(*overrides: str, name: str = "run", config: str = "vqa_rad") -> int:
         sizes = [line for line in SMALL if line.startswith("model.")]
-        return run_finetune.main([
-            "--config", str(ROOT / f"configs/finetune/{config}.yaml"),
-            f"architecture={ROOT}/configs/pretrain/quickstart.yaml",
-            f"architecture_set={json.dumps(sizes)}", *FAST, f"output={tmp_path / name}",
-            f"data.train={questions}/train", f"data.test={questions}/test",
-            f"data.tokenizer={shards}/tokenizer", *overrides,
-        ])  # fmt: skip
+        return run_finetune.main(
+            [
+                "--config",
+                str(ROOT / f"configs/finetune/{config}.yaml"),
+                f"architecture={ROOT}/configs/pretrain/quickstart.yaml",
+                f"architecture_set={json.dumps(sizes)}",
+                *FAST,
+                f"output={tmp_path / name}",
+                f"data.train={questions}/train",
+                f"data.test={questions}/test",
+                f"data.tokenizer={shards}/tokenizer",
+                *overrides,
+            ]
+        )
 
     return run

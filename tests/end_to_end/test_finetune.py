@@ -17,8 +17,8 @@ import run_finetune
 import run_pretrain
 from m3ae.config import load_config
 from m3ae.data.shards import Shards
-from m3ae.downstream.predictions import read_predictions
 from m3ae.models import build_model
+from m3ae.scoring.predictions import read_predictions
 from m3ae.training.checkpoint import checkpoints
 from m3ae.training.logs import read_log
 from tests.recipe import ROOT
@@ -62,8 +62,10 @@ def test_one_run_serves_both_where_there_is_a_valid_split(tune, tmp_path, questi
     for split in ("train", "test"):
         manifest = json.loads((own / split / "manifest.json").read_text())
         (own / split / "manifest.json").write_text(json.dumps(manifest | {"source": "own"}))
-    splits = [f"data.{name}={own}/{split}" for name, split in
-              (("train", "test"), ("valid", "test"), ("test", "test"))]  # fmt: skip
+    splits = [
+        f"data.{name}={own}/{split}"
+        for name, split in (("train", "test"), ("valid", "test"), ("test", "test"))
+    ]
     assert tune("protocol=both", f"data.answers={more}", "train.epochs=1", *splits) == 0
     result = scores(tmp_path / "run")
     assert {"paper", "strict"} <= result.keys()
@@ -96,8 +98,10 @@ def test_resumed_is_uninterrupted(tune, tmp_path, monkeypatch):
         tune("train.epochs=3", name="cut")
     monkeypatch.setattr(run_finetune, "save_checkpoint", real)
     assert tune("train.epochs=3", name="cut") == 0
-    one, two = (load_file(checkpoints(tmp_path / name)[-1] / "model.safetensors")
-                for name in ("whole", "cut"))  # fmt: skip
+    one, two = (
+        load_file(checkpoints(tmp_path / name)[-1] / "model.safetensors")
+        for name in ("whole", "cut")
+    )
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
     logs = [read_log(tmp_path / name, "eval") for name in ("whole", "cut")]
     assert logs[0] == logs[1] and len(logs[0]) == 3
@@ -129,8 +133,16 @@ def test_the_control_starts_where_pretraining_started(small_run, tune, tmp_path)
     """A control whose initial weights are others than those that pre-training began with."""
     assert run_pretrain.main(small_run(steps=2)) == 0
     run = tmp_path / "run"
-    assert tune(f"architecture={run}/config.yaml", "architecture_set=[]", "optim.lr=0.0",
-                "train.epochs=1", name="control") == 0  # fmt: skip
+    assert (
+        tune(
+            f"architecture={run}/config.yaml",
+            "architecture_set=[]",
+            "optim.lr=0.0",
+            "train.epochs=1",
+            name="control",
+        )
+        == 0
+    )
     started = build_model(load_config(run / "config.yaml")).state_dict()
     tuned = load_file(checkpoints(tmp_path / "control")[-1] / "model.safetensors")
     for name, tensor in tuned.items():
@@ -140,11 +152,20 @@ def test_the_control_starts_where_pretraining_started(small_run, tune, tmp_path)
 def test_retrieval(small_run, tune, shards, tmp_path):
     """A pool that is not ranked, or ranked by other weights than the selected ones."""
     assert run_pretrain.main(small_run(steps=4)) == 0
-    folders = [f"data.{name}={shards}/{split}" for name, split in
-               (("train", "train"), ("valid", "valid"), ("test", "test"))]  # fmt: skip
+    folders = [
+        f"data.{name}={shards}/{split}"
+        for name, split in (("train", "train"), ("valid", "valid"), ("test", "test"))
+    ]
     more = [f"init={tmp_path}/run", "data.false_texts=3", "data.augmentation=none", *folders]
-    assert tune(*more, "train={batch_global: 8, batch_per_process: 4}", name="irtr",
-                config="roco_retrieval") == 0  # fmt: skip
+    assert (
+        tune(
+            *more,
+            "train={batch_global: 8, batch_per_process: 4}",
+            name="irtr",
+            config="roco_retrieval",
+        )
+        == 0
+    )
     entry = scores(tmp_path / "irtr")["paper"]
     assert entry["test"]["images"] == 16 and set(entry["test"]["id"]) == {
         f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)
@@ -190,11 +211,21 @@ def test_two_processes(tune, tmp_path, capfd, freeze):
     arguments = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
     arguments |= {"output": str(tmp_path / "two")}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(arguments))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
-               "2", "run_finetune.py", "--config", str(tmp_path / "config.yaml")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "run_finetune.py",
+        "--config",
+        str(tmp_path / "config.yaml"),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    one, two = (read_predictions(tmp_path / name / "predictions-paper.jsonl")
-                for name in ("one", "two"))  # fmt: skip
+    one, two = (
+        read_predictions(tmp_path / name / "predictions-paper.jsonl") for name in ("one", "two")
+    )
     assert [row["id"] for row in one] == [row["id"] for row in two]
     for row, other in zip(one, two, strict=True):
         assert row["score"] == pytest.approx(other["score"], abs=2e-3)

@@ -74,10 +74,15 @@ def test_resumed_with_frozen_encoders(tune, tmp_path, monkeypatch):
 def test_augmented_images_are_not_kept(questions, shards):
     """An augmentation that does nothing, because every epoch reads the features of one crop."""
     sizes = tuple(line for line in SMALL if line.startswith("model."))
-    config = load_finetune_config(ROOT / "configs/finetune/finetune.yaml", [
-        f"architecture={ROOT}/configs/pretrain/quickstart.yaml", f"architecture_set={list(sizes)}",
-        "data={image_px: 64, text_length: 24, augmentation: resized_crop}", ENCODERS,
-    ])  # fmt: skip
+    config = load_finetune_config(
+        ROOT / "configs/finetune/finetune.yaml",
+        [
+            f"architecture={ROOT}/configs/pretrain/quickstart.yaml",
+            f"architecture_set={list(sizes)}",
+            "data={image_px: 64, text_length: 24, augmentation: resized_crop}",
+            ENCODERS,
+        ],
+    )
     model = build_downstream(config, read_init(config), ["yes", "no"])
     split = Questions(str(questions / "test"), load_tokenizer(shards / "tokenizer"), config.data)
     alone = Processes(0, 0, 1, torch.device("cpu"))
@@ -88,11 +93,22 @@ def test_augmented_images_are_not_kept(questions, shards):
 def test_retrieval_with_frozen_encoders(small_run, tune, shards, tmp_path):
     """Features kept for texts that are drawn anew, or an encoder that is trained all the same."""
     assert run_pretrain.main(small_run(steps=4)) == 0
-    folders = [f"data.{name}={shards}/{split}" for name, split in
-               (("train", "train"), ("valid", "valid"), ("test", "test"))]  # fmt: skip
-    assert tune(f"init={tmp_path}/run", "data.false_texts=3", "data.augmentation=none", *folders,
-                "train={freeze: [image_encoder, text_encoder], epochs: 1}",
-                name="irtr", config="roco_retrieval") == 0  # fmt: skip
+    folders = [
+        f"data.{name}={shards}/{split}"
+        for name, split in (("train", "train"), ("valid", "valid"), ("test", "test"))
+    ]
+    assert (
+        tune(
+            f"init={tmp_path}/run",
+            "data.false_texts=3",
+            "data.augmentation=none",
+            *folders,
+            "train={freeze: [image_encoder, text_encoder], epochs: 1}",
+            name="irtr",
+            config="roco_retrieval",
+        )
+        == 0
+    )
     before, after = weights(tmp_path / "run"), weights(tmp_path / "irtr")
     for name in before.keys() & after.keys():
         stays = name.startswith(("image_encoder.", "text_encoder."))

@@ -26,8 +26,9 @@ def test_a_run_writes_what_it_promises(small_run, tmp_path):
     for name in ("config.yaml", "environment.json", "log.jsonl", "evaluation.json", "report.html"):
         assert (run / name).stat().st_size > 0, name
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
-        "step-00000004", "step-00000008",
-    ]  # fmt: skip
+        "step-00000004",
+        "step-00000008",
+    ]
     assert len(list((run / "pictures").glob("*.png"))) == 3
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["samples"] == 16
@@ -76,8 +77,9 @@ def test_a_killed_run_goes_on_bitwise(small_run, tmp_path):
     assert run_pretrain.main(arguments) == 0
     for one, two in zip(
         states(tmp_path / "whole/checkpoints/step-00000012"),
-        states(killed / "checkpoints/step-00000012"), strict=True,
-    ):  # fmt: skip
+        states(killed / "checkpoints/step-00000012"),
+        strict=True,
+    ):
         assert one.keys() == two.keys()
         assert all(torch.equal(one[key], two[key]) for key in one)
     logs = [read_log(tmp_path / name, "train") for name in ("whole", "killed")]

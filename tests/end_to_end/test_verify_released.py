@@ -11,9 +11,9 @@ import verify_released
 from data_prep import vqa_rad
 from m3ae.data.shards import Shards
 from m3ae.data.texts import assemble, encode, load_tokenizer, special_ids, train_wordpiece
-from m3ae.downstream.predictions import write_predictions
 from m3ae.models.heads import AnswerHead
 from m3ae.models.pretrained import convert_reference
+from m3ae.scoring.predictions import write_predictions
 from tests.recipe import ROOT, TINY, golden_model, golden_state
 
 LABELS = ["yes", "liver", "2", "lung", "axial", "mr", "no", "left", "cyst", "ct", "brain"]
@@ -31,9 +31,18 @@ def tokenizer_of_the_golden_model(folder, texts):
         token["id"] = swap.get(token["id"], token["id"])
     path.write_text(json.dumps(content))
     (folder / "tokenizer_config.json").unlink(missing_ok=True)
-    (folder / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]",
-        "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}))  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "pad_token": "[PAD]",
+                "unk_token": "[UNK]",
+                "cls_token": "[CLS]",
+                "sep_token": "[SEP]",
+                "mask_token": "[MASK]",
+            }
+        )
+    )
     tokenizer = load_tokenizer(folder)
     assert tokenizer.pad_token_id == 1 and len(tokenizer) <= 200
     return tokenizer
@@ -50,11 +59,18 @@ def released(tmp_path_factory):
         split = "train" if number < len(LABELS) else "test"
         label = LABELS[number] if split == "train" else LABELS[number % 4]
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
-            raw / "images" / f"synpic{number}.png")  # fmt: skip
-        rows[split].append({
-            "qid": number, "image_name": f"synpic{number}.png", "answer": label,
-            "question": f"what is seen in case {number}", "phrase_type": "freeform",
-            "answer_type": "CLOSED" if label in ("yes", "no") else "OPEN"})  # fmt: skip
+            raw / "images" / f"synpic{number}.png"
+        )
+        rows[split].append(
+            {
+                "qid": number,
+                "image_name": f"synpic{number}.png",
+                "answer": label,
+                "question": f"what is seen in case {number}",
+                "phrase_type": "freeform",
+                "answer_type": "CLOSED" if label in ("yes", "no") else "OPEN",
+            }
+        )
     for split, content in rows.items():
         (raw / f"{split}set.json").write_text(json.dumps(content))
     texts = [row["question"] for row in rows["train"]]
@@ -70,19 +86,30 @@ def by_hand(folder) -> list[dict]:
     """Predictions without the code under test: pair by pair, answers in the order of LABELS."""
     state = convert_reference(golden_state(heads=True))
     head = AnswerHead(96, len(LABELS))
-    head.load_state_dict({key.removeprefix("vqa_head."): value for key, value in state.items()
-                          if key.startswith("vqa_head.")})  # fmt: skip
+    head.load_state_dict(
+        {
+            key.removeprefix("vqa_head."): value
+            for key, value in state.items()
+            if key.startswith("vqa_head.")
+        }
+    )
     model, tokenizer = golden_model(), load_tokenizer(folder / "tokenizer")
     test, rows = Shards(folder / "shards" / "test"), []
     for i in range(len(test)):
-        ids, words = assemble(*map(np.array, encode(tokenizer, [test.text(i)])[0]), 16,
-                              special_ids(tokenizer))  # fmt: skip
+        ids, words = assemble(
+            *map(np.array, encode(tokenizer, [test.text(i)])[0]), 16, special_ids(tokenizer)
+        )
         keep = torch.arange(16)[None] < int((words >= 0).sum()) + 2
         image = torch.from_numpy(test.image(int(test.image_of_text[i]), 64))[None]
         with torch.no_grad():
             pooled = model.encode_pair(image, torch.from_numpy(ids)[None], keep).pooled
-            rows.append({"id": test.text_key(i), "prediction": LABELS[int(head(pooled).argmax())],
-                         "answer": test.fields(i)["answer"]})  # fmt: skip
+            rows.append(
+                {
+                    "id": test.text_key(i),
+                    "prediction": LABELS[int(head(pooled).argmax())],
+                    "answer": test.fields(i)["answer"],
+                }
+            )
     return rows
 
 
@@ -93,14 +120,25 @@ def verify(released, tmp_path):
 
     def run(*arguments: str) -> int:
         shards = released / "shards"
-        return verify_released.main([
-            "--config", str(ROOT / "configs/finetune/vqa_rad.yaml"), "--out", str(tmp_path / "out"),
-            "--checkpoints", str(released / "seed0.ckpt"), *arguments, "--set",
-            f"architecture={ROOT}/configs/pretrain/m3ae.yaml", f"architecture_set={sizes}",
-            f"data.train={shards}/train", f"data.test={shards}/test",
-            f"data.tokenizer={released}/tokenizer", "eval.samples=100",
-            "data={image_px: 64, text_length: 16, workers: 0}",
-        ])  # fmt: skip
+        return verify_released.main(
+            [
+                "--config",
+                str(ROOT / "configs/finetune/vqa_rad.yaml"),
+                "--out",
+                str(tmp_path / "out"),
+                "--checkpoints",
+                str(released / "seed0.ckpt"),
+                *arguments,
+                "--set",
+                f"architecture={ROOT}/configs/pretrain/m3ae.yaml",
+                f"architecture_set={sizes}",
+                f"data.train={shards}/train",
+                f"data.test={shards}/test",
+                f"data.tokenizer={released}/tokenizer",
+                "eval.samples=100",
+                "data={image_px: 64, text_length: 16, workers: 0}",
+            ]
+        )
 
     return run
 

@@ -15,9 +15,11 @@ from tests.recipe import golden_state
 
 WIDTH, HEADS, HIDDEN, VOCAB, PX, PATCH = 16, 2, 24, 60, 32, 8
 COMMON = {
-    "hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": HIDDEN,
+    "hidden_size": WIDTH,
+    "num_attention_heads": HEADS,
+    "intermediate_size": HIDDEN,
     "num_hidden_layers": 3,
-}  # fmt: skip
+}
 IMAGE = COMMON | {"image_size": PX, "patch_size": PATCH}
 
 
@@ -39,31 +41,49 @@ def to_folder(model: torch.nn.Module, tmp_path) -> str:
 
 TEXT = {"vocab_size": VOCAB, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 ROBERTA = transformers.RobertaConfig(
-    **COMMON, **TEXT, max_position_embeddings=22, type_vocab_size=1, pad_token_id=1,
+    **COMMON,
+    **TEXT,
+    max_position_embeddings=22,
+    type_vocab_size=1,
+    pad_token_id=1,
     layer_norm_eps=1e-5,
-)  # fmt: skip
+)
 BERT = transformers.BertConfig(
-    **COMMON, **TEXT, max_position_embeddings=20, type_vocab_size=2, pad_token_id=0,
+    **COMMON,
+    **TEXT,
+    max_position_embeddings=20,
+    type_vocab_size=2,
+    pad_token_id=0,
     layer_norm_eps=1e-12,
-)  # fmt: skip
+)
 
 
 def text_encoder(kind: str, **changes) -> TextEncoder:
     config = ROBERTA if kind == "roberta" else BERT
     sizes = {
-        "kind": kind, "vocab_size": VOCAB, "type_vocab_size": config.type_vocab_size,
-        "width": WIDTH, "depth": 3, "heads": HEADS, "mlp_width": HIDDEN,
-        "max_positions": config.max_position_embeddings, "layer_norm_eps": config.layer_norm_eps,
-        "dropout": 0.1, "attention_dropout": 0.1, "pad_id": config.pad_token_id,
-    }  # fmt: skip
+        "kind": kind,
+        "vocab_size": VOCAB,
+        "type_vocab_size": config.type_vocab_size,
+        "width": WIDTH,
+        "depth": 3,
+        "heads": HEADS,
+        "mlp_width": HIDDEN,
+        "max_positions": config.max_position_embeddings,
+        "layer_norm_eps": config.layer_norm_eps,
+        "dropout": 0.1,
+        "attention_dropout": 0.1,
+        "pad_id": config.pad_token_id,
+    }
     return TextEncoder(**(sizes | changes)).eval()
 
 
 TEXT_MODELS = {
-    "RobertaModel": ("roberta", ROBERTA), "RobertaForMaskedLM": ("roberta", ROBERTA),
-    "BertModel": ("bert", BERT), "BertForMaskedLM": ("bert", BERT),
+    "RobertaModel": ("roberta", ROBERTA),
+    "RobertaForMaskedLM": ("roberta", ROBERTA),
+    "BertModel": ("bert", BERT),
+    "BertForMaskedLM": ("bert", BERT),
     "BertForPreTraining": ("bert", BERT),
-}  # fmt: skip
+}
 
 
 @torch.no_grad()
@@ -137,10 +157,16 @@ def test_text_family_must_agree(tmp_path):
 
 def image_encoder(kind: str, image_px: int = PX, **changes) -> ImageEncoder:
     sizes = {
-        "kind": kind, "image_px": image_px, "patch_px": PATCH, "width": WIDTH, "depth": 3,
-        "heads": HEADS, "mlp_ratio": HIDDEN / WIDTH, "layer_norm_eps": 1e-5,
+        "kind": kind,
+        "image_px": image_px,
+        "patch_px": PATCH,
+        "width": WIDTH,
+        "depth": 3,
+        "heads": HEADS,
+        "mlp_ratio": HIDDEN / WIDTH,
+        "layer_norm_eps": 1e-5,
         "activation": "quick_gelu" if kind == "clip" else "gelu",
-    }  # fmt: skip
+    }
     return ImageEncoder(**(sizes | changes)).eval()
 
 
@@ -182,8 +208,13 @@ def openai_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "embeddings.patch_embedding.weight": "conv1.weight",
         "embeddings.position_embedding.weight": "positional_embedding",
     }
-    block = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
-             "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}  # fmt: skip
+    block = {
+        "self_attn.out_proj": "attn.out_proj",
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+    }
     for key, tensor in state.items():
         if not key.startswith("vision_model."):
             continue
@@ -200,8 +231,15 @@ def openai_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         elif not match:
             key = key.replace("pre_layrnorm", "ln_pre").replace("post_layernorm", "ln_post")
             out[f"visual.{key}"] = tensor
-    text = ("positional_embedding", "token_embedding.weight", "ln_final.weight", "text_projection",
-            "logit_scale", "transformer.resblocks.0.ln_1.weight", "visual.proj")  # fmt: skip
+    text = (
+        "positional_embedding",
+        "token_embedding.weight",
+        "ln_final.weight",
+        "text_projection",
+        "logit_scale",
+        "transformer.resblocks.0.ln_1.weight",
+        "visual.proj",
+    )
     return out | {key: torch.zeros(2) for key in text}
 
 
@@ -233,17 +271,21 @@ def test_clip_files(form, tmp_path):
 def timm_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of transformers' ViT or DINOv2 file as timm names them: one q, k and v."""
     table = [
-        (r"embeddings\.cls_token", "cls_token"), (r"embeddings\.position_embeddings", "pos_embed"),
-        (r"embeddings\.mask_token", "mask_token"), (r"layernorm\.(\w+)", r"norm.\1"),
+        (r"embeddings\.cls_token", "cls_token"),
+        (r"embeddings\.position_embeddings", "pos_embed"),
+        (r"embeddings\.mask_token", "mask_token"),
+        (r"layernorm\.(\w+)", r"norm.\1"),
         (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
         (r"encoder\.layer\.(\d+)\.(?:layernorm_before|norm1)\.(\w+)", r"blocks.\1.norm1.\2"),
         (r"encoder\.layer\.(\d+)\.(?:layernorm_after|norm2)\.(\w+)", r"blocks.\1.norm2.\2"),
         (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"blocks.\1.attn.proj.\2"),
-        (r"encoder\.layer\.(\d+)\.(?:intermediate\.dense|mlp\.fc1)\.(\w+)",
-         r"blocks.\1.mlp.fc1.\2"),
+        (
+            r"encoder\.layer\.(\d+)\.(?:intermediate\.dense|mlp\.fc1)\.(\w+)",
+            r"blocks.\1.mlp.fc1.\2",
+        ),
         (r"encoder\.layer\.(\d+)\.(?:output\.dense|mlp\.fc2)\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
         (r"encoder\.layer\.(\d+)\.layer_scale(\d)\.lambda1", r"blocks.\1.ls\2.gamma"),
-    ]  # fmt: skip
+    ]
     out = {}
     for key, tensor in state.items():
         for pattern, name in table:
@@ -265,8 +307,11 @@ def vit_model(name: str) -> torch.nn.Module:
 
 
 VIT_MODELS = (
-    "ViTModel", "ViTForImageClassification", "Dinov2Model", "Dinov2ForImageClassification",
-)  # fmt: skip
+    "ViTModel",
+    "ViTForImageClassification",
+    "Dinov2Model",
+    "Dinov2ForImageClassification",
+)
 
 
 @torch.no_grad()
@@ -313,8 +358,9 @@ def test_positions_are_resized_on_loading(tmp_path):
     load_image_encoder(ours, folder)
     load_image_encoder(larger, folder)
     assert torch.equal(larger.position_embedding, resize_positions(ours.position_embedding, 6))
-    wanted = theirs(pixel_values=images(48), interpolate_pos_encoding=True,
-                    output_hidden_states=True).hidden_states[-1]  # fmt: skip
+    wanted = theirs(
+        pixel_values=images(48), interpolate_pos_encoding=True, output_hidden_states=True
+    ).hidden_states[-1]
     vision = getattr(theirs, "vision_model", theirs)
     torch.testing.assert_close(
         larger(images(48)), vision.post_layernorm(wanted), rtol=1e-5, atol=5e-6
@@ -381,8 +427,13 @@ def test_kept_patches():
     stirred(encoder)
     order = torch.stack([torch.randperm(16) for _ in range(2)])
     whole, kept = encoder(images(), order), encoder(images(), order[:, :5])
-    back = torch.cat([whole[:, :1], whole[:, 1:].gather(
-        1, order.argsort(dim=1)[:, :, None].expand(-1, -1, WIDTH))], dim=1)  # fmt: skip
+    back = torch.cat(
+        [
+            whole[:, :1],
+            whole[:, 1:].gather(1, order.argsort(dim=1)[:, :, None].expand(-1, -1, WIDTH)),
+        ],
+        dim=1,
+    )
     torch.testing.assert_close(back, encoder(images()), rtol=1e-5, atol=5e-6)
     blank = images().unflatten(2, (4, PATCH)).unflatten(4, (4, PATCH)).clone()
     for row in range(2):

@@ -10,11 +10,10 @@ from functools import cache
 import pytest
 import torch
 
-from m3ae.downstream.classification import classification_loss
-from m3ae.downstream.vqa import vqa_loss
 from m3ae.models import M3AE
 from m3ae.models.heads import AnswerHead, RetrievalHead, start_retrieval_head
 from m3ae.models.image_encoder import resize_positions
+from m3ae.models.losses import classification_loss, vqa_loss
 from m3ae.models.pretrained import convert_reference
 from m3ae.training.optim import build_optimizer, lr_at, param_groups
 from tests.recipe import (
@@ -52,9 +51,7 @@ def encoded(model: M3AE, which: str) -> tuple[torch.Tensor, torch.Tensor]:
     elif which == "mim":
         kept = model.kept(batch)
     elif which == "itm":
-        image = torch.where(
-            batch["itm_match"][:, None, None, None], image, batch["negative_image"]
-        )
+        image = torch.where(batch["itm_match"][:, None, None, None], image, batch["negative_image"])
     return model.text_encoder(ids, batch["text_keep"]), model.image_encoder(image, kept)
 
 
@@ -108,8 +105,10 @@ def test_mim_features_at_layer_k():
     model = golden_model()
     pairs = states(model, "mim")
     for index, stream in enumerate(STREAMS):
-        for layer, key in ((model.mim_layer, f"mim_{stream}_feats_at_layer_k"),
-                           (-1, f"mim_final_{stream}_feats")):  # fmt: skip
+        for layer, key in (
+            (model.mim_layer, f"mim_{stream}_feats_at_layer_k"),
+            (-1, f"mim_final_{stream}_feats"),
+        ):
             close(pairs[layer][index], outputs(key), recorded_error(key), key)
 
 
@@ -218,9 +217,10 @@ def test_gradient_norms(objective, share):
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}
     record = golden()
     record = (
-        record["grad_norms"] if objective == "loss"
+        record["grad_norms"]
+        if objective == "loss"
         else record["grad_norms_per_objective"][objective]
-    )  # fmt: skip
+    )
     names = our_names()
     reached = {name for key in record for name in names.get(key, [])}
     with_grad = {name for name, grad in grads.items() if grad is not None}
@@ -294,8 +294,12 @@ def test_fine_tuning_at_another_size():
     table = resize_positions(state["image_encoder.position_embedding"], 6)
     model.load_state_dict(state | {"image_encoder.position_embedding": table})
     pair = model.eval().encode_pair(record["image"], batch["text_ids"], batch["text_keep"])
-    close(pair.pooled, record["multi_modal_cls_feats"],
-          recorded_error("infer.multi_modal_cls_feats"), "pooled")  # fmt: skip
+    close(
+        pair.pooled,
+        record["multi_modal_cls_feats"],
+        recorded_error("infer.multi_modal_cls_feats"),
+        "pooled",
+    )
 
 
 # ------------------------------------------------------------------------------ fine-tuning
@@ -361,9 +365,7 @@ def test_retrieval_scores_of_all_pairs():
     """Rows and columns exchanged when every image meets every text."""
     record, model = golden("golden_tiny_recall"), golden_model()
     head = RetrievalHead(96)
-    head.load_state_dict(
-        {"weight": record["irtr_head_weight"], "bias": record["irtr_head_bias"]}
-    )
+    head.load_state_dict({"weight": record["irtr_head_weight"], "bias": record["irtr_head_bias"]})
     ids, keep = record["recall_text_ids"], record["recall_text_masks"].bool()
     rows = [
         head(model.encode_pair(image.expand(len(ids), -1, -1, -1), ids, keep).pooled)[:, 0]

@@ -16,11 +16,15 @@ from m3ae.models.pretrained import convert_reference, read_checkpoint, read_weig
 from tests.recipe import GOLDEN, ROOT, golden_model, golden_state, tiny_config
 
 DROPPED = {
-    "vision_encoder.positional_embedding", "vision_encoder.token_embedding.weight",
-    "vision_encoder.ln_final.weight", "vision_encoder.ln_final.bias",
-    "language_encoder.pooler.dense.weight", "language_encoder.pooler.dense.bias",
-    "language_encoder.embeddings.position_ids", "mim_head.decoder_pos_embed",
-}  # fmt: skip
+    "vision_encoder.positional_embedding",
+    "vision_encoder.token_embedding.weight",
+    "vision_encoder.ln_final.weight",
+    "vision_encoder.ln_final.bias",
+    "language_encoder.pooler.dense.weight",
+    "language_encoder.pooler.dense.bias",
+    "language_encoder.embeddings.position_ids",
+    "mim_head.decoder_pos_embed",
+}
 
 
 def base_state() -> dict[str, torch.Tensor]:
@@ -86,9 +90,15 @@ def test_checkpoint_wrapper_and_heads():
 
 @pytest.mark.parametrize(
     "key",
-    ["vision_encoder.visual.proj2", "language_encoder.embeddings.extra", "module.itm_head.fc.bias",
-     "multi_modal_vision_layers.0.adapter.weight", "xvqa_head.0.weight", "itm_head.fc.bias2"],
-)  # fmt: skip
+    [
+        "vision_encoder.visual.proj2",
+        "language_encoder.embeddings.extra",
+        "module.itm_head.fc.bias",
+        "multi_modal_vision_layers.0.adapter.weight",
+        "xvqa_head.0.weight",
+        "itm_head.fc.bias2",
+    ],
+)
 def test_unknown_tensor(key):
     """A model with parts of its own converts as if it had none."""
     with pytest.raises(ValueError, match=f"no place for {key}"):
@@ -141,11 +151,17 @@ def test_foreign_objects_are_never_executed(tmp_path, monkeypatch, zipped, impor
     state = golden_state()
     state["itm_head.fc.weight"] = torch.nn.Parameter(state["itm_head.fc.weight"])
     content = {
-        "state_dict": state, "epoch": 7, "hyper_parameters": foreign.Options(a=1, b=[foreign.Trap]),
-        "callbacks": {foreign.Callback: foreign.Callback(), "list": foreign.Numbers([1, 2]),
-                      "set": foreign.Names({1, 2}), "plain": {1, 2}},
+        "state_dict": state,
+        "epoch": 7,
+        "hyper_parameters": foreign.Options(a=1, b=[foreign.Trap]),
+        "callbacks": {
+            foreign.Callback: foreign.Callback(),
+            "list": foreign.Numbers([1, 2]),
+            "set": foreign.Names({1, 2}),
+            "plain": {1, 2},
+        },
         "traps": [foreign.Trap(), foreign.Shell(), foreign.Import(), foreign.Evaluate()],
-    }  # fmt: skip
+    }
     path = tmp_path / "reference.ckpt"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     monkeypatch.delitem(sys.modules, "m3ae_foreign")
@@ -266,8 +282,7 @@ def test_tokenizer_is_saved(tmp_path):
     tokenizer = train_wordpiece(["axial ct of the chest"] * 5, 60, tmp_path / "tokenizer")
     golden_model().save_pretrained(tmp_path / "model", tokenizer)
     assert fingerprint(load_tokenizer(tmp_path / "model")) == fingerprint(tokenizer)
-    assert same(M3AE.from_pretrained(tmp_path / "model").state_dict(),
-                golden_model().state_dict())  # fmt: skip
+    assert same(M3AE.from_pretrained(tmp_path / "model").state_dict(), golden_model().state_dict())
 
 
 def edited(folder, change) -> None:

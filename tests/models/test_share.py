@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from m3ae.data.masking import draw_in_batch_negatives, kept_patches
 from m3ae.models import M3AE, build_model
 from m3ae.models.layers import sincos_2d
-from m3ae.pretraining.masking import draw_in_batch_negatives, kept_patches
 from tests.recipe import golden_batch, tiny_config
 
 OBJECTIVES = ("mlm", "mim", "itm")
@@ -46,10 +46,13 @@ def small_batch(negatives: str = "in_batch", scored: bool = True) -> dict[str, t
     order = torch.rand(B, N, generator=draw).argsort(dim=1)
     batch = {
         "image": torch.randn(B, 3, 32, 32, generator=draw),
-        "text_ids": ids, "text_keep": keep,
-        "mlm_ids": ids.masked_fill(labels != -100, 3), "mlm_labels": labels,
-        "patch_order": order, "itm_match": torch.tensor([True, False, True, False]),
-    }  # fmt: skip
+        "text_ids": ids,
+        "text_keep": keep,
+        "mlm_ids": ids.masked_fill(labels != -100, 3),
+        "mlm_labels": labels,
+        "patch_order": order,
+        "itm_match": torch.tensor([True, False, True, False]),
+    }
     if negatives == "in_batch":
         return batch | {"itm_image": torch.tensor([0, 3, 2, 1])}
     return batch | {"negative_image": torch.randn(B, 3, 32, 32, generator=draw)}
@@ -65,8 +68,11 @@ def small_model(*overrides: str) -> M3AE:
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=draw)
-            parameter.copy_(noise / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else
-                            parameter + 0.2 * noise)  # fmt: skip
+            parameter.copy_(
+                noise / parameter[0].numel() ** 0.5
+                if parameter.ndim > 1
+                else parameter + 0.2 * noise
+            )
     return model.requires_grad_(True)
 
 
@@ -140,9 +146,13 @@ DECODER_CASES = [
 def test_decoders(active, mlm, mim, layer):
     """Masked positions read before a decoder that needs all, mask tokens in the wrong places."""
     check_equal(
-        small_batch(), *weights(active), f"model.mlm.decoder={mlm}", f"model.mim.decoder={mim}",
-        f"model.mlm.layer={layer}", f"model.mim.layer={layer}",
-    )  # fmt: skip
+        small_batch(),
+        *weights(active),
+        f"model.mlm.decoder={mlm}",
+        f"model.mim.decoder={mim}",
+        f"model.mlm.layer={layer}",
+        f"model.mim.layer={layer}",
+    )
 
 
 @pytest.mark.parametrize("decoder", ["mlp", "transformer"])

@@ -104,8 +104,11 @@ def test_attribute_words_are_found(setting):
         said = arms.attributes.of_text(text)
         found = arms.attributes.of_tokens(sample)
         for number, name in enumerate(names):
-            words = [w for w in text.lower().strip(".").replace(",", "").replace(":", "").split()
-                     if w in config.eval.attributes[name]]  # fmt: skip
+            words = [
+                w
+                for w in text.lower().strip(".").replace(",", "").replace(":", "").split()
+                if w in config.eval.attributes[name]
+            ]
             assert said[name] == (words[0] if words else None)
             assert (found == number).sum() == len(words)
 

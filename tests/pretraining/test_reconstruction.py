@@ -4,18 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
+from m3ae.data.masking import kept_patches
+from m3ae.drawing import TILE_PX, tile, wrap
 from m3ae.models import build_model
-from m3ae.pretraining.masking import kept_patches
-from m3ae.pretraining.objectives import Outputs, mim_target, patch_pixels
-from m3ae.pretraining.reconstruction import (
-    GREY,
-    TILE_PX,
-    draw_reconstructions,
-    reconstruct,
-    tile,
-    unpatch,
-    wrap,
-)
+from m3ae.models.losses import Outputs, mim_target, patch_pixels
+from m3ae.pretraining.reconstruction import GREY, draw_reconstructions, reconstruct, unpatch
 from tests.recipe import tiny_config
 
 

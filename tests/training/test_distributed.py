@@ -69,8 +69,13 @@ def train_subset(group: Processes, shards, subset: tuple[str, ...]) -> list:
 
 
 def _worker(rank: int, port: int, shards, folder) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     torch.set_num_threads(1)
     with processes() as group:
         for sampling, micro in itertools.product(("exact", "reference"), (4, 2)):

@@ -9,8 +9,8 @@ from m3ae.data.datasets import Pairs, TrainBatches
 from m3ae.data.sampler import Order, Plan
 from m3ae.data.texts import load_tokenizer
 from m3ae.models import build_model
+from m3ae.pretraining.cost import step_flops
 from m3ae.training.engine import Trainer, accuracies, summarise
-from m3ae.training.flops import step_flops
 from m3ae.training.optim import build_optimizer, set_lr
 from tests.recipe import ROOT, tiny_config
 from tests.training.test_distributed import ALONE, Capture, small_config
@@ -67,16 +67,18 @@ def test_a_failed_step_leaves_the_weights(shards):
 
 def test_means_are_over_units():
     """Catches the mean of means: samples with many scored tokens must count more."""
-    arrays = {"index": np.arange(2), "mlm_loss": np.array([1.0, 9.0]),
-              "mlm_count": np.array([1, 9]), "mlm_correct": np.array([1, 0])}  # fmt: skip
+    arrays = {
+        "index": np.arange(2),
+        "mlm_loss": np.array([1.0, 9.0]),
+        "mlm_count": np.array([1, 9]),
+        "mlm_correct": np.array([1, 0]),
+    }
     out = summarise(arrays, {"mlm": 2.0})
     assert out["mlm_loss"] == 1.0 and out["loss"] == 2.0 and out["mlm_accuracy"] == 0.1
     assert accuracies({"itm_correct": 3.0, "itm_count": 0.0}) == {"itm_accuracy": 3.0}
 
 
-@pytest.mark.parametrize(
-    ("overrides", "most"), [([], 554), (["model.itm.negatives=dataset"], 636)]
-)
+@pytest.mark.parametrize(("overrides", "most"), [([], 554), (["model.itm.negatives=dataset"], 636)])
 def test_flops_of_the_paper_s_model(overrides, most):
     """Catches work done twice: the counted FLOPs of a step at the paper's size."""
     config = load_config(ROOT / "configs/pretrain/m3ae.yaml", overrides)

@@ -68,8 +68,9 @@ def test_principled_groups_spare_vectors_and_embeddings():
     """Catches decay on a norm, a bias or an embedding under the principled grouping."""
     config = tiny_config("optim.param_groups=principled")
     groups = {g["name"]: g["names"] for g in param_groups(M3AE(config.model), config.optim)}
-    decayed = [name for title, names in groups.items() if not title.endswith("no decay")
-               for name in names]  # fmt: skip
+    decayed = [
+        name for title, names in groups.items() if not title.endswith("no decay") for name in names
+    ]
     assert "image_encoder.patch_embedding.weight" in decayed
     assert not [n for n in decayed if "norm" in n or "bias" in n or "position_emb" in n]
     assert "fusion.type_embedding.weight" in groups["fusion, no decay"]
@@ -83,5 +84,3 @@ def test_schedules_end_where_they_should(schedule):
     assert rates[0] == 0 and max(rates) == rates[10] == 1
     assert rates[100] == pytest.approx(0.1)
     assert all(a > b for a, b in pairwise(rates[10:]))
-
-

@@ -16,13 +16,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from m3ae.config import Config, ModelConfig
-from m3ae.data.audit_lists import listed, read_lists
+from m3ae.data.exclusions import listed, read_lists
+from m3ae.data.masking import (
+    draw_in_batch_negatives,
+    draw_matches,
+    draw_patch_order,
+    scored_positions,
+)
 from m3ae.data.sampler import GROUP, SAMPLE, SUBSET, Order, Plan, keyed
 from m3ae.data.shards import Shards
 from m3ae.data.texts import assemble, encode, mask_tokens, max_scored, mlm_scored, ordinary_ids
 from m3ae.data.texts import special_ids as find_special_ids
-from m3ae.pretraining.masking import draw_in_batch_negatives, draw_matches, draw_patch_order
-from m3ae.pretraining.objectives import scored_positions
 
 log = logging.getLogger(__name__)
 
@@ -117,11 +121,19 @@ def _kept(corpus: Shards, left_out: set[str]) -> tuple[np.ndarray, np.ndarray]:
         return images, texts
     keep = ~listed(corpus, left_out)
     images, texts = images[keep], texts[keep[corpus.image_of_text]]
-    log.info("%s: data.exclude leaves out %d of %d images, %d of %d texts", corpus.folder,
-             len(keep) - len(images), len(keep), len(corpus) - len(texts), len(corpus))  # fmt: skip
+    log.info(
+        "%s: data.exclude leaves out %d of %d images, %d of %d texts",
+        corpus.folder,
+        len(keep) - len(images),
+        len(keep),
+        len(corpus) - len(texts),
+        len(corpus),
+    )
     if not len(texts):
-        raise ValueError(f"{corpus.folder}: data.exclude lists all of its images; take the folder "
-                         "out of data.train or the list out of data.exclude")  # fmt: skip
+        raise ValueError(
+            f"{corpus.folder}: data.exclude lists all of its images; take the folder "
+            "out of data.train or the list out of data.exclude"
+        )
     return images, texts
 
 

@@ -17,8 +17,19 @@ import numpy as np
 from PIL import Image
 
 # What Pillow's decoders raise on damaged files, besides OSError.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError,
-           OverflowError, AttributeError, struct.error, zlib.error)  # fmt: skip
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+)
 _EXIF_ORIENTATION = 0x0112
 _DEEP_GREY = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -154,8 +165,10 @@ def _resize_part(
     """
     bicubic = Image.Resampling.BICUBIC
     left, top, right, bottom = part
-    ends = [(end * before, after) for end, before, after
-            in zip(part, image.size * 2, size * 2, strict=True)]  # fmt: skip
+    ends = [
+        (end * before, after)
+        for end, before, after in zip(part, image.size * 2, size * 2, strict=True)
+    ]
     if all(product % after == 0 for product, after in ends):
         box = tuple(product // after for product, after in ends)
         return image.resize((right - left, bottom - top), bicubic, box=box)

@@ -16,12 +16,9 @@ are `NAME_bytes` uint8, flat, with `NAME_offsets` int64):
 The images come first in a file, since they are written before the number of them is known.
 """
 
-import hashlib
 import json
-import os
 import re
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,142 +32,13 @@ VERSION = 1
 ENCODINGS = ("raw", "jpeg", "original")
 WITH_FIELDS = "vqa"  # the kind of shards whose texts are questions, with task fields
 _MANIFEST_KEYS = ("kind", "source", "encoding", "px", "tokenizer", "options", "counts", "files")
-_IMAGES = ("images", "image_bytes")  # first in a file
-_HEADER = 2048  # bytes before the first tensor: the longest header, of 14 tensors, has 1,400
-_WRITEBACK = 8 * 2**20
 _MOST = 2**40  # no count or size is larger: products of two fit an int64
 _OPEN_SHARDS = 256  # memory maps held at a time, each a file descriptor
-_DTYPES = {"U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+DTYPES = {"U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 AGAIN = "prepare the split again, or copy it again"
 
 
 # ------------------------------------------------------------------ write
-
-
-def shard_name(number: int, version: str = "") -> str:
-    """File name of a shard; `version`: of the tokenizer, where tokens were replaced."""
-    return f"shard-{number:05d}{'-' if version else ''}{version}.safetensors"
-
-
-def ragged(name: str, rows: Iterable[bytes]) -> dict[str, np.ndarray]:
-    """Rows of bytes as `NAME_bytes` (flat) and `NAME_offsets` (rows + 1)."""
-    rows = list(rows)
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-    return {f"{name}_bytes": np.frombuffer(b"".join(rows), np.uint8), f"{name}_offsets": offsets}
-
-
-def ragged_tokens(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, np.ndarray]:
-    """(ids, word indices) of each text as the three token tensors of a shard."""
-    offsets = np.cumsum([0, *(len(ids) for ids, _ in rows)], dtype=np.int64)
-    ids = np.array([number for ids, _ in rows for number in ids], dtype=np.int32)
-    words = np.array([number for _, words in rows for number in words], dtype=np.int32)
-    return {"token_ids": ids, "token_words": words, "token_offsets": offsets}
-
-
-class ShardWriter:
-    """A safetensors file whose images are appended one by one and never held.
-
-    The same rows and tensors give the same bytes: the library's own writer promises no order.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "w+b")
-        self._file.write(bytes(_HEADER))
-        self._size = self._begun = 0
-
-    def append(self, data: bytes | np.ndarray) -> None:
-        """Add an image, or a part of the images: bytes, or a contiguous array uint8."""
-        self._size += self._file.write(data)
-        if self._size - self._begun >= _WRITEBACK:
-            self._start_writeback()
-
-    def finish(
-        self, name: str | None, shape: Sequence[int], tensors: dict[str, np.ndarray]
-    ) -> dict[str, Any]:
-        """Add all other tensors and close; returns the file's `bytes` and `sha256`.
-
-        `name`, `shape`: what the appended bytes are, images or image_bytes; None: there are none.
-        """
-        header: dict[str, Any] = {}
-        if name is not None:
-            header[name] = {"dtype": "U8", "shape": list(shape), "data_offsets": [0, self._size]}
-        if self._size % 8:
-            tensors = {**tensors, "padding": np.zeros(-self._size % 8, np.uint8)}
-        order = sorted(tensors, key=lambda n: (n != "padding", -tensors[n].dtype.itemsize, n))
-        end = self._size
-        for other in order:
-            array = np.ascontiguousarray(tensors[other])
-            begin, end = end, end + array.nbytes
-            header[other] = {"dtype": _NAMES[array.dtype.newbyteorder("<")],
-                             "shape": list(array.shape), "data_offsets": [begin, end]}  # fmt: skip
-            self._file.write(array.reshape(-1).view(np.uint8))
-        text = json.dumps(header, separators=(",", ":")).encode()
-        if len(text) > _HEADER - 8:
-            raise ValueError(f"{self._file.name}: a header of {len(text)} bytes")
-        with self._file as file:
-            file.flush()
-            self._start_writeback()  # the disk works while the checksum is computed
-            file.seek(0)
-            file.write(struct.pack("<Q", _HEADER - 8) + text.ljust(_HEADER - 8))
-            file.flush()
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        return {"bytes": _HEADER + end, "sha256": digest}
-
-    def close(self) -> None:
-        """Close the file as it is; harmless after `finish`."""
-        self._file.close()
-
-    def _start_writeback(self) -> None:
-        # Linux begins to write these pages at this advice, and does not wait: else the whole file
-        # is left to fsync, which keeps the processor idle.
-        self._file.flush()
-        if hasattr(os, "posix_fadvise"):
-            begin, length = _HEADER + self._begun, self._size - self._begun
-            os.posix_fadvise(self._file.fileno(), begin, length, os.POSIX_FADV_DONTNEED)
-        self._begun = self._size
-
-
-def write_shard(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Write one safetensors file; returns its `bytes` and `sha256`."""
-    writer = ShardWriter(path)
-    try:
-        first = next((name for name in _IMAGES if name in tensors), None)
-        if first is None:
-            return writer.finish(None, (), tensors)
-        images = np.ascontiguousarray(tensors[first])
-        flat = images.reshape(-1).view(np.uint8)
-        for begin in range(0, len(flat), _WRITEBACK):
-            writer.append(flat[begin : begin + _WRITEBACK])
-        rest = {name: array for name, array in tensors.items() if name != first}
-        return writer.finish(first, images.shape, rest)
-    finally:
-        writer.close()
-
-
-def seal(value: dict[str, Any]) -> dict[str, Any]:
-    """The value with `sha256`: the digest of everything else in it, as JSON."""
-    rest = {name: part for name, part in value.items() if name != "sha256"}
-    text = json.dumps(rest, sort_keys=True)
-    return {**rest, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def is_sealed(value: dict[str, Any]) -> bool:
-    """Whether `sha256` is still that of everything else."""
-    return value.get("sha256") == seal(value)["sha256"]
-
-
-def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    """Write a JSON file so that it is either the old one or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=indent, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 # ------------------------------------------------------------------ read
@@ -180,8 +48,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The checked manifest of a split folder; raises ValueError or FileNotFoundError naming it."""
     path = Path(folder) / "manifest.json"
     if not path.is_file():
-        hint = "its preparation was not finished" if Path(f"{folder}.partial").exists() else (
-            "no prepared split; give the folder of a split, e.g. OUT/train")  # fmt: skip
+        hint = (
+            "its preparation was not finished"
+            if Path(f"{folder}.partial").exists()
+            else ("no prepared split; give the folder of a split, e.g. OUT/train")
+        )
         raise FileNotFoundError(f"{path}: not there ({hint})")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -189,8 +60,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a manifest of shards ({error}); {AGAIN}") from error
     if found != (FORMAT, VERSION):
-        raise ValueError(f"{path}: format {found[0]} version {found[1]}, this code reads {FORMAT} "
-                         f"version {VERSION}; prepare the split again")  # fmt: skip
+        raise ValueError(
+            f"{path}: format {found[0]} version {found[1]}, this code reads {FORMAT} "
+            f"version {VERSION}; prepare the split again"
+        )
     missing = [name for name in _MANIFEST_KEYS if name not in manifest]
     if missing:
         raise ValueError(f"{path}: no {', '.join(missing)} in it; {AGAIN}")
@@ -215,16 +88,24 @@ def _wrong_entries(manifest: dict[str, Any]) -> Iterator[str]:
         yield f"px is {manifest['px']!r}"
     options, made, counts = (manifest[name] for name in ("options", "tokenizer", "counts"))
     window = options.get("window") if isinstance(options, dict) else False
-    numbers = isinstance(window, list) and len(window) == 2 and all(
-        type(number) in (int, float) for number in window)  # fmt: skip
+    numbers = (
+        isinstance(window, list)
+        and len(window) == 2
+        and all(type(number) in (int, float) for number in window)
+    )
     if window is not None and not numbers:
         yield "options are not readable"
     texts = ("name", "fingerprint")
-    if made is not None and not (isinstance(made, dict) and _is_count(made.get("size")) and all(
-            isinstance(made.get(name), str) for name in texts)):  # fmt: skip
+    if made is not None and not (
+        isinstance(made, dict)
+        and _is_count(made.get("size"))
+        and all(isinstance(made.get(name), str) for name in texts)
+    ):
         yield "tokenizer is not one's name, fingerprint and size"
-    if not (isinstance(counts, dict) and all(
-            _is_count(counts.get(name)) for name in ("images", "texts"))):  # fmt: skip
+    if not (
+        isinstance(counts, dict)
+        and all(_is_count(counts.get(name)) for name in ("images", "texts"))
+    ):
         yield "counts are no numbers"
     if not isinstance(manifest["files"], list):
         yield "files is no list"
@@ -232,10 +113,14 @@ def _wrong_entries(manifest: dict[str, Any]) -> Iterator[str]:
     channels = (1, 3) if manifest["encoding"] == "raw" else (None,)
     for number, file in enumerate(manifest["files"]):
         numbers = ("bytes", "images", "texts")
-        if not (isinstance(file, dict) and all(_is_count(file.get(name)) for name in numbers)
-                and isinstance(file.get("sha256"), str) and isinstance(file.get("name"), str)
-                and re.fullmatch(r"\w[\w.-]*", file["name"], re.ASCII)
-                and file.get("channels", False) in channels):  # fmt: skip
+        if not (
+            isinstance(file, dict)
+            and all(_is_count(file.get(name)) for name in numbers)
+            and isinstance(file.get("sha256"), str)
+            and isinstance(file.get("name"), str)
+            and re.fullmatch(r"\w[\w.-]*", file["name"], re.ASCII)
+            and file.get("channels", False) in channels
+        ):
             yield f"entry {number} of files is not one of a shard"
     names = [file.get("name") for file in manifest["files"] if isinstance(file, dict)]
     if len({str(name) for name in names}) < len(names):
@@ -262,12 +147,19 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError(f"{name} begins at {begin}, the one before it ends at {filled}")
             if not all(_is_count(side) for side in entry["shape"]):
                 raise ValueError(f"{name} is of shape {entry['shape']}")
-            flat = data[begin:end].view(_DTYPES[entry["dtype"]])
+            flat = data[begin:end].view(DTYPES[entry["dtype"]])
             tensors[name], filled = flat.reshape(entry["shape"]), end
         if filled != len(data):
             raise ValueError(f"tensors end at {filled}, the file at {len(data)}")
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError,
-            RecursionError) as error:  # fmt: skip
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{path}: corrupt header ({error}); {AGAIN}") from error
     return tensors
 
@@ -277,8 +169,10 @@ def check_size(path: Path, file: dict[str, Any]) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; {AGAIN}")
     if path.stat().st_size != file["bytes"]:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes where the manifest says "
-                         f"{file['bytes']} (cut short?); {AGAIN}")  # fmt: skip
+        raise ValueError(
+            f"{path}: {path.stat().st_size} bytes where the manifest says "
+            f"{file['bytes']} (cut short?); {AGAIN}"
+        )
 
 
 def check_shapes(path: Path, tensors: dict[str, np.ndarray], entry: dict, manifest: dict) -> None:
@@ -306,7 +200,7 @@ def check_shapes(path: Path, tensors: dict[str, np.ndarray], entry: dict, manife
         flat = shape == (None,) and len(found) == 1
         if found != shape and not flat:
             raise ValueError(f"{path}: {name} is {found}, the manifest says {shape}; {AGAIN}")
-        if tensors[name].dtype != _DTYPES[dtype]:
+        if tensors[name].dtype != DTYPES[dtype]:
             raise ValueError(f"{path}: {name} is not of type {dtype}; {AGAIN}")
 
 
@@ -329,8 +223,9 @@ class Shards:
         self.text_starts = np.cumsum([0, *(file["texts"] for file in self.files)])
         self.num_images = int(self.image_starts[-1])
         self._check_files()
-        rows = [self.shard(k)["image_of_text"] + self.image_starts[k]
-                for k in range(len(self.files))]  # fmt: skip
+        rows = [
+            self.shard(k)["image_of_text"] + self.image_starts[k] for k in range(len(self.files))
+        ]
         self.image_of_text = np.concatenate([np.zeros(0, np.int64), *rows])
         self._open.clear()
 
@@ -349,8 +244,10 @@ class Shards:
     def _check_files(self) -> None:
         counts = self.manifest["counts"]
         if (counts["images"], counts["texts"]) != (self.num_images, len(self)):
-            raise ValueError(f"{self.folder / 'manifest.json'}: counts {counts} are not the sums "
-                             f"of its files; {AGAIN}")  # fmt: skip
+            raise ValueError(
+                f"{self.folder / 'manifest.json'}: counts {counts} are not the sums "
+                f"of its files; {AGAIN}"
+            )
         for file in self.files:
             check_size(self.folder / file["name"], file)
 
@@ -396,8 +293,10 @@ class Shards:
     def fields(self, i: int) -> dict[str, Any]:
         """Task fields of text i, e.g. its answer; ValueError where the shards hold none."""
         if self.manifest["kind"] != WITH_FIELDS:
-            raise ValueError(f"{self.folder}: holds {self.manifest['kind']}, no questions; prepare "
-                             "it with a script of questions, e.g. data_prep/vqa_rad.py")
+            raise ValueError(
+                f"{self.folder}: holds {self.manifest['kind']}, no questions; prepare "
+                "it with a script of questions, e.g. data_prep/vqa_rad.py"
+            )
         shard, row = self._find(self.text_starts, i, "text")
         try:
             return json.loads(row_bytes(shard, "text_fields", row))

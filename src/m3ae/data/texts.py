@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from m3ae.config import TextEncoderConfig
-from m3ae.pretraining.masking import NOT_SCORED
+from m3ae.data.masking import NOT_SCORED
 
 SAMPLINGS = ("exact", "whole_word", "reference")
 
@@ -70,9 +70,13 @@ def train_wordpiece(texts: Iterable[str], size: int, folder: Path) -> PreTrained
     core.normalizer, core.pre_tokenizer = normaliser, splitter
     core.decoder = decoders.WordPiece()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-        sep_token="[SEP]", mask_token="[MASK]",
-    )  # fmt: skip
+        tokenizer_object=core,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
     tokenizer.save_pretrained(str(folder))
     return tokenizer
 

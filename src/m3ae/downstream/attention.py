@@ -17,19 +17,8 @@ from torch import Tensor
 
 from m3ae.data.datasets import text_keep
 from m3ae.data.texts import assemble, encode, special_ids
+from m3ae.drawing import GAP, INK, MARGIN, MUTED, RULE, font, line_height, tile, wrap, write_lines
 from m3ae.models.m3ae import M3AE
-from m3ae.pretraining.reconstruction import (
-    GAP,
-    INK,
-    MARGIN,
-    MUTED,
-    RULE,
-    font,
-    line_height,
-    tile,
-    wrap,
-    write_lines,
-)
 from m3ae.training.engine import evaluating
 
 PANEL_PX = 240  # panels are at most this wide
@@ -84,9 +73,14 @@ def word_texts(tokenizer: Any, text: str) -> dict[int, str]:
 
 
 def attention_of_words(
-    model: M3AE, tokenizer: Any, image: np.ndarray, text: str, text_length: int,
-    layer: int = -1, head: int | None = None,
-) -> tuple[list[str], Tensor]:  # fmt: skip
+    model: M3AE,
+    tokenizer: Any,
+    image: np.ndarray,
+    text: str,
+    text_length: int,
+    layer: int = -1,
+    head: int | None = None,
+) -> tuple[list[str], Tensor]:
     """The words of a text that have a letter or a digit, and their attention float32 (W, S).
 
     image uint8 (C, px, px). In eval mode and float32; the mode found is restored. Raises
@@ -97,9 +91,11 @@ def attention_of_words(
     device, maps = model.pixel_mean.device, []
     with evaluating(model):
         model.encode_pair(
-            torch.from_numpy(image)[None].to(device), torch.from_numpy(ids)[None].to(device),
-            torch.from_numpy(text_keep(words))[None].to(device), maps,
-        )  # fmt: skip
+            torch.from_numpy(image)[None].to(device),
+            torch.from_numpy(ids)[None].to(device),
+            torch.from_numpy(text_keep(words))[None].to(device),
+            maps,
+        )
     merged = merge_words(text_to_image(maps, layer, head)[0].float().cpu(), words)
     names = word_texts(tokenizer, text)
     shown = [word for word in merged if any(letter.isalnum() for letter in names[word])]
@@ -109,9 +105,16 @@ def attention_of_words(
 
 
 def draw_words(
-    model: M3AE, tokenizer: Any, image: np.ndarray, text: str, text_length: int, path: Path,
-    layer: int = -1, head: int | None = None, subtitle: str = "",
-) -> None:  # fmt: skip
+    model: M3AE,
+    tokenizer: Any,
+    image: np.ndarray,
+    text: str,
+    text_length: int,
+    path: Path,
+    layer: int = -1,
+    head: int | None = None,
+    subtitle: str = "",
+) -> None:
     """A PNG of the image and, for each word, the patches it looked at; raises as above."""
     names, attention = attention_of_words(model, tokenizer, image, text, text_length, layer, head)
     depth, heads = model.fusion.depth, model.config.fusion.heads
@@ -124,9 +127,14 @@ def draw_words(
 
 
 def draw_attention(
-    image: np.ndarray, words: list[str], attention: Tensor, path: Path, text: str,
-    subtitle: str = "", source: str = "Cross-attention",
-) -> None:  # fmt: skip
+    image: np.ndarray,
+    words: list[str],
+    attention: Tensor,
+    path: Path,
+    text: str,
+    subtitle: str = "",
+    source: str = "Cross-attention",
+) -> None:
     """A PNG: text and subtitle, the image, a panel a word, a colour bar and what is shown.
 
     image uint8 (C, H, H), attention (W, S), each row of sum 1 with CLS first.
@@ -138,15 +146,18 @@ def draw_attention(
         original = original.resize((PANEL_PX, PANEL_PX), Image.Resampling.LANCZOS)
     side = original.width
     times = attention[:, 1:] * attention.shape[1]  # 1 = the even share
-    heat = F.interpolate(times.reshape(-1, 1, grid, grid), size=(side, side), mode="bilinear",
-                         align_corners=False)[:, 0]  # fmt: skip
+    heat = F.interpolate(
+        times.reshape(-1, 1, grid, grid), size=(side, side), mode="bilinear", align_corners=False
+    )[:, 0]
     top = max(2.0, float(times.max()))  # so that even attention does not look like a finding
     grey = np.asarray(original.convert("L"), dtype=np.float32) / 255
     # Logarithmic: one word with a single bright patch would leave all others without colour.
     levels = (heat.clamp(min=1).log() / math.log(top)).numpy()
     peaks = [f"{shorten(peak)}x" for peak in times.amax(dim=1).tolist()]
-    panels = [(word, peak, paint(grey, level))
-              for word, peak, level in zip(words, peaks, levels, strict=True)]  # fmt: skip
+    panels = [
+        (word, peak, paint(grey, level))
+        for word, peak, level in zip(words, peaks, levels, strict=True)
+    ]
     panels = [("image", "", original), *panels]
 
     columns = min(MOST_COLUMNS, max(LEAST_COLUMNS, round(len(panels) ** 0.5 + 0.5)))

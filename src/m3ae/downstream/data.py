@@ -3,11 +3,12 @@
 Letters: `B` pairs, `F` false texts an image, `L` text tokens.
 """
 
+import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +18,11 @@ from torchvision.transforms import InterpolationMode, RandAugment, RandomResized
 
 from m3ae.data.datasets import Pairs, Sample, stack_images, text_keep, trim
 from m3ae.data.images import to_array
-from m3ae.data.sampler import SAMPLE, Order, Plan, keyed
+from m3ae.data.sampler import SAMPLE, SUBSET, Order, Plan, keyed
 from m3ae.data.shards import WITH_FIELDS, Shards
 from m3ae.downstream.config import DownstreamData, FinetuneConfig
-from m3ae.downstream.protocols import Protocol, hold_out, read_answers, select_rows
 from m3ae.downstream.retrieval import draw_false_texts
-
-if TYPE_CHECKING:
-    from m3ae.downstream.frozen import FrozenFeatures
+from m3ae.scoring.protocols import Protocol, select_rows
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +49,9 @@ class Questions:
             missing = [k for k, fields in enumerate(self.fields) if fields.get(self.name) is None]
             if len(missing) == len(self.fields):
                 known = sorted(self.fields[0]) if self.fields else []
-                raise ValueError(f"data.field: {folder} has no {self.name!r}, only "
-                                 f"{', '.join(known)}")  # fmt: skip
+                raise ValueError(
+                    f"data.field: {folder} has no {self.name!r}, only {', '.join(known)}"
+                )
             if missing:
                 log.info("%s: %d rows without %s are left out", folder, len(missing), self.name)
             everything = np.setdiff1d(everything, missing)
@@ -60,7 +59,8 @@ class Questions:
         if not len(self.rows):
             raise ValueError(f"{folder}: no row is left of this split")
         self.targets = np.zeros(len(shards), dtype=np.int64)
-        self.frozen: FrozenFeatures | None = None  # of encoders that are not trained
+        # What frozen encoders give for rows whose texts are cut to a length: see `encode_frozen`.
+        self.features: Callable[[list[int], int], dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,8 +76,12 @@ class Questions:
             self.targets[row] = number.get(self.label(row), UNKNOWN)
         unknown = int((self.targets[self.rows] == UNKNOWN).sum())
         if unknown:
-            log.info("%s: the answers of %d of %d rows are not in the list", self.folder, unknown,
-                     len(self))  # fmt: skip
+            log.info(
+                "%s: the answers of %d of %d rows are not in the list",
+                self.folder,
+                unknown,
+                len(self),
+            )
 
     def labels(self) -> Counter:
         """How often each label occurs."""
@@ -113,13 +117,16 @@ def read_splits(
     answers = everything if whole_list else sorted(trained)
     strange = trained - set(answers)
     if strange:
-        raise ValueError(f"{data.train}: {len(strange)} training labels are not in the answer "
-                         f"list, e.g. {sorted(strange)[0]!r}")  # fmt: skip
+        raise ValueError(
+            f"{data.train}: {len(strange)} training labels are not in the answer "
+            f"list, e.g. {sorted(strange)[0]!r}"
+        )
     splits = {"train": train} | splits
     for split in splits.values():
         split.set_answers(answers)
-    known = {rules.name: set(answers) if rules.known_answers == "all" else trained
-             for rules in protocols}  # fmt: skip
+    known = {
+        rules.name: set(answers) if rules.known_answers == "all" else trained for rules in protocols
+    }
     return splits, answers, known
 
 
@@ -132,8 +139,9 @@ def augmented(
     `rand_augment` adds torchvision's RandAugment with its own defaults.
     """
     picture = shards.picture(image)
-    crop = RandomResizedCrop(data.image_px, (data.crop_scale, 1.0),
-                             interpolation=InterpolationMode.BICUBIC)  # fmt: skip
+    crop = RandomResizedCrop(
+        data.image_px, (data.crop_scale, 1.0), interpolation=InterpolationMode.BICUBIC
+    )
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
         torch.manual_seed(int(rng.integers(2**62)))
         picture = crop(picture)
@@ -152,15 +160,19 @@ def collate(questions: Questions, samples: list[Sample], rows: list[int]) -> dic
         "target": torch.from_numpy(questions.targets[rows]),
     }
     batch = trim(batch)
-    if questions.frozen is not None:
-        batch |= questions.frozen.of(rows, batch["text_ids"].shape[1])
+    if questions.features is not None:
+        batch |= questions.features(rows, batch["text_ids"].shape[1])
     return batch
 
 
 def add_false_texts(
-    batch: dict[str, Tensor], questions: Questions, rows: list[int], count: int, seed: int,
+    batch: dict[str, Tensor],
+    questions: Questions,
+    rows: list[int],
+    count: int,
+    seed: int,
     positions: Sequence[int],
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """Texts (B, L) -> (B, 1+F, L): the true one, then false ones drawn by seed and positions."""
     owners = questions.shards.image_of_text
     false = draw_false_texts(owners, owners[rows], count, seed, positions)  # (B, F)
@@ -228,9 +240,13 @@ class EvalQuestions(Dataset):
 
 
 def train_loader(
-    config: FinetuneConfig, questions: Questions, plan: Plan, rank: int, step: int,
+    config: FinetuneConfig,
+    questions: Questions,
+    plan: Plan,
+    rank: int,
+    step: int,
     device: torch.device,
-) -> DataLoader:  # fmt: skip
+) -> DataLoader:
     """Micro-batches of process `rank` from `step` to the end, in order."""
     dataset = TrainQuestions(questions, config, plan, rank)
     return DataLoader(
@@ -247,3 +263,43 @@ def train_loader(
 def share(dataset: EvalQuestions, rank: int, processes: int) -> Iterator[dict[str, Tensor]]:
     """The batches of process `rank`: every `processes`-th."""
     return (dataset[item] for item in range(rank, len(dataset), processes))
+
+
+def hold_out(rows: np.ndarray, images: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Split rows into those to train on and a held-out part, no image in both.
+
+    images int64: the image of every row of the split. About `share` of the images are held out,
+    the same ones for every seed of a run, so that runs can be compared.
+    """
+    known = np.unique(images[rows])
+    shuffled = keyed(0, SUBSET).permutation(known)
+    chosen = shuffled[: max(1, round(share * len(known)))]
+    held = np.isin(images[rows], chosen)
+    return rows[~held], rows[held]
+
+
+def read_answers(
+    folder: str, file: str | None, field: str, name: str = "paper"
+) -> list[str] | None:
+    """The list `name` of answers that preparation wrote beside a split, None if it wrote none.
+
+    `file` names another one: a JSON list, or an object with the list `name`. The order is that of
+    the head's outputs. Raises ValueError where the file has no such list.
+    """
+    parent = Path(folder).parent
+    names = [parent / "answers.json", parent / "classes.json"] if file is None else [Path(file)]
+    path = next((path for path in names if path.is_file()), None)
+    if path is None:
+        if file is not None:
+            raise FileNotFoundError(f"data.answers: {file} does not exist")
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and field in content:  # classes.json: lists by column
+            content = content[field]
+        answers = content[name] if isinstance(content, dict) else content
+        if not all(isinstance(answer, str) for answer in answers) or not answers:
+            raise ValueError("not a list of strings")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: no list {name} for data.field={field} ({error})") from error
+    return list(answers)

@@ -11,23 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from m3ae.data.shards import write_json
-from m3ae.downstream.baselines import blind_baselines
+from m3ae.data.questions import read_questions
 from m3ae.downstream.config import FinetuneConfig
 from m3ae.downstream.data import EvalQuestions, Questions, share
 from m3ae.downstream.model import Downstream
-from m3ae.downstream.predictions import (
+from m3ae.downstream.ranking import read_pool, score_all
+from m3ae.files import write_json
+from m3ae.models.pretrained import read_pretrained
+from m3ae.scoring.baselines import blind_baselines
+from m3ae.scoring.metrics import ranks_by_rule, recalls
+from m3ae.scoring.predictions import (
     annotate,
     complete,
     read_predictions,
-    read_questions,
     training_rows,
     write_predictions,
 )
-from m3ae.downstream.protocols import Protocol
-from m3ae.downstream.ranking import read_pool, recalls, score_all
-from m3ae.downstream.statistics import evaluate_classes, evaluate_vqa
-from m3ae.models.pretrained import read_pretrained
+from m3ae.scoring.protocols import Protocol
+from m3ae.scoring.statistics import evaluate_classes, evaluate_vqa
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import autocast, evaluate, evaluating, summarise, to_device
 
@@ -109,10 +110,16 @@ class Evaluation:
     """The evaluated splits of a run, what may be answered under each protocol, and the model."""
 
     def __init__(
-        self, config: FinetuneConfig, model: Downstream, splits: dict[str, Questions],
-        answers: list[str], known: dict[str, set[str]], protocols: list[Protocol],
-        group: Processes, precision: str,
-    ) -> None:  # fmt: skip
+        self,
+        config: FinetuneConfig,
+        model: Downstream,
+        splits: dict[str, Questions],
+        answers: list[str],
+        known: dict[str, set[str]],
+        protocols: list[Protocol],
+        group: Processes,
+        precision: str,
+    ) -> None:
         self.config, self.model, self.answers, self.known = config, model, answers, known
         self.protocols, self.group, self.precision = protocols, group, precision
         self.splits = {name: split for name, split in splits.items() if name != "train"}
@@ -143,8 +150,9 @@ class Evaluation:
             scores = predict(self.model, data, self.group, self.precision)
             scores = probabilities(scores, self.config.task)
             for rules in self.protocols:
-                rows = prediction_rows(split, scores, self.answers, self.known[rules.name],
-                                       self.config.eval.top)  # fmt: skip
+                rows = prediction_rows(
+                    split, scores, self.answers, self.known[rules.name], self.config.eval.top
+                )
                 if self.group.first:
                     write_predictions(self._file(epoch, name, rules.name), rows)
                 values = headline(score(rows, rules.name, samples=0))
@@ -171,8 +179,10 @@ class Evaluation:
                 entry["last_epoch"] = history[max(history)].get(metric)
                 entry["best_on_test"] = max(row[metric] for row in history.values())
                 entry["test"] = self._score(self._file(epoch, "test", rules.name), rules.name)
-                shutil.copyfile(self._file(epoch, "test", rules.name),
-                                self.output / f"predictions-{rules.name}.jsonl")  # fmt: skip
+                shutil.copyfile(
+                    self._file(epoch, "test", rules.name),
+                    self.output / f"predictions-{rules.name}.jsonl",
+                )
             result[rules.name] = entry
         if self.group.first:
             write_json(self.output / "evaluation.json", result)
@@ -197,11 +207,16 @@ class Evaluation:
         for name, split in self.splits.items():
             pool = read_pool(split.pairs)
             scores = score_all(
-                self.model, self.model.head, pool, self.group, self.precision,
+                self.model,
+                self.model.head,
+                pool,
+                self.group,
+                self.precision,
                 self.output / "ranking" / f"{name}-{rules.name}",
                 text_block=self.config.eval.text_block,
-            )  # fmt: skip
-            by_rule = recalls(scores, pool.image_of_text, pool.texts)
+            )
+            places = ranks_by_rule(scores, pool.image_of_text, pool.texts)
+            by_rule = {rule: recalls(place) for rule, place in places.items()}
             recalled[name] = {"images": len(pool.images), "texts": len(pool.texts), **by_rule}
         return recalled
 
@@ -227,8 +242,10 @@ def table(result: dict[str, Any]) -> list[str]:
         lines += [f"  blind {key}: {percent(value)}" for key, value in blind.items()]
         if "macro_f1" in entry["test"]:
             lines.append(f"  macro F1 {100 * entry['test']['macro_f1']['value']:.2f}")
-        lines.append(f"  last epoch {100 * entry['last_epoch']:.2f}, best on test "
-                     f"{100 * entry['best_on_test']:.2f}")  # fmt: skip
+        lines.append(
+            f"  last epoch {100 * entry['last_epoch']:.2f}, best on test "
+            f"{100 * entry['best_on_test']:.2f}"
+        )
     return lines
 
 

@@ -29,9 +29,13 @@ class FrozenFeatures:
     """
 
     def __init__(
-        self, model: Downstream, questions: Questions, config: FinetuneConfig, group: Processes,
+        self,
+        model: Downstream,
+        questions: Questions,
+        config: FinetuneConfig,
+        group: Processes,
         precision: str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.rows = questions.rows
         self.image_of_text = questions.shards.image_of_text
         self.images = np.unique(self.image_of_text[self.rows])
@@ -86,9 +90,12 @@ def batches(numbers: np.ndarray, size: int, name: str, show: bool) -> Iterator[n
 
 
 def encode_frozen(
-    model: Downstream, splits: dict[str, Questions], config: FinetuneConfig, group: Processes,
+    model: Downstream,
+    splits: dict[str, Questions],
+    config: FinetuneConfig,
+    group: Processes,
     precision: str,
-) -> None:  # fmt: skip
+) -> None:
     """Give every split the features of the encoders that `train.freeze` names.
 
     Not for retrieval, which draws its texts; there they are computed at every step.
@@ -96,4 +103,4 @@ def encode_frozen(
     if not {"text_encoder", "image_encoder"} & set(model.frozen) or config.task == "retrieval":
         return
     for questions in splits.values():
-        questions.frozen = FrozenFeatures(model, questions, config, group, precision)
+        questions.features = FrozenFeatures(model, questions, config, group, precision).of

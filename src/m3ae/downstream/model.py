@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m3ae.config import ModelConfig, load_config
-from m3ae.downstream.classification import classification_loss
 from m3ae.downstream.config import FinetuneConfig
 from m3ae.downstream.retrieval import retrieval_scores
-from m3ae.downstream.vqa import vqa_loss
 from m3ae.models.heads import AnswerHead, ITMHead, RetrievalHead, start_retrieval_head
 from m3ae.models.image_encoder import resize_positions
+from m3ae.models.losses import classification_loss, reduce_losses, vqa_loss
 from m3ae.models.m3ae import M3AE, build_model, initialise, wrap_blocks
 from m3ae.models.pretrained import (
     State,
@@ -29,7 +28,6 @@ from m3ae.models.pretrained import (
     read_checkpoint,
     read_pretrained,
 )
-from m3ae.pretraining.objectives import reduce_losses
 from m3ae.training.checkpoint import checkpoints
 
 log = logging.getLogger(__name__)
@@ -47,8 +45,10 @@ class Downstream(M3AE):
     """
 
     def __init__(self, config: ModelConfig, task: str, classes: int) -> None:
-        bare = {name: dataclasses.replace(getattr(config, name), weight=0.0)
-                for name in ("mlm", "mim", "itm")}  # fmt: skip
+        bare = {
+            name: dataclasses.replace(getattr(config, name), weight=0.0)
+            for name in ("mlm", "mim", "itm")
+        }
         super().__init__(dataclasses.replace(config, **bare))
         self.task, self.name = task, HEADS[task].removesuffix("_head")
         width = config.fusion.width
@@ -110,8 +110,11 @@ class Downstream(M3AE):
         else:
             loss = classification_loss(scores, target)  # retrieval: target 0, the true text
         correct = scores.argmax(dim=1).eq(target).long()
-        sums = {f"{self.name}_loss": loss, f"{self.name}_count": torch.ones_like(target),
-                f"{self.name}_correct": correct}  # fmt: skip
+        sums = {
+            f"{self.name}_loss": loss,
+            f"{self.name}_count": torch.ones_like(target),
+            f"{self.name}_correct": correct,
+        }
         return sums if per_sample else reduce_losses(sums, self.weights, totals)
 
     def counts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -148,8 +151,13 @@ def read_init(config: FinetuneConfig) -> Init:
     if config.init is None:
         whole = load_config(config.architecture, config.architecture_set)
         whole = dataclasses.replace(whole, model=at_size(whole.model, px))
-        return Init(config.architecture, whole.model, build_model(whole).state_dict(), None,
-                    whole.data.tokenizer)  # fmt: skip
+        return Init(
+            config.architecture,
+            whole.model,
+            build_model(whole).state_dict(),
+            None,
+            whole.data.tokenizer,
+        )
     if Path(config.init).is_file():
         model = load_config(config.architecture, config.architecture_set).model
         state = convert_reference(read_checkpoint(config.init))
@@ -163,8 +171,9 @@ def at_size(model: ModelConfig, image_px: int) -> ModelConfig:
     """The same sizes for images of another side; ValueError if the patches do not fill it."""
     image = dataclasses.replace(model.image_encoder, image_px=image_px)
     if image_px % image.patch_px:
-        raise ValueError(f"data.image_px: {image_px} is no multiple of the patch's "
-                         f"{image.patch_px} px")  # fmt: skip
+        raise ValueError(
+            f"data.image_px: {image_px} is no multiple of the patch's {image.patch_px} px"
+        )
     return dataclasses.replace(model, image_encoder=image)
 
 
@@ -228,11 +237,16 @@ def _start_from_itm(model: Downstream, init: Init) -> None:
     """The retrieval head from the ITM head of `init` (reference, fact 14)."""
     itm = ITMHead(init.model.fusion.width)
     prefix = "itm_head."
-    state = {key.removeprefix(prefix): tensor for key, tensor in init.state.items()
-             if key.startswith(prefix)}  # fmt: skip
+    state = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in init.state.items()
+        if key.startswith(prefix)
+    }
     if not state:
-        raise ValueError(f"{init.source}: no itm_head in it, from which retrieval starts; give a "
-                         "model pre-trained with model.itm.weight above 0")  # fmt: skip
+        raise ValueError(
+            f"{init.source}: no itm_head in it, from which retrieval starts; give a "
+            "model pre-trained with model.itm.weight above 0"
+        )
     itm.load_state_dict(state)
     start_retrieval_head(model.head, itm)
 
@@ -242,19 +256,26 @@ def check_facts(config: FinetuneConfig, init: Init, answers: list[str], found: S
     name = HEADS[config.task]
     if not found:
         heads = sorted({key.partition(".")[0] for key in init.state if "head." in key})
-        raise ValueError(f"{init.source}: no {name} in it ({', '.join(heads) or 'no head'}); "
-                         "eval_only needs a checkpoint fine-tuned for this task")  # fmt: skip
+        raise ValueError(
+            f"{init.source}: no {name} in it ({', '.join(heads) or 'no head'}); "
+            "eval_only needs a checkpoint fine-tuned for this task"
+        )
     if init.facts is None:  # the reference's files do not say what their answers are
         outputs = next(iter(reversed(found.values()))).shape[0]
         if config.task != "retrieval" and outputs != len(answers):
-            raise ValueError(f"{init.source}: its {name} has {outputs} answers, the data gives "
-                             f"{len(answers)}")  # fmt: skip
+            raise ValueError(
+                f"{init.source}: its {name} has {outputs} answers, the data gives {len(answers)}"
+            )
         return
     for key, wanted in (("task", config.task), ("field", config.data.field)):
         if config.task != "retrieval" and init.facts[key] != wanted:
-            raise ValueError(f"{init.source}: fine-tuned for {key} {init.facts[key]!r}, the config "
-                             f"says {wanted!r}")  # fmt: skip
+            raise ValueError(
+                f"{init.source}: fine-tuned for {key} {init.facts[key]!r}, the config "
+                f"says {wanted!r}"
+            )
     if init.facts["answers"] != answers:
         strange = sorted(set(init.facts["answers"]) ^ set(answers))[:3]
-        raise ValueError(f"{init.source}: fine-tuned on another answer list ({len(answers)} here, "
-                         f"{len(init.facts['answers'])} there; e.g. {', '.join(strange)})")
+        raise ValueError(
+            f"{init.source}: fine-tuned on another answer list ({len(answers)} here, "
+            f"{len(init.facts['answers'])} there; e.g. {', '.join(strange)})"
+        )

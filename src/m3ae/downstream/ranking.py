@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from m3ae.data.datasets import Pairs, stack_images, text_keep, trim
-from m3ae.data.shards import write_json
-from m3ae.downstream.metrics import recall_at_k
 from m3ae.downstream.retrieval import match_score
+from m3ae.files import write_json
 from m3ae.models.m3ae import M3AE
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import autocast, evaluating
@@ -113,9 +111,12 @@ def encode_images(model: M3AE, images: Sequence[np.ndarray], device: torch.devic
 
 
 def score_block(
-    model: M3AE, head: nn.Module, images: Tensor, texts: list[TextBlock],
+    model: M3AE,
+    head: nn.Module,
+    images: Tensor,
+    texts: list[TextBlock],
     done: Callable[[int], object] = lambda pairs: None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Encoded images (n, S, D) with all encoded texts -> scores float32 (n, T).
 
     `done` is told how many pairs have been scored since it was last called.
@@ -135,9 +136,15 @@ def score_block(
 
 
 def score_all(
-    model: M3AE, head: nn.Module, pool: Pool, processes: Processes, precision: str = "fp32",
-    out: str | Path | None = None, image_block: int = 8, text_block: int = 64,
-) -> Tensor:  # fmt: skip
+    model: M3AE,
+    head: nn.Module,
+    pool: Pool,
+    processes: Processes,
+    precision: str = "fp32",
+    out: str | Path | None = None,
+    image_block: int = 8,
+    text_block: int = 64,
+) -> Tensor:
     """Scores of every image with every text, float32 (I, T); every process must call it.
 
     model and head (a retrieval or an ITM head) are on the process's device. `image_block` images
@@ -153,8 +160,10 @@ def score_all(
     error = None
     if out is not None and processes.first:
         try:
-            facts = fingerprint(model, head, pool) | {"precision": precision,
-                                                      "image_block": image_block}  # fmt: skip
+            facts = fingerprint(model, head, pool) | {
+                "precision": precision,
+                "image_block": image_block,
+            }
             found = _open(out, facts, blocks, texts)
         except (ValueError, OSError) as problem:
             error = str(problem)  # raised by all processes, so that none waits for the others
@@ -180,8 +189,10 @@ def score_all(
             scores = score_block(model, head, stream, encoded, bar.update).cpu().numpy()
             if not np.isfinite(scores).all():
                 row, column = np.argwhere(~np.isfinite(scores))[0]
-                raise ValueError(f"the score of image {rows[row]} with text {column} is not "
-                                 f"finite under {precision}; use train.precision=fp32")  # fmt: skip
+                raise ValueError(
+                    f"the score of image {rows[row]} with text {column} is not "
+                    f"finite under {precision}; use train.precision=fp32"
+                )
             found[number] = scores
             if out is not None:
                 _write_block(_path(out, number), scores)
@@ -197,8 +208,12 @@ def score_all(
 def fingerprint(model: M3AE, head: nn.Module, pool: Pool) -> dict[str, str]:
     """Digests of all that scores follow from: weights with their sizes, images, texts."""
     parts = ("image_encoder", "text_encoder", "fusion")
-    sizes = [dataclasses.replace(getattr(model.config, part), weights=None)
-             if part != "fusion" else model.config.fusion for part in parts]  # fmt: skip
+    sizes = [
+        dataclasses.replace(getattr(model.config, part), weights=None)
+        if part != "fusion"
+        else model.config.fusion
+        for part in parts
+    ]
     weights = hashlib.sha256(str(sizes).encode())
     for part in (*(getattr(model, part) for part in parts), head):
         for name, tensor in part.state_dict().items():
@@ -232,8 +247,10 @@ def _open(out: Path, facts: dict, blocks: list[range], texts: int) -> dict[int, 
             message = f"{record}: not the record of a ranking ({error}); delete {out}"
             raise ValueError(message) from error
         if other:
-            raise ValueError(f"{out}: holds scores of another ranking (of other "
-                             f"{', '.join(other)}); delete it or choose another")  # fmt: skip
+            raise ValueError(
+                f"{out}: holds scores of another ranking (of other "
+                f"{', '.join(other)}); delete it or choose another"
+            )
     elif any(out.glob("scores-*.npy")):
         raise ValueError(f"{out}: has scores but no ranking.json to say of what; delete it")
     else:
@@ -247,8 +264,10 @@ def _open(out: Path, facts: dict, blocks: list[range], texts: int) -> dict[int, 
             except (ValueError, OSError, EOFError) as error:
                 raise ValueError(f"{path}: cannot be read ({error}); delete it") from error
             if scores.shape != (len(rows), texts) or scores.dtype != np.float32:
-                raise ValueError(f"{path}: {scores.dtype} {scores.shape}, not float32 "
-                                 f"{(len(rows), texts)}; delete it")  # fmt: skip
+                raise ValueError(
+                    f"{path}: {scores.dtype} {scores.shape}, not float32 "
+                    f"{(len(rows), texts)}; delete it"
+                )
             found[number] = scores
     return found
 
@@ -264,38 +283,3 @@ def _write_block(path: Path, scores: np.ndarray) -> None:
 
 
 # ------------------------------------------------------------------------------------- recall
-
-
-def recalls(
-    scores: Tensor, image_of_text: Tensor, texts: Sequence[str], ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, dict[str, float]]:
-    """Recall both ways by two rules for captions that occur more than once, as fractions 0-1.
-
-    scores (I, T), image_of_text int64 (T,), texts (T) -> {"id": {"t2i_r1", "i2t_r1", ...},
-    "text": ...}. `id`: only an image's own texts count (the reference's rule). `text`: a text
-    counts for every image that has a text of the same words. Raises as `recall_at_k`.
-    """
-    own = recall_at_k(scores, image_of_text, ks)  # checks the shapes
-    scores, hits, alike = scores.cpu(), same_words(image_of_text.cpu(), texts, len(scores)), {}
-    for k in ks:
-        best_images = scores.topk(min(k, scores.shape[0]), dim=0).indices  # (k, T)
-        best_texts = scores.topk(min(k, scores.shape[1]), dim=1).indices  # (I, k)
-        alike[f"t2i_r{k}"] = hits.gather(0, best_images).any(dim=0).double().mean().item()
-        alike[f"i2t_r{k}"] = hits.gather(1, best_texts).any(dim=1).double().mean().item()
-    return {"id": own, "text": alike}
-
-
-def same_words(image_of_text: Tensor, texts: Sequence[str], images: int) -> Tensor:
-    """Whether an image has a text of the same words: bool (I, T).
-
-    Case, punctuation and white space do not count; `hits.sum(0) > 1` are the captions of several
-    images. Raises ValueError when there are not T texts.
-    """
-    if len(texts) != len(image_of_text):
-        raise ValueError(f"{len(texts)} texts, but image_of_text has {len(image_of_text)}")
-    words = [" ".join(re.findall(r"\w+", text.casefold())) or text.strip() for text in texts]
-    _, number = np.unique(np.array(words, dtype=object), return_inverse=True)
-    number = torch.from_numpy(number)
-    has = torch.zeros(images, int(number.max()) + 1, dtype=torch.bool)
-    has[image_of_text, number] = True
-    return has[:, number]

@@ -1,5 +1,6 @@
 """A trained model with its tokeniser and the meaning of its outputs, loaded for use."""
 
+import argparse
 import dataclasses
 import logging
 from dataclasses import dataclass
@@ -8,13 +9,14 @@ from typing import Any
 
 import torch
 
-from m3ae.data.prepare import TEXT_TOKENS
+from m3ae.config import TEXT_TOKENS
 from m3ae.data.shards import read_manifest
 from m3ae.data.texts import load_tokenizer
 from m3ae.downstream.model import FACTS, HEADS, Downstream, last_checkpoint, read_facts
 from m3ae.models.image_encoder import resize_positions
 from m3ae.models.m3ae import M3AE
 from m3ae.models.pretrained import check_state, read_pretrained
+from m3ae.scoring.predictions import PROTOCOLS
 from m3ae.strict_yaml import parse
 
 log = logging.getLogger("m3ae")
@@ -61,21 +63,26 @@ def find_checkpoint(path: Path, protocol: str | None = None) -> Path:
     places = {name: [path / f"best-{name}", path / name / f"best-{name}"] for name in PREFERRED}
     found = {name: place for name in PREFERRED for place in places[name] if place.is_dir()}
     if protocol is not None and found and protocol not in found:
-        raise FileNotFoundError(f"{path}: no best epoch under --protocol {protocol}; it has "
-                                f"{', '.join(found)}")  # fmt: skip
+        raise FileNotFoundError(
+            f"{path}: no best epoch under --protocol {protocol}; it has {', '.join(found)}"
+        )
     if found:
         return found[protocol or next(iter(found))]
     last = last_checkpoint(path)
     if not (last / "config.json").is_file():
-        raise FileNotFoundError(f"{path}: neither a run (no best-PROTOCOL and no checkpoints in "
-                                "it) nor a checkpoint (no config.json)")  # fmt: skip
+        raise FileNotFoundError(
+            f"{path}: neither a run (no best-PROTOCOL and no checkpoints in "
+            "it) nor a checkpoint (no config.json)"
+        )
     return last
 
 
 def load_trained(
-    path: str | Path, protocol: str | None = None, image_px: int | None = None,
+    path: str | Path,
+    protocol: str | None = None,
+    image_px: int | None = None,
     text_length: int | None = None,
-) -> Trained:  # fmt: skip
+) -> Trained:
     """A fine-tuned or pre-trained model with its tokeniser, strictly, on the CPU.
 
     With another `image_px` than the model's, positions are resized as fine-tuning does, and the
@@ -89,8 +96,10 @@ def load_trained(
     if image_px is not None and image_px != px:
         image = dataclasses.replace(config.image_encoder, image_px=image_px)
         if image_px % image.patch_px:
-            raise ValueError(f"{folder}: images of {image_px} px are no multiple of its patches of "
-                             f"{image.patch_px} px; prepare with --px {px}")  # fmt: skip
+            raise ValueError(
+                f"{folder}: images of {image_px} px are no multiple of its patches of "
+                f"{image.patch_px} px; prepare with --px {px}"
+            )
         config = dataclasses.replace(config, image_encoder=image)
         name = "image_encoder.position_embedding"
         state[name] = resize_positions(state[name], image_px // image.patch_px)
@@ -99,8 +108,10 @@ def load_trained(
     if facts is None:
         heads = sorted({key.partition(".")[0] for key in state} & set(HEADS.values()))
         if heads:
-            raise ValueError(f"{folder}: has a {heads[0]} and no {FACTS}, which says what its "
-                             "outputs mean; give the run folder, or its best-PROTOCOL folder")
+            raise ValueError(
+                f"{folder}: has a {heads[0]} and no {FACTS}, which says what its "
+                "outputs mean; give the run folder, or its best-PROTOCOL folder"
+            )
         model = M3AE(config)
     else:
         _check_facts(folder, facts)
@@ -133,8 +144,9 @@ def _protocol(folder: Path, facts: dict[str, Any] | None, asked: str | None) -> 
     """The protocol whose answers count: asked for, of the folder's name, or the only one."""
     known = (facts or {}).get("known") or {}
     if asked is not None and known and asked not in known:
-        raise ValueError(f"{folder}: knows no answers of --protocol {asked}, only of "
-                         f"{', '.join(known)}")  # fmt: skip
+        raise ValueError(
+            f"{folder}: knows no answers of --protocol {asked}, only of {', '.join(known)}"
+        )
     named = folder.name.removeprefix("best-")
     choices = [name for name in (asked, named, *PREFERRED) if name in known]
     return choices[0] if choices else None
@@ -167,3 +179,23 @@ def pick_device(name: str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name}: cannot be used here ({reason})") from error
     return device
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, runs: str) -> None:
+    """The options by which a command is given its model."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="RUN", help=runs)
+    add(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="whose best epoch, and whose answers (default: the "
+        "first that the run has of " + ", ".join(PREFERRED) + ")",
+    )
+    add(
+        "--precision",
+        choices=("auto", "bf16", "fp16", "fp32"),
+        default="auto",
+        help="auto: bf16 on GPUs that have it, else fp16, fp32 on CPUs",
+    )
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add("--batch", type=int, default=32, metavar="N", help="rows a forward pass (default: 32)")

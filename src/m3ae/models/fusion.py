@@ -37,9 +37,17 @@ class Fusion(nn.Module):
     """
 
     def __init__(
-        self, text_width: int, image_width: int, width: int, depth: int, heads: int,
-        mlp_ratio: float, dropout: float, attention_dropout: float, layer_norm_eps: float,
-    ) -> None:  # fmt: skip
+        self,
+        text_width: int,
+        image_width: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        dropout: float,
+        attention_dropout: float,
+        layer_norm_eps: float,
+    ) -> None:
         super().__init__()
         self.depth = depth
         self.text_projection = nn.Linear(text_width, width)
@@ -66,9 +74,14 @@ class Fusion(nn.Module):
         return self.image_projection(encoded) + self.type_embedding.weight[1]
 
     def run(
-        self, text: Tensor, image: Tensor, text_keep: Tensor, start: int, stop: int,
+        self,
+        text: Tensor,
+        image: Tensor,
+        text_keep: Tensor,
+        start: int,
+        stop: int,
         maps: list | None = None,
-    ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+    ) -> list[tuple[Tensor, Tensor]]:
         """Layers start..stop-1 on both streams -> the pair after each, the input pair first.
 
         A list in `maps` collects the cross-attention maps: (B, H, L, S) of the text stream, then
@@ -86,9 +99,14 @@ class Fusion(nn.Module):
         return states
 
     def read_text(
-        self, text: Tensor, image: Tensor, text_keep: Tensor, start: int, stop: int,
+        self,
+        text: Tensor,
+        image: Tensor,
+        text_keep: Tensor,
+        start: int,
+        stop: int,
         read: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """From layer `start` to the text features after layer `stop`, at `read` (B, Q) or all.
 
         The last layer computes the text side alone, at these positions alone.
@@ -99,9 +117,14 @@ class Fusion(nn.Module):
         return self.text_layers[stop - 1](text, text_keep, image, None, read)
 
     def read_image(
-        self, text: Tensor, image: Tensor, text_keep: Tensor, start: int, stop: int,
+        self,
+        text: Tensor,
+        image: Tensor,
+        text_keep: Tensor,
+        start: int,
+        stop: int,
         read: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """The same for the image side."""
         if start == stop:
             return image if read is None else take(image, read)

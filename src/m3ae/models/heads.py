@@ -27,9 +27,14 @@ class MLMHead(nn.Module):
     """Text features -> word logits: dense, GELU, LayerNorm, untied vocabulary projection."""
 
     def __init__(
-        self, width: int, vocab_size: int, decoder: str, decoder_width: int, decoder_depth: int,
+        self,
+        width: int,
+        vocab_size: int,
+        decoder: str,
+        decoder_width: int,
+        decoder_depth: int,
         decoder_heads: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.has_context = decoder == "transformer"
         if self.has_context:
@@ -58,9 +63,15 @@ class MIMHead(nn.Module):
     """Image features of the kept patches -> normalised pixels of the removed ones."""
 
     def __init__(
-        self, width: int, grid: int, patch_px: int, decoder: str, decoder_width: int,
-        decoder_depth: int, decoder_heads: int,
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        grid: int,
+        patch_px: int,
+        decoder: str,
+        decoder_width: int,
+        decoder_depth: int,
+        decoder_heads: int,
+    ) -> None:
         super().__init__()
         pixels = 3 * patch_px**2
         self.mask_before_fusion = decoder == "mlp"
@@ -130,9 +141,11 @@ class AnswerHead(nn.Sequential):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__(
-            nn.Linear(2 * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(),
+            nn.Linear(2 * width, 2 * width),
+            nn.LayerNorm(2 * width),
+            nn.GELU(),
             nn.Linear(2 * width, classes),
-        )  # fmt: skip
+        )
 
 
 @torch.no_grad()

@@ -27,9 +27,17 @@ class ImageEncoder(nn.Module):
     """
 
     def __init__(
-        self, kind: str, image_px: int, patch_px: int, width: int, depth: int, heads: int,
-        mlp_ratio: float, activation: str, layer_norm_eps: float,
-    ) -> None:  # fmt: skip
+        self,
+        kind: str,
+        image_px: int,
+        patch_px: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        activation: str,
+        layer_norm_eps: float,
+    ) -> None:
         super().__init__()
         if kind not in NORMALISATION:
             raise ValueError(f"image encoder kind {kind!r} is not one of {sorted(NORMALISATION)}")

@@ -74,9 +74,13 @@ class Attention(nn.Module):
         return self._split(self.key(source)), self._split(self.value(source))
 
     def mix(
-        self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        keep: Tensor | None = None,
         maps: list | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """What `queries` and `keys_values` gave -> (B, Q, D)."""
         if maps is not None:
             mixed, attention = attention_with_maps(q, k, v, keep)
@@ -84,10 +88,12 @@ class Attention(nn.Module):
         else:
             with _attention_kernel(k):
                 mixed = F.scaled_dot_product_attention(
-                    q, k, v,
+                    q,
+                    k,
+                    v,
                     attn_mask=None if keep is None else keep[:, None, None, :],
                     dropout_p=self.dropout if self.training else 0.0,
-                )  # fmt: skip
+                )
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, Q, D)
 
     def forward(
@@ -142,9 +148,15 @@ class PostNormBlock(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, hidden: int, layer_norm_eps: float,
-        dropout: float, attention_dropout: float, cross: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        layer_norm_eps: float,
+        dropout: float,
+        attention_dropout: float,
+        cross: bool = False,
+    ) -> None:
         super().__init__()
         self.attention = Attention(width, heads, attention_dropout)
         self.attention_norm = nn.LayerNorm(width, eps=layer_norm_eps)

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from m3ae.config import Config, ModelConfig
+from m3ae.data.masking import NOT_SCORED, kept_patches, scored_positions
 from m3ae.models.fusion import Fusion
 from m3ae.models.heads import ITMHead, MIMHead, MLMHead
 from m3ae.models.image_encoder import NORMALISATION, ImageEncoder
 from m3ae.models.layers import PostNormBlock, PreNormBlock, sincos_2d, take
+from m3ae.models.losses import OBJECTIVES, Outputs, mim_target, reduce_losses, sample_sums
 from m3ae.models.pretrained import (
     check_state,
     load_image_encoder,
@@ -27,15 +29,6 @@ from m3ae.models.pretrained import (
     save_pretrained,
 )
 from m3ae.models.text_encoder import TextEncoder
-from m3ae.pretraining.masking import NOT_SCORED, kept_patches
-from m3ae.pretraining.objectives import (
-    OBJECTIVES,
-    Outputs,
-    mim_target,
-    reduce_losses,
-    sample_sums,
-    scored_positions,
-)
 
 Batch = dict[str, Tensor]
 
@@ -58,19 +51,42 @@ class M3AE(nn.Module):
         image, text, fusion = config.image_encoder, config.text_encoder, config.fusion
         # ---- encoders
         self.image_encoder = ImageEncoder(
-            image.kind, image.image_px, image.patch_px, image.width, image.depth, image.heads,
-            image.mlp_ratio, image.activation, image.layer_norm_eps,
-        )  # fmt: skip
+            image.kind,
+            image.image_px,
+            image.patch_px,
+            image.width,
+            image.depth,
+            image.heads,
+            image.mlp_ratio,
+            image.activation,
+            image.layer_norm_eps,
+        )
         self.text_encoder = TextEncoder(
-            text.kind, text.vocab_size, text.type_vocab_size, text.width, text.depth, text.heads,
-            text.mlp_width, text.max_positions, text.layer_norm_eps, text.dropout,
-            text.attention_dropout, text.pad_id,
-        )  # fmt: skip
+            text.kind,
+            text.vocab_size,
+            text.type_vocab_size,
+            text.width,
+            text.depth,
+            text.heads,
+            text.mlp_width,
+            text.max_positions,
+            text.layer_norm_eps,
+            text.dropout,
+            text.attention_dropout,
+            text.pad_id,
+        )
         # ---- fusion
         self.fusion = Fusion(
-            text.width, image.width, fusion.width, fusion.depth, fusion.heads, fusion.mlp_ratio,
-            fusion.dropout, fusion.attention_dropout, fusion.layer_norm_eps,
-        )  # fmt: skip
+            text.width,
+            image.width,
+            fusion.width,
+            fusion.depth,
+            fusion.heads,
+            fusion.mlp_ratio,
+            fusion.dropout,
+            fusion.attention_dropout,
+            fusion.layer_norm_eps,
+        )
         # ---- heads, only those that a loss uses
         mlm, mim = config.mlm, config.mim
         self.weights = {name: getattr(config, name).weight for name in OBJECTIVES}
@@ -79,14 +95,23 @@ class M3AE(nn.Module):
         self.mim_layer = fusion.depth if mim.layer == -1 else mim.layer
         if mlm.weight:
             self.mlm_head = MLMHead(
-                fusion.width, text.vocab_size, mlm.decoder, mlm.decoder_width, mlm.decoder_depth,
+                fusion.width,
+                text.vocab_size,
+                mlm.decoder,
+                mlm.decoder_width,
+                mlm.decoder_depth,
                 mlm.decoder_heads,
-            )  # fmt: skip
+            )
         if mim.weight:
             self.mim_head = MIMHead(
-                fusion.width, self.image_encoder.grid, image.patch_px, mim.decoder,
-                mim.decoder_width, mim.decoder_depth, mim.decoder_heads,
-            )  # fmt: skip
+                fusion.width,
+                self.image_encoder.grid,
+                image.patch_px,
+                mim.decoder,
+                mim.decoder_width,
+                mim.decoder_depth,
+                mim.decoder_heads,
+            )
         if config.itm.weight:
             self.itm_head = ITMHead(fusion.width)
         mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in NORMALISATION[image.kind])
@@ -155,9 +180,12 @@ class M3AE(nn.Module):
         out = passes(batch, image)
         if "mim" in self.weights:
             out.mim_targets = mim_target(
-                image, batch["patch_order"], self.kept(batch).shape[1],
-                self.image_encoder.patch_px, self.config.mim.normalise_target,
-            )  # fmt: skip
+                image,
+                batch["patch_order"],
+                self.kept(batch).shape[1],
+                self.image_encoder.patch_px,
+                self.config.mim.normalise_target,
+            )
         if "itm" in self.weights:
             out.itm_targets = batch["itm_match"]
         return out
@@ -296,6 +324,12 @@ class M3AE(nn.Module):
         check_state(model, state, str(path_or_hub_id))
         model.load_state_dict(state)
         return model
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Take the weights of such a folder, whose sizes must be this model's; strict."""
+        state = read_pretrained(folder)[1]
+        check_state(self, state, str(folder))
+        self.load_state_dict(state)
 
     def save_pretrained(self, path: str | Path, tokenizer: object = None) -> None:
         """Weights (safetensors), config.json, model card and, if given, the tokeniser."""

@@ -41,6 +41,7 @@ from m3ae.strict_yaml import build
 log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
+
 def convert_names(
     state: Mapping[str, Tensor], rules: Rules, source: str
 ) -> tuple[State, list[str]]:
@@ -109,8 +110,9 @@ def load_image_encoder(encoder: ImageEncoder, source: str) -> None:
     strange = [key for key in dropped if not re.match(towers + r"|(classifier|pooler)\.", key)]
     if strange:
         raise ValueError(f"{source}: beside the image tower stand {_some(strange)}")
-    state = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key not in
-             set(dropped)}  # fmt: skip
+    state = {
+        key.removeprefix(prefix): tensor for key, tensor in state.items() if key not in set(dropped)
+    }
     families = {"clip": (CLIP_OPENAI, CLIP_HF), "vit": (VIT_TIMM, VIT_HF)}[encoder.kind]
     rules = max(families, key=lambda table: _matches(state, table))
     converted, unused = convert_names(state, rules, source)
@@ -130,11 +132,15 @@ def load_text_encoder(encoder: TextEncoder, source: str) -> None:
     state = read_weights(source)
     prefix = _prefix(state, ("roberta.", "bert."))
     if prefix and prefix != f"{encoder.kind}.":
-        raise ValueError(f"{source}: its tensors begin with {prefix!r}, the config's "
-                         f"text_encoder.kind is {encoder.kind!r}")  # fmt: skip
+        raise ValueError(
+            f"{source}: its tensors begin with {prefix!r}, the config's "
+            f"text_encoder.kind is {encoder.kind!r}"
+        )
     state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    state = {key.replace(".gamma", ".weight").replace(".beta", ".bias"): tensor for key, tensor in
-             state.items()}  # fmt: skip
+    state = {
+        key.replace(".gamma", ".weight").replace(".beta", ".bias"): tensor
+        for key, tensor in state.items()
+    }
     converted, dropped = convert_names(state, BERT, source)
     _fill(encoder, converted, source, dropped)
 
@@ -142,8 +148,7 @@ def load_text_encoder(encoder: TextEncoder, source: str) -> None:
 def _fill(module: nn.Module, state: State, source: str, dropped: list[str]) -> None:
     """Strict load, less blocks beyond the module's depth; what was dropped goes to the log."""
     depth = len(module.blocks)
-    beyond = [key for key in state if (m := re.match(r"blocks\.(\d+)", key)) and
-              int(m[1]) >= depth]  # fmt: skip
+    beyond = [key for key in state if (m := re.match(r"blocks\.(\d+)", key)) and int(m[1]) >= depth]
     state = {key: tensor for key, tensor in state.items() if key not in beyond}
     if dropped or beyond:
         log.info("%s: dropped %s", source, _some(sorted({*dropped, *beyond})))
@@ -366,6 +371,8 @@ def read_pretrained(path_or_hub_id: str | Path) -> tuple[ModelConfig, State]:
     except ValueError as error:
         raise ValueError(f"{folder}/config.json is not valid JSON: {error}") from error
     if config.get("format") != "m3ae" or config.get("version") != 1:
-        raise ValueError(f"{folder}/config.json: format {config.get('format')!r}, version "
-                         f"{config.get('version')!r}; expected 'm3ae', 1")  # fmt: skip
+        raise ValueError(
+            f"{folder}/config.json: format {config.get('format')!r}, version "
+            f"{config.get('version')!r}; expected 'm3ae', 1"
+        )
     return build(ModelConfig, config["model"]), _read_safetensors(folder / "model.safetensors")

@@ -15,10 +15,20 @@ class TextEncoder(nn.Module):
     """Embeddings and post-norm blocks; all token types are 0, no pooler."""
 
     def __init__(
-        self, kind: str, vocab_size: int, type_vocab_size: int, width: int, depth: int, heads: int,
-        mlp_width: int, max_positions: int, layer_norm_eps: float, dropout: float,
-        attention_dropout: float, pad_id: int,
-    ) -> None:  # fmt: skip
+        self,
+        kind: str,
+        vocab_size: int,
+        type_vocab_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_width: int,
+        max_positions: int,
+        layer_norm_eps: float,
+        dropout: float,
+        attention_dropout: float,
+        pad_id: int,
+    ) -> None:
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"text encoder kind {kind!r} is not one of {', '.join(KINDS)}")

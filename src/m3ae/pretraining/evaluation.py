@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 from m3ae.config import EvalConfig
 from m3ae.data.datasets import EvalBatches, Pairs, Sample
+from m3ae.data.masking import NOT_SCORED
 from m3ae.data.sampler import SUBSET, keyed
 from m3ae.data.texts import encode
 from m3ae.models import M3AE
-from m3ae.pretraining.masking import NOT_SCORED
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import autocast, evaluating, to_device
 
@@ -78,9 +78,10 @@ class Attributes:
 
 
 def bootstrap(
-    images: np.ndarray, statistic: Callable[[Callable[[np.ndarray], np.ndarray]], np.ndarray],
+    images: np.ndarray,
+    statistic: Callable[[Callable[[np.ndarray], np.ndarray]], np.ndarray],
     seed: int,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Value and 95 % interval of a statistic over resamples of images.
 
     images (S,) = image of each row. `statistic` gets a function that turns a row array (S,) into
@@ -120,9 +121,7 @@ def arm_table(arrays: Arrays, name: str, sign: int, seed: int) -> dict[str, dict
     for arm in ("none", "other"):
         gain = sign * (arrays[f"{name}_own"] - arrays[f"{name}_{arm}"])
         label = f"own - {arm}" if sign > 0 else f"{arm} - own"
-        table[label] = bootstrap(
-            images, lambda total, g=gain: ratio(total(g), total(count)), seed
-        )
+        table[label] = bootstrap(images, lambda total, g=gain: ratio(total(g), total(count)), seed)
     return table
 
 
@@ -143,8 +142,11 @@ def another(batch: Batch, image_ids: np.ndarray) -> Tensor:
 def mlm_arms(model: M3AE, batch: Batch, image_ids: np.ndarray) -> dict[str, Tensor]:
     """Which scored tokens each arm gets right: `correct_{arm}` bool (B, M), `targets` (B, M)."""
     image = model.normalise(batch["image"])
-    shown = {"own": image, "other": image[another(batch, image_ids)],
-             "none": torch.zeros_like(image)}  # fmt: skip
+    shown = {
+        "own": image,
+        "other": image[another(batch, image_ids)],
+        "none": torch.zeros_like(image),
+    }
     out = {}
     for arm, pixels in shown.items():
         outputs = model.outputs(batch | {"image": pixels})
@@ -210,9 +212,13 @@ class ThreeArms:
     def _batches(self, draw: int, title: str) -> Iterator[tuple[Batch, list[Sample]]]:
         """This process's share of the fixed batches, on the device, with their samples."""
         fixed = EvalBatches(
-            self.pairs, self.masks, self.config.seed, self.config.final_samples,
-            self.config.batch, draw,
-        )  # fmt: skip
+            self.pairs,
+            self.masks,
+            self.config.seed,
+            self.config.final_samples,
+            self.config.batch,
+            draw,
+        )
         share = range(self.processes.rank, len(fixed), self.processes.count)
         for item in tqdm(share, desc=title, disable=not self.processes.first, leave=False):
             batch = fixed[item]
@@ -304,9 +310,10 @@ class ThreeArms:
         arrays = self._gather(rows)
         ones = np.ones(len(arrays["image"]))
         value = bootstrap(
-            arrays["image"], lambda total: ratio(total(arrays["correct"]), total(ones)),
+            arrays["image"],
+            lambda total: ratio(total(arrays["correct"]), total(ones)),
             self.config.seed,
-        )  # fmt: skip
+        )
         return value | {"n": len(ones)}
 
     def _hard_batches(self) -> Iterator[tuple[Batch, list[Sample]]]:
@@ -328,8 +335,12 @@ class ThreeArms:
                     shown.append((index, index if number % 2 else int(rng.choice(false))))
         shown = shown[self.processes.rank :: self.processes.count]
         starts = range(0, len(shown), config.batch)
-        for start in tqdm(starts, desc="matching, hard false images", leave=False,
-                          disable=not self.processes.first):  # fmt: skip
+        for start in tqdm(
+            starts,
+            desc="matching, hard false images",
+            leave=False,
+            disable=not self.processes.first,
+        ):
             chosen = shown[start : start + config.batch]
             samples = [replace(pairs[text], image=pairs[image].image) for text, image in chosen]
             rngs = [keyed(config.seed, SUBSET, 2, text) for text, _ in chosen]

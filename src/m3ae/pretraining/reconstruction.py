@@ -3,26 +3,20 @@
 Letters: `B` pairs, `N` patches, `K` kept patches.
 """
 
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
-import matplotlib
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from m3ae.drawing import GAP, INK, MARGIN, MUTED, RULE, font, line_height, tile, wrap, write_lines
+from m3ae.models.losses import patch_pixels
 from m3ae.models.m3ae import M3AE
 from m3ae.pretraining.evaluation import only
-from m3ae.pretraining.objectives import patch_pixels
 from m3ae.training.engine import evaluating
 
-TILE_PX = 192  # tiles are at least this wide, so that small images can be seen
-GAP, MARGIN = 12, 16
 GREY = 0.5  # of removed patches, 0-1
-LINES = 4  # of one paragraph of a text, at most
 TEXT_SHARE, NOTE_SHARE = 40, 46  # size of the letters: the picture's width over this
-INK, MUTED, RULE = "#1a1a1a", "#5f5f5f", "#d0d0d0"
 NOTE = "Grey: the {percent} of the patches that were removed. Reconstructed: kept patches are the \
 original's, removed ones are the model's prediction from the kept ones and the text."
 NORMALISED_NOTE = " It predicts each patch at mean 0 and variance 1; the picture puts back the \
@@ -131,66 +125,3 @@ def draw_reconstructions(
 def removed_share(model: M3AE, batch: dict[str, Tensor]) -> float:
     """Share of the patches that were removed, 0-1."""
     return 1 - model.kept(batch).shape[1] / batch["patch_order"].shape[1]
-
-
-def tile(image: Tensor) -> Image.Image:
-    """float (3, H, W) 0-1 -> an image enlarged by a whole factor to `TILE_PX` or more."""
-    pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
-    factor = -(-TILE_PX // pixels.shape[1])
-    size = (pixels.shape[1] * factor, pixels.shape[0] * factor)
-    # Nearest neighbour: what is seen is the pixels themselves.
-    return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
-
-
-@cache
-def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A sans-serif font of `size` pixels."""
-    # Pillow's own font lacks µ, ≥ and é; matplotlib, a dependency, ships one that has them.
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", name)
-    return ImageFont.truetype(str(path), size) if path.exists() else ImageFont.load_default(size)
-
-
-def line_height(size: int) -> int:
-    """Distance between two lines of text, pixels."""
-    return round(size * 1.35)
-
-
-def wrap(text: str, width: int, size: int, lines: int = LINES) -> list[str]:
-    """Lines that fit `width` pixels; a paragraph over `lines` lines ends in an ellipsis."""
-    measure = font(size).getlength
-    out: list[str] = []
-    for paragraph in text.splitlines():
-        wrapped = wrap_paragraph(paragraph.split(), width, measure)
-        if len(wrapped) > lines:
-            last = wrapped[lines - 1]
-            while last and measure(last + " …") > width:
-                last = last[:-1]
-            wrapped = [*wrapped[: lines - 1], last + " …"]
-        out += wrapped
-    return out
-
-
-def wrap_paragraph(words: list[str], width: int, measure: Callable[[str], float]) -> list[str]:
-    """Greedy lines of at most `width`; a word longer than a line is cut where the line ends."""
-    out, line = [], ""
-    for word in words:
-        if measure(f"{line} {word}".strip()) <= width:
-            line = f"{line} {word}".strip()
-            continue
-        if line:
-            out.append(line)
-        while measure(word) > width:
-            end = next(i for i in range(len(word), 0, -1) if measure(word[:i]) <= width)
-            out.append(word[:end])
-            word = word[end:]
-        line = word
-    return [*out, line] if line else out
-
-
-def write_lines(
-    draw: ImageDraw.ImageDraw, lines: list[str], y: int, size: int, colour: str
-) -> None:
-    """Lines of text from the left margin down, the first at height `y`."""
-    for number, line in enumerate(lines):
-        draw.text((MARGIN, y + number * line_height(size)), line, font=font(size), fill=colour)

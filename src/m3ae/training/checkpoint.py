@@ -18,20 +18,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from m3ae.config import Config, to_yaml
-from m3ae.models.pretrained import check_state, save_pretrained
 from m3ae.strict_yaml import parse
 from m3ae.training.distributed import Processes
 
 VERSION = 1
 # What may differ between a run and its continuation: it changes no number of the training.
 FREE_KEYS = (
-    "output", "data.workers", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
-    "eval.every", "eval.pictures",
-)  # fmt: skip
+    "output",
+    "data.workers",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "eval.every",
+    "eval.pictures",
+)
 
 
 def rng_state() -> dict[str, Any]:
@@ -76,7 +79,7 @@ def save_checkpoint(
     processes.wait()
     torch.save(rng_state(), part / f"rng-{processes.rank}.pt")
     if processes.first:
-        save_pretrained(model, part, tokenizer)
+        model.save_pretrained(part, tokenizer)
         torch.save(
             {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()},
             part / "optimizer.pt",
@@ -133,9 +136,7 @@ def load_checkpoint(
         )
     saved = parse((path / "config.yaml").read_text(encoding="utf-8"), str(path / "config.yaml"))
     check_same_config(saved, config, state["step"], path)
-    weights = load_file(path / "model.safetensors")
-    check_state(model, weights, str(path))
-    model.load_state_dict(weights)
+    model.load_weights(path)
     rest = torch.load(path / "optimizer.pt", map_location=processes.device, weights_only=True)
     optimizer.load_state_dict(rest["optimizer"])
     scaler.load_state_dict(rest["scaler"])
@@ -161,5 +162,8 @@ def check_same_config(saved: dict, config: Config, step: int, path: Path) -> Non
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
-    return {k: v for key, value in tree.items() for k, v in
-            _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}  # fmt: skip
+    return {
+        k: v
+        for key, value in tree.items()
+        for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

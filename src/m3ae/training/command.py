@@ -11,9 +11,7 @@ from m3ae.training.distributed import processes
 from m3ae.training.logs import start_logging
 
 
-def run_command(
-    description: str, load: Callable, body: Callable, argv: Sequence[str] | None
-) -> int:
+def run_script(description: str, load: Callable, body: Callable, argv: Sequence[str] | None) -> int:
     """Read the arguments, load the config, join the processes and run.
 
     load(path, overrides) gives a config, body(config, processes, dry_run) is the run. Returns the
@@ -25,9 +23,10 @@ def run_command(
     parser.add_argument("--config", required=True, help="a YAML file under configs/")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config")
     parser.add_argument(
-        "--dry-run", action="store_true",
+        "--dry-run",
+        action="store_true",
         help="check data, weights and config, print sizes, steps and epochs; train nothing",
-    )  # fmt: skip
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=2e-5")
     args = parser.parse_args(argv)
     try:

@@ -98,8 +98,10 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
     root = Path(__file__).parents[3]
     git = subprocess.run(
         ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "command": " ".join(["python", *sys.argv]),

@@ -1,0 +1,319 @@
+"""Preparation of one chunk of a corpus, and of all chunks by several processes.
+
+A chunk is a fixed number of items in input order, worked on by one process. A finished chunk is
+one or two shard files, named by its number, and, written last, a JSON file, so that an interrupted
+run continues. Images go to their file as they come, so that memory does not grow with the chunk.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from m3ae.corpora.items import Drops, Item
+from m3ae.corpora.shard_writer import ShardWriter, ragged, ragged_tokens, shard_name
+from m3ae.data.images import ImageError, decode, resize_crop, resize_shorter, resized_size, to_array
+from m3ae.files import is_unicode, write_json
+
+_SHARD_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker needs to know about the images and texts."""
+
+    encoding: str
+    px: int
+    window: tuple[float, float] | None
+    min_words: int
+    tokenizer: str | None  # a file of the tokenizers library
+    fields: bool = False  # whether the shards hold the texts' task fields
+
+    @property
+    def chunk_images(self) -> int:
+        """Images a chunk: as many as fit a shard, if all are colour; 768 at 288 px."""
+        if self.encoding == "original":
+            return 512
+        return max(16, min(768, _SHARD_BYTES // (3 * self.px * self.px)))
+
+
+# ------------------------------------------------------------------ one chunk (in a worker)
+
+
+@lru_cache(maxsize=1)
+def _load_tokenizer(path: str) -> Any:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def tokenize(path: str, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+    """What `texts.encode` gives, without transformers: 500 MiB less in every worker."""
+    encoded = _load_tokenizer(path).encode_batch(texts, add_special_tokens=False)
+    return [(text.ids, text.word_ids) for text in encoded]
+
+
+def clean(item: Item, min_words: int, drops: Drops) -> list[tuple[str, str, str]]:
+    """(key, text, fields as JSON) of the texts that stay (reference, data fact 20).
+
+    White space is collapsed, texts of fewer than `min_words` words are left out, and so are those
+    that no file can be given: lone surrogates in the text or in its fields.
+    """
+    kept = []
+    for index, text in enumerate(item.texts):
+        fields = item.fields[index] if item.fields else {}
+        key, text = f"{item.key}/{fields.get('question_id', index)}", " ".join(text.split())
+        stored = json.dumps(fields, ensure_ascii=False, sort_keys=True)
+        if not is_unicode(text + stored):
+            drops.add("text: not UTF-8", key)
+        elif len(text.split()) < min_words:
+            drops.add(f"text: fewer than {min_words} words", f"{key}: {text}")
+        else:
+            kept.append((key, text, stored))
+    return kept
+
+
+def _encode_image(item: Item, settings: Settings) -> tuple[np.ndarray | bytes, list[str]]:
+    """Pixels (C, px, px) or encoded bytes of an image, and notes; raises ImageError."""
+    try:
+        data = item.image.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        if isinstance(error, FileNotFoundError):
+            raise ImageError("missing") from error
+        raise ImageError("unreadable", str(error)) from error
+    image, notes = decode(data, settings.window)
+    if settings.encoding == "raw":
+        return resize_crop(image, settings.px), notes
+    if settings.encoding == "original":
+        resized_size(image.size, settings.px)  # too elongated is known only after the resize
+        return data, notes
+    pixels = to_array(resize_shorter(image, settings.px))
+    out = io.BytesIO()
+    grey = len(pixels) == 1
+    Image.fromarray(pixels[0] if grey else pixels.transpose(1, 2, 0)).save(out, "JPEG", quality=90)
+    return out.getvalue(), notes
+
+
+@dataclass
+class _Group:
+    """The images of a chunk that share a shard: the grey or the coloured ones, or all."""
+
+    path: Path
+    writer: ShardWriter
+    keys: list[str] = field(default_factory=list)
+    texts: list[list[tuple[str, str, str]]] = field(default_factory=list)  # of each image
+    sizes: list[int] = field(default_factory=list)  # bytes
+
+
+def prepare_chunk(
+    items: list[Item], index: int, folder: Path, settings: Settings, digest: str
+) -> dict[str, Any]:
+    """Write the shards of one chunk (a grey and a colour one for raw) and, last, its JSON."""
+    drops, notes, lengths = Drops(), Drops(), Counter()
+    groups: dict[int | None, _Group] = {}
+    files = []
+    try:
+        for item in items:
+            texts = clean(item, settings.min_words, drops)
+            if not texts:
+                drops.add("image: no text left", item.key)
+                continue
+            try:
+                image, seen = _encode_image(item, settings)
+            except ImageError as error:
+                drops.add(f"image: {error.reason}", f"{item.key} ({item.image.name}): {error}")
+                drops.add("text: its image was left out", item.key, len(texts))
+                continue
+            for note in seen:
+                notes.add(note, item.key)
+            channels = len(image) if settings.encoding == "raw" else None
+            if channels not in groups:
+                number = index if channels is None else 2 * index + (channels == 3)
+                path = folder / shard_name(number)
+                groups[channels] = _Group(path, ShardWriter(path))
+            group = groups[channels]
+            group.writer.append(image)
+            group.keys.append(item.key)
+            group.texts.append(texts)
+            group.sizes.append(len(image))
+        for channels in sorted(groups, key=lambda c: c or 0):
+            files.append(_finish_shard(groups[channels], channels, settings, lengths))
+    finally:
+        for group in groups.values():
+            group.writer.close()
+    result = {
+        "digest": digest,
+        "files": files,
+        "images": len(items),
+        "texts": sum(len(item.texts) for item in items),
+        "dropped": drops.as_dict(),
+        "notes": notes.as_dict(),
+        "lengths": [list(pair) for pair in sorted(lengths.items())],
+    }
+    write_json(chunk_path(folder, index), result)
+    return result
+
+
+def chunk_path(folder: Path, index: int) -> Path:
+    """The JSON file that says that a chunk is finished."""
+    return folder / f"chunk-{index:05d}.json"
+
+
+def _finish_shard(
+    group: _Group, channels: int | None, settings: Settings, lengths: Counter
+) -> dict[str, Any]:
+    """Write all but the images of one shard; returns its entry in the manifest.
+
+    Adds the texts' lengths, in tokens or else words, to `lengths`.
+    """
+    texts = [text for kept in group.texts for _, text, _ in kept]
+    owners = [row for row, kept in enumerate(group.texts) for _ in kept]
+    tensors = {"image_of_text": np.array(owners, dtype=np.int64)}
+    tensors |= ragged("text", (text.encode() for text in texts))
+    keys = (key.encode() for kept in group.texts for key, _, _ in kept)
+    tensors |= ragged("text_key", keys)
+    tensors |= ragged("image_key", (key.encode() for key in group.keys))
+    if settings.fields:
+        fields = (stored.encode() for kept in group.texts for _, _, stored in kept)
+        tensors |= ragged("text_fields", fields)
+    if settings.tokenizer is None:
+        lengths.update(len(text.split()) for text in texts)
+    else:
+        tokens = tokenize(settings.tokenizer, texts)
+        lengths.update(len(ids) for ids, _ in tokens)
+        tensors |= ragged_tokens(tokens)
+    images = len(group.keys)
+    if channels is None:
+        offsets = np.cumsum([0, *group.sizes], dtype=np.int64)
+        tensors["image_offsets"] = offsets
+        written = group.writer.finish("image_bytes", (int(offsets[-1]),), tensors)
+    else:
+        shape = (images, channels, settings.px, settings.px)
+        written = group.writer.finish("images", shape, tensors)
+    counts = {"images": images, "texts": len(texts), "channels": channels}
+    return {"name": group.path.name, **written, **counts}
+
+
+# ------------------------------------------------------------------ all chunks
+
+
+def _chunks(items: Iterable[Item], size: int) -> Iterator[tuple[int, list[Item], str]]:
+    """Number, items and a digest of keys, texts and fields of each chunk."""
+    iterator = iter(items)
+    for index in range(10**9):
+        chunk = list(islice(iterator, size))
+        if not chunk:
+            return
+        facts = json.dumps(
+            [(item.key, item.image.name, item.texts, *item.fields) for item in chunk]
+        )
+        yield index, chunk, hashlib.sha256(facts.encode()).hexdigest()
+
+
+def _finished(folder: Path, index: int, digest: str) -> dict[str, Any] | None:
+    """The result of a chunk that an earlier run finished and whose files are there, or None."""
+    path = chunk_path(folder, index)
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if result["digest"] != digest:
+        raise ValueError(
+            f"{folder}: begun from other corpus files or another parser (chunk "
+            f"{index} differs); delete this folder to start again"
+        )
+    whole = all(
+        (folder / file["name"]).is_file()
+        and (folder / file["name"]).stat().st_size == file["bytes"]
+        for file in result["files"]
+    )
+    return result if whole else None
+
+
+def run_chunks(
+    items: Iterable[Item], folder: Path, settings: Settings, workers: int
+) -> list[dict[str, Any]]:
+    """Prepare every chunk that is not there yet; returns the results in input order."""
+    results: dict[int, dict[str, Any]] = {}
+    with tqdm(desc=folder.stem, unit=" images") as bar:
+        todo: Iterator[tuple[int, list[Item], str]] = iter(_chunks(items, settings.chunk_images))
+
+        def pending() -> Iterator[tuple[int, list[Item], str]]:
+            for index, chunk, digest in todo:
+                done = _finished(folder, index, digest)
+                if done is None:
+                    yield index, chunk, digest
+                else:
+                    results[index] = done
+                    bar.initial += done["images"]
+                    bar.update(done["images"])
+
+        def collect(index: int, result: dict[str, Any]) -> None:
+            results[index] = result
+            bar.update(result["images"])
+
+        if workers == 0:
+            for index, chunk, digest in pending():
+                collect(index, prepare_chunk(chunk, index, folder, settings, digest))
+        else:
+            _run_parallel(pending(), collect, folder, settings, workers)
+    return [results[index] for index in sorted(results)]
+
+
+def _run_parallel(
+    pending: Iterator[tuple[int, list[Item], str]],
+    collect: Callable[[int, dict[str, Any]], None],
+    folder: Path,
+    settings: Settings,
+    workers: int,
+) -> None:
+    """At most two chunks a worker are in flight, so that memory stays bounded."""
+    context = multiprocessing.get_context("spawn")  # fork is unsafe once threads run
+    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+        flying: deque = deque()
+        try:
+            for index, chunk, digest in pending:
+                job = pool.submit(prepare_chunk, chunk, index, folder, settings, digest)
+                flying.append((index, job))
+                if len(flying) >= 2 * workers:
+                    first, job = flying.popleft()
+                    collect(first, job.result())
+            while flying:
+                first, job = flying.popleft()
+                collect(first, job.result())
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a worker process was killed (out of memory?); the same command, "
+                "with fewer --workers, continues"
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism here
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for ever, or write beside the next run's."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

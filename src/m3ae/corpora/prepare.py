@@ -1,0 +1,425 @@
+"""Raw corpus to shards: what every script of data_prep/ shares.
+
+A script parses its corpus into `Item`s and calls `prepare`. Finished chunks stay in
+OUT/SPLIT.partial, so that the same command continues an interrupted run. What is written does not
+depend on the number of workers or on interruptions.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from m3ae.config import TEXT_TOKENS
+from m3ae.corpora.chunks import Settings, chunk_path, clean, run_chunks, tokenize
+from m3ae.corpora.items import Drops, Item
+from m3ae.corpora.shard_writer import seal
+from m3ae.data import shards
+from m3ae.data.exclusions import read_exclusions
+from m3ae.files import is_unicode, write_json
+
+_NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
+CHUNKS = "chunks.json"
+
+
+# ------------------------------------------------------------------ command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that every preparation script has."""
+    add = parser.add_argument
+    add("--raw", type=Path, required=True, metavar="DIR", help="the corpus as downloaded")
+    add("--out", type=Path, required=True, metavar="DIR", help="where the prepared corpus goes")
+    add(
+        "--encoding",
+        choices=shards.ENCODINGS,
+        default="raw",
+        help="raw: pixels after resize and centre crop (fastest); jpeg: shorter side resized, "
+        "quality 90; original: the file's bytes (default: %(default)s)",
+    )
+    add("--px", type=int, default=288, help="image side in pixels (default: %(default)s)")
+    add(
+        "--tokenizer",
+        metavar="NAME",
+        help="hub id, folder, or train:N (a WordPiece of N entries "
+        "trained on the train texts); without it texts are tokenised at training time",
+    )
+    add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes; 0: none")
+    add("--limit", type=int, metavar="N", help="only the first N images of each split")
+    add("--split", action="append", metavar="NAME", help="only this split; may be repeated")
+
+    add(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="grey values of 16-bit images that become 0 and 255; else these are left out",
+    )
+    add(
+        "--exclude",
+        type=Path,
+        metavar="FILE",
+        help="image ids to leave out, one a line (anything after a tab is a remark)",
+    )
+    add(
+        "--min-words",
+        type=int,
+        metavar="N",
+        help="texts of fewer words are left out (default: 3, the paper's; questions: 1)",
+    )
+
+
+# ------------------------------------------------------------------ options and tokenizer
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that decide what is written; a file counts by its content, not its place."""
+    options: dict[str, Any] = {}
+    for name, value in sorted(vars(args).items()):
+        if name in _NOT_OPTIONS:
+            continue
+        if isinstance(value, Path):
+            digest = hashlib.sha256(value.read_bytes()).hexdigest()[:16] if value.is_file() else ""
+            value = f"{value.name} {digest}".strip()
+        options[name] = value
+    return options
+
+
+def _same_or_raise(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise ValueError naming what differs between the options of `place` and today's."""
+    differing = [
+        f"{name} was {found.get(name)!r}, is {wanted.get(name)!r}"
+        for name in sorted(found | wanted)
+        if found.get(name) != wanted.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{place}: prepared with other options ({'; '.join(differing)}); "
+            "give those, another --out, or delete that folder"
+        )
+
+
+def _tokenizer(
+    args: argparse.Namespace, splits: dict[str, Iterable[Item]]
+) -> tuple[Any, dict[str, Any] | None]:
+    """The tokenizer, if any, and its manifest entry (name, fingerprint, size)."""
+    name = args.tokenizer
+    if name is None:
+        return None, None
+    from m3ae.data.texts import fingerprint, load_tokenizer  # transformers takes seconds to import
+
+    place = name
+    if name.startswith("train:"):
+        place = str(args.out / "tokenizer")
+        _train_tokenizer(args, splits, args.out / "tokenizer")
+    tokenizer = load_tokenizer(place)
+    size = max(tokenizer.get_vocab().values()) + 1
+    return tokenizer, {"name": name, "fingerprint": fingerprint(tokenizer), "size": size}
+
+
+def _save_tokenizer(tokenizer: Any, path: Path) -> str:
+    """Write what workers load; returns the path. Raises ValueError if they would tokenise so
+    that the model, which has the tokenizer itself, sees other tokens.
+    """
+    from m3ae.data.texts import encode
+
+    probes = ["Axial CT of the chest: 5.6 cm mass.", "T2-weighted MRI, naïve FLAIR; x-ray", "a  B"]
+    probes.append(" ".join(probes * 40))  # longer than any limit
+    temporary = path.with_name(path.name + ".tmp")
+    tokenizer.backend_tokenizer.save(str(temporary))
+    os.replace(temporary, path)
+    if [tuple(row) for row in encode(tokenizer, probes)] != tokenize(str(path), probes):
+        raise ValueError(
+            f"{tokenizer.name_or_path}: the tokenizers library alone gives other "
+            "tokens than transformers; convert it to a plain fast tokenizer"
+        )
+    return str(path)
+
+
+def _train_tokenizer(
+    args: argparse.Namespace, splits: dict[str, Iterable[Item]], folder: Path
+) -> None:
+    """Train on the kept texts of split `train`, unless an earlier run of this command did."""
+    from m3ae.data.texts import train_wordpiece
+
+    size = args.tokenizer.removeprefix("train:")
+    if not size.isdigit() or int(size) < 10:
+        raise ValueError(f"--tokenizer {args.tokenizer}: train:N needs a whole number of entries")
+    if "train" not in splits:
+        raise ValueError(f"--tokenizer {args.tokenizer}: the corpus has no split 'train'")
+
+    def texts() -> Iterator[str]:
+        for item in _select(splits["train"], args, Drops()):
+            yield from (text for _, text, _ in clean(item, args.min_words, Drops()))
+
+    digest = hashlib.sha256()
+    for text in texts():
+        digest.update(text.encode() + b"\n")
+    facts = {"entries": int(size), "texts": digest.hexdigest()[:16]}
+    record = folder / "trained_on.json"
+    if record.exists():
+        _same_or_raise(folder, json.loads(record.read_text()), facts)
+        return
+    train_wordpiece(texts(), int(size), folder)
+    write_json(record, facts)
+
+
+def _select(items: Iterable[Item], args: argparse.Namespace, drops: Drops) -> Iterator[Item]:
+    """The items to prepare: excluded ones and repeated keys left out, at most --limit of them."""
+    excluded = read_exclusions(args.exclude) if args.exclude else set()
+    known: set[str] = set()
+    for item in items:
+        if args.limit is not None and len(known) >= args.limit:
+            return
+        if (item.image_id or item.key) in excluded or item.key in excluded:
+            drops.add("image: in the --exclude list", item.key)
+        elif not is_unicode(item.key):
+            drops.add("image: key not UTF-8", item.key)
+        elif item.key in known:
+            drops.add("image: key occurs twice, first one kept", item.key)
+        else:
+            known.add(item.key)
+            yield item
+
+
+# ------------------------------------------------------------------ splits
+
+
+def prepare(
+    splits: dict[str, Iterable[Item]],
+    dropped: dict[str, Drops],
+    args: argparse.Namespace,
+    source: str,
+    kind: str = "pairs",
+    facts: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the shards of every split and OUT/report.json; returns the report.
+
+    `splits`: items by split, each an iterable that can be run through more than once.
+    `dropped`: what the parser left out, by split. `source`: name of the corpus. `args`: of
+    `add_arguments`; further options of a script count as options of the shards. `kind`: pairs, or
+    vqa for items with fields. `facts`: more for the report. Raises ValueError where OUT holds a
+    split made with other options, or where no image is left.
+    """
+    if args.min_words is None:
+        args.min_words = 1 if kind == shards.WITH_FIELDS else 3
+    unknown = set(args.split or ()) - set(splits)
+    if unknown:
+        raise ValueError(f"--split {sorted(unknown)[0]}: the corpus has {', '.join(splits)}")
+    if args.px < 1 or args.workers < 0:
+        raise ValueError(f"--px {args.px} --workers {args.workers}: out of range")
+    args.out.mkdir(parents=True, exist_ok=True)
+    tokenizer, made = _tokenizer(args, splits)
+    window = tuple(args.window) if args.window else None
+    fields = kind == shards.WITH_FIELDS
+    settings = Settings(args.encoding, args.px, window, args.min_words, None, fields)
+    for name, items in splits.items():
+        if args.split and name not in args.split:
+            continue
+        entries = {
+            "format": shards.FORMAT,
+            "version": shards.VERSION,
+            "kind": kind,
+            "source": source,
+            "encoding": args.encoding,
+            "px": args.px,
+            "tokenizer": made,
+            "options": _options(args),
+        }
+        drops = Drops()
+        drops.merge(dropped.get(name, Drops()).as_dict())
+        kept = _select(items, args, drops)
+        _prepare_split(kept, args.out / name, entries, settings, drops, args.workers, tokenizer)
+    return write_report(args.out, source, facts)
+
+
+def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
+    """What of a manifest must be the same for a split to be continued or left as it is."""
+    made = facts["tokenizer"]
+    return {
+        **facts["options"],
+        "source": facts["source"],
+        "kind": facts["kind"],
+        "tokenizer": made and made["fingerprint"],
+    }
+
+
+def _prepare_split(
+    items: Iterator[Item],
+    final: Path,
+    facts: dict[str, Any],
+    settings: Settings,
+    drops: Drops,
+    workers: int,
+    tokenizer: Any,
+) -> None:
+    """Bring one split from nothing, from a part or from a whole to `final`."""
+    partial, wanted = partial_folder(final), _decisive(facts)
+    if final.exists():
+        _same_or_raise(final, _decisive(shards.read_manifest(final)), wanted)
+        print(f"{final}: already prepared with these options; delete it to do it again")
+        return
+    partial.mkdir(exist_ok=True)
+    begun = partial / "options.json"
+    if begun.exists():
+        _same_or_raise(partial, json.loads(begun.read_text(encoding="utf-8")), wanted)
+    else:
+        write_json(begun, wanted)
+    if not (partial / "manifest.json").exists():
+        if tokenizer is not None:
+            path = partial / f"tokenizer-{facts['tokenizer']['fingerprint']}.json"
+            settings = replace(settings, tokenizer=_save_tokenizer(tokenizer, path))
+        results = run_chunks(items, partial, settings, workers)
+        manifest = {**facts, **_summary(results, drops, settings), "chunks": CHUNKS}
+        if not manifest["counts"]["images"]:
+            shutil.rmtree(partial)
+            raise ValueError(f"{final}: no image is left to prepare: {_first_drops(drops)}")
+        for path in partial.glob("chunks*.json"):  # of a repair
+            path.unlink()
+        record = {"facts": facts, "chunks": results}
+        write_json(partial / CHUNKS, seal(record), indent=None)
+        write_json(partial / "manifest.json", seal(manifest))
+    wanted_files = {file["name"] for file in shards.read_manifest(partial)["files"]}
+    leftovers = ("options.json", "chunk-*", "tokenizer-*", "shard-*", "*.tmp")
+    for path in [path for pattern in leftovers for path in partial.glob(pattern)]:
+        if path.name not in wanted_files:
+            path.unlink(missing_ok=True)  # it may fit two patterns
+    os.replace(partial, final)
+
+
+def partial_folder(final: Path) -> Path:
+    """Where a split is until it is finished."""
+    return final.with_name(final.name + ".partial")
+
+
+# ------------------------------------------------------------------ repair
+
+
+def reopen(final: Path, record: dict[str, Any], broken: set[str]) -> tuple[int, int]:
+    """Turn a finished split into a begun one without the chunks that have a file in `broken`.
+
+    `record`: of `verification.read_chunks`. Returns the numbers of these chunks and of all. The
+    preparation command then makes them again; where this is interrupted, it can be repeated.
+    """
+    partial = partial_folder(final)
+    if partial.exists():
+        raise ValueError(
+            f"{partial}: an unfinished preparation of {final.name} is in the way; "
+            "finish it elsewhere or delete it"
+        )
+    options, lost = _decisive(record["facts"]), 0
+    write_json(final / "options.json", options)
+    for index, chunk in enumerate(record["chunks"]):
+        path = chunk_path(final, index)
+        if any(file["name"] in broken for file in chunk["files"]):
+            path.unlink(missing_ok=True)
+            lost += 1
+        else:
+            write_json(path, chunk)
+    (final / "manifest.json").unlink(missing_ok=True)  # no split any more, whatever happens next
+    os.replace(final, partial)
+    return lost, len(record["chunks"])
+
+
+def command(facts: dict[str, Any], out: Path) -> str:
+    """The preparation command of a split as far as its manifest tells: no paths are kept there."""
+    words = ["python data_prep/SCRIPT.py --raw RAW --out", shlex.quote(str(out))]
+    options = facts["options"] | {"tokenizer": facts["tokenizer"] and facts["tokenizer"]["name"]}
+    for name, value in sorted(options.items()):
+        if value is None or value is False:
+            continue
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        plain = [re.sub(r" [0-9a-f]{16}$", "", str(part)) for part in values]  # a file's digest
+        words += [f"--{name.replace('_', '-')}", *map(shlex.quote, plain)]
+    return " ".join(words)
+
+
+def _first_drops(drops: Drops) -> str:
+    return (
+        "; ".join(
+            f"{reason}: {entry['count']} (e.g. {entry['examples'][0]})"
+            for reason, entry in drops.as_dict().items()
+        )
+        or "the corpus is empty"
+    )
+
+
+# ------------------------------------------------------------------ report
+
+
+def _summary(results: list[dict[str, Any]], drops: Drops, settings: Settings) -> dict[str, Any]:
+    """counts, files and report of a split's manifest from the results of its chunks."""
+    notes, lengths = Drops(), Counter()
+    for result in results:
+        drops.merge(result["dropped"])
+        notes.merge(result["notes"])
+        lengths.update(dict(result["lengths"]))
+    files = [file for result in results for file in result["files"]]
+    counts = {what: sum(file[what] for file in files) for what in ("images", "texts")}
+    report = {
+        "images_seen": sum(result["images"] for result in results),
+        "texts_seen": sum(result["texts"] for result in results),
+        "dropped": drops.as_dict(),
+        "notes": notes.as_dict(),
+        "text_lengths": length_statistics(lengths, settings.tokenizer is not None),
+    }
+    return {"counts": counts, "files": files, "report": report}
+
+
+def length_statistics(lengths: Counter, tokens: bool) -> dict[str, Any]:
+    """Mean, percentiles and the share that 64 tokens cut; in words without a tokenizer."""
+    total = sum(lengths.values())
+    result: dict[str, Any] = {"unit": "tokens without specials" if tokens else "words"}
+    if not total:
+        return result
+    result["mean"] = round(sum(length * n for length, n in lengths.items()) / total, 2)
+    ordered, running, shares = sorted(lengths), 0, [5, 25, 50, 75, 95, 99, 100]
+    for length in ordered:
+        running += lengths[length]
+        while shares and running * 100 >= shares[0] * total:
+            result[f"p{shares.pop(0)}"] = length
+    if tokens:
+        cut = sum(n for length, n in lengths.items() if length > TEXT_TOKENS - 2)
+        result[f"share_cut_at_{TEXT_TOKENS}"] = round(cut / total, 4)
+    return result
+
+
+def write_report(out: Path, source: str, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+    """OUT/report.json from the manifests of all finished splits, and a table on the screen.
+
+    `facts` (what a script counted in the raw corpus) go into it; without them, those stay that an
+    earlier report holds.
+    """
+    if facts is None and (out / "report.json").exists():
+        facts = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    report: dict[str, Any] = {**(facts or {}), "source": source, "splits": {}}
+    for path in sorted(out.glob("*/manifest.json")):
+        if path.parent.suffix == ".partial":
+            continue
+        manifest = shards.read_manifest(path.parent)
+        kept = ("counts", "encoding", "px", "tokenizer", "options", "report")
+        report["splits"][path.parent.name] = {name: manifest[name] for name in kept}
+    write_json(out / "report.json", report)
+    print(f"\n{source} -> {out}\n{'split':<12}{'images':>9}{'of':>9}{'texts':>9}{'of':>9}")
+    for name, split in report["splits"].items():
+        counts, seen = split["counts"], split["report"]
+        print(
+            f"{name:<12}{counts['images']:>9}{seen['images_seen']:>9}"
+            f"{counts['texts']:>9}{seen['texts_seen']:>9}"
+        )
+        for what in ("dropped", "notes"):
+            for reason, entry in seen[what].items():
+                print(f"    {what} {entry['count']:>7}  {reason}  (e.g. {entry['examples'][0]})")
+        print(f"    text lengths: {seen['text_lengths']}")
+    for name, value in (facts or {}).items():
+        if name not in ("source", "splits"):
+            print(f"{name}: {json.dumps(value)}")
+    return report

@@ -1,0 +1,303 @@
+"""Images inside other files: members of a zip archive, rows of parquet files.
+
+Nothing is extracted to disk. Each process keeps the archives that it reads open and the parquet row
+group that it read last in memory. pyarrow is needed for parquet alone, and imported there.
+"""
+
+import lzma
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from m3ae.corpora.items import Drops, Item
+
+_MEMBER_BYTES = 2**30  # an encoded image is far smaller; what claims to be more is a zip bomb
+# What zipfile and its decompressors raise for damaged, encrypted or unknown content.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+)
+SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "val"), "test": ("test",)}
+
+Stamp = tuple[int, int]  # when a file was changed and its size: what caches know it by
+
+
+def _stamp(path: Path) -> Stamp:
+    facts = path.stat()
+    return facts.st_mtime_ns, facts.st_size
+
+
+# ------------------------------------------------------------------ zip
+
+
+@lru_cache(maxsize=4)
+def _archive(path: Path, stamp: Stamp) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return _archive(path, _stamp(path))
+    except _ZIP_ERRORS as error:
+        raise ValueError(
+            f"{path}: not a readable zip archive ({error}); download it again"
+        ) from error
+
+
+def zip_names(archive: Path) -> list[str]:
+    """Names of the files (no folders) in a zip, in its order; ValueError where it is none."""
+    return [name for name in _open_zip(archive).namelist() if name and not name.endswith("/")]
+
+
+@dataclass(frozen=True)
+class InZip:
+    """An image in a zip archive; `member` is its whole name there."""
+
+    archive: Path
+    member: str
+
+    @property
+    def name(self) -> str:
+        """The member's file name."""
+        return PurePosixPath(self.member).name
+
+    def read_bytes(self) -> bytes:
+        """The encoded image; FileNotFoundError where it is not in there, OSError where damaged."""
+        try:
+            archive = _open_zip(self.archive)
+            info = archive.getinfo(self.member)
+            if info.file_size > _MEMBER_BYTES:
+                raise OSError(f"{self.member} of {self.archive}: claims {info.file_size} bytes")
+            return archive.read(info)
+        except KeyError as error:
+            raise FileNotFoundError(f"{self.archive}: has no {self.member}") from error
+        except _ZIP_ERRORS as error:
+            raise OSError(f"{self.member} of {self.archive}: {error}") from error
+
+
+# ------------------------------------------------------------------ parquet
+
+
+class Row(NamedTuple):
+    """A row of a parquet file: where it stands, and its columns (never the image)."""
+
+    file: Path
+    row_group: int
+    row: int
+    values: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"{self.file.name} row group {self.row_group} row {self.row}"
+
+
+def _pyarrow() -> ModuleType:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("parquet files need pyarrow: pip install 'm3ae[parquet]'") from error
+    return pyarrow
+
+
+@lru_cache(maxsize=2)
+def _parquet(path: Path, stamp: Stamp) -> Any:
+    return _pyarrow().parquet.ParquetFile(path)
+
+
+def _open_parquet(path: Path) -> Any:
+    pyarrow = _pyarrow()
+    try:
+        return _parquet(path, _stamp(path))
+    except FileNotFoundError:
+        raise
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a parquet file ({error}); download it again") from error
+
+
+@lru_cache(maxsize=1)
+def _image_column(path: Path, stamp: Stamp, row_group: int, column: str) -> Any:
+    return _open_parquet(path).read_row_group(row_group, columns=[column])[column]
+
+
+@dataclass(frozen=True)
+class InParquet:
+    """An image in a row of a parquet file.
+
+    `column` holds {bytes, path} or the bytes alone. Not named by that path, which some files
+    repeat for different images.
+    """
+
+    file: Path
+    row_group: int
+    row: int
+    column: str
+
+    @property
+    def name(self) -> str:
+        """FILE-ROWGROUP-ROW."""
+        return f"{self.file.stem}-{self.row_group}-{self.row}"
+
+    def read_bytes(self) -> bytes:
+        """The encoded image, empty where the row has none; OSError where the file is damaged."""
+        pyarrow = _pyarrow()
+        try:
+            column = _image_column(self.file, _stamp(self.file), self.row_group, self.column)
+            value = column[self.row].as_py()
+        except FileNotFoundError:
+            raise
+        except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
+            raise OSError(
+                f"{self.file} row group {self.row_group} row {self.row}: {error}"
+            ) from error
+        return (value.get("bytes") if isinstance(value, dict) else value) or b""
+
+
+def holds_images(file: Path, column: str) -> bool:
+    """Whether a column holds images: a struct with binary `bytes`, or plain binary.
+
+    Raises ValueError where the file is no parquet file or has no such column.
+    """
+    types, kind = _pyarrow().types, _schema(file, (column,)).field(column).type
+    if types.is_struct(kind):
+        position = kind.get_field_index("bytes")
+        kind = kind.field(position).type if position >= 0 else kind
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _schema(file: Path, columns: Iterable[str]) -> Any:
+    """The file's schema; raises ValueError unless each column is in it once."""
+    schema = _open_parquet(file).schema_arrow
+    for name in columns:
+        if schema.names.count(name) != 1:
+            has = ", ".join(schema.names) or "none"
+            many = "no" if name not in schema.names else "more than one"
+            raise ValueError(f"{file}: {many} column {name!r}; it has {has}")
+    return schema
+
+
+def parquet_rows(
+    files: Iterable[Path], columns: Sequence[str], optional: Sequence[str] = (), image: str = ""
+) -> Iterator[Row]:
+    """Rows of parquet files, a row group at a time, without the bytes of any image.
+
+    `columns` must be there, `optional` ones are left out of a file's rows where they are not. Text
+    that is not UTF-8 comes with lone surrogates, as from `prepare.read_lines`; other values as
+    Python has them, null as None. With `image`, that column must hold images; the row's is
+    `InParquet(row.file, row.row_group, row.row, image)`. Raises ValueError naming the file and,
+    where a column is missing or of a wrong type, what it has.
+    """
+    pyarrow = _pyarrow()
+    for path in files:
+        names = _schema(path, (*columns, *([image] if image else ()))).names
+        wanted = [*columns, *(name for name in optional if name in names)]
+        _schema(path, wanted)
+        if image and not holds_images(path, image):
+            raise ValueError(
+                f"{path}: column {image!r} is {_schema(path, ()).field(image).type}; "
+                "it should hold images, as {bytes, path} or binary"
+            )
+        file = _open_parquet(path)
+        for group in range(file.num_row_groups):
+            try:
+                table = file.read_row_group(group, columns=wanted)
+                values = {name: _values(table[name]) for name in wanted}
+            except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+                raise ValueError(f"{path}: row group {group} cannot be read: {error}") from error
+            for row in range(file.metadata.row_group(group).num_rows):
+                yield Row(path, group, row, {name: values[name][row] for name in wanted})
+
+
+def _values(column: Any) -> list[Any]:
+    """A column's Python values; text is decoded here, as one bad byte would end the reading."""
+    pyarrow = _pyarrow()
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+        return column.to_pylist()
+    encoded = column.cast(pyarrow.large_binary()).to_pylist()
+    return [None if text is None else text.decode("utf-8", "surrogateescape") for text in encoded]
+
+
+def parquet_splits(raw: Path) -> dict[str, list[Path]]:
+    """The parquet files of train, valid and test in the hub's layouts; {} where there are none.
+
+    Read are DIR/data/SPLIT-00000-of-00004-HASH.parquet, SPLIT.parquet and SPLIT/*.parquet, and the
+    same in DIR itself; SPLIT is train, validation (or valid, val) or test. Raises ValueError where
+    a split is in two places or one of its numbered parts is missing.
+    """
+    splits = {}
+    for split, names in SPLIT_NAMES.items():
+        places = [
+            sorted(found)
+            for base in (raw / "data", raw)
+            for name in names
+            for found in (
+                [*base.glob(f"{name}-*.parquet"), *base.glob(f"{name}.parquet")],
+                [*(base / name).glob("*.parquet")],
+            )
+            if found
+        ]
+        if len(places) > 1:
+            raise ValueError(
+                f"{raw}: parquet files of split {split} in two places, "
+                f"{places[0][0]} and {places[1][0]}; keep one"
+            )
+        if places:
+            splits[split] = places[0]
+            _check_parts(raw, split, places[0])
+    return splits
+
+
+def _check_parts(raw: Path, split: str, files: list[Path]) -> None:
+    """Raise ValueError unless files named NUMBER-of-TOTAL are all there, once."""
+    parts = [re.search(r"(\d{5})-of-(\d{5})", path.name) for path in files]
+    if not any(parts):
+        return
+    found = [(int(part[1]), int(part[2])) if part else (-1, -1) for part in parts]
+    total = found[-1][1]
+    if found != [(number, total) for number in range(total)]:
+        raise ValueError(
+            f"{raw}: split {split} should be {total} parquet files by their names, "
+            f"found {', '.join(path.name for path in files)}; download the missing, "
+            "remove others"
+        )
+
+
+def parquet_pairs(
+    files: Iterable[Path],
+    drops: Drops,
+    key: str = "image_id",
+    caption: str = "caption",
+    image: str = "image",
+) -> list[Item]:
+    """Items of the hub's parquet copies: an image, its key and one caption a row.
+
+    Rows without key or caption are counted, and so are those of a key that occurred before.
+    """
+    items: dict[str, Item] = {}
+    for row in parquet_rows(files, (key, caption), image=image):
+        name, text = row.values[key], row.values[caption]
+        if not isinstance(name, str) or not name.strip():
+            drops.add(f"row: no {key}", row.where)
+        elif not isinstance(text, str) or not text.strip():
+            drops.add(f"row: no {caption}", f"{row.where}: {name}")
+        elif name in items:
+            drops.add(f"row: {key} occurs twice, first one kept", f"{row.where}: {name}")
+        else:
+            items[name] = Item(name, InParquet(row.file, row.row_group, row.row, image), (text,))
+    return list(items.values())

@@ -1,0 +1,387 @@
+"""Pieces of the run report: files, numbers as text, tables, charts, pictures, the page around."""
+
+import base64
+import html
+import io
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+from PIL import Image
+
+NOT_MEASURED = "not measured"
+LARGE_PICTURE = 1_000_000  # bytes above which a picture is inlined as JPEG
+
+# matplotlib draws in stand-in colours, which become the page's variables: light and dark.
+COLOURS = {name: f"#0101{number:02x}" for number, name in enumerate(("ink", "muted", "rule"), 1)}
+SERIES = {name: f"#0202{number:02x}" for number, name in enumerate("abc", 1)}
+
+STYLE = """
+:root { color-scheme: light dark; --page: #fff; --ink: #1b1b1a; --muted: #62625e; --rule: #dcdcd6;
+  --soft: #f5f5f2; --a: #2a6fc9; --b: #d9622b; --c: #8b8b85; }
+@media (prefers-color-scheme: dark) { :root { --page: #191918; --ink: #ececea; --muted: #a5a5a0;
+  --rule: #3b3b38; --soft: #242422; --a: #5b9bea; --b: #e8814f; --c: #85857f; } }
+@media print { :root { color-scheme: light; --page: #fff; --ink: #000; --muted: #444; --rule: #ccc;
+  --soft: #fff; --a: #2a6fc9; --b: #d9622b; --c: #8b8b85; }
+  section, figure, tr, .tile { break-inside: avoid; } section.long { break-inside: auto; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 58rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
+p { margin: .4rem 0 .8rem; max-width: 46rem; } .note { color: var(--muted); font-size: .875rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .4rem .8rem .4rem 0; vertical-align: top;
+  border-bottom: 1px solid var(--rule); }
+thead th { font-size: .8125rem; font-weight: 600; color: var(--muted); vertical-align: bottom; }
+tbody th { font-weight: 500; } small { font-weight: 400; color: var(--muted); font-size: .8125rem; }
+.interval, .unit { white-space: nowrap; } .absent { color: var(--muted); font-style: italic; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem;
+  margin: 1rem 0; }
+.tile { background: var(--soft); border: 1px solid var(--rule); border-radius: 6px;
+  padding: .5rem .7rem; }
+.tile b { display: block; font-size: 1.1rem; font-weight: 600; }
+.tile span { color: var(--muted); font-size: .8125rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem;
+  align-items: end; }
+figure { margin: 0; } figcaption { font-size: .875rem; font-weight: 600; }
+.keys { font-size: .8125rem; font-weight: 400; color: var(--muted); }
+.keys span { margin-right: .8rem; white-space: nowrap; }
+.chart > svg { width: 100%; height: auto; display: block; }
+.chart > svg text { font-family: inherit !important; }
+.pictures { display: grid; gap: 1.2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.pictures img { width: 100%; height: auto; border: 1px solid var(--rule); margin-top: .3rem; }
+.tag { border: 1px solid var(--b); color: var(--b); border-radius: 4px; padding: 0 .3rem;
+  font-size: .75rem; } svg.arms { width: 290px; max-width: 100%; height: auto; display: block; }
+details { border-top: 1px solid var(--rule); padding: .5rem 0; } summary { cursor: pointer; }
+pre { overflow-x: auto; font-size: .8125rem; line-height: 1.4; } .facts td, .facts th {
+  overflow-wrap: anywhere; font-size: .875rem; padding-top: .2rem; padding-bottom: .2rem; }
+.facts th { width: 40%; } ul { padding-left: 1.2rem; }
+@media (max-width: 40rem) {
+  table.stack, .stack tbody, .stack tr, .stack th, .stack td { display: block; border: 0; }
+  .stack thead { display: none; } .stack tr { border-bottom: 1px solid var(--rule);
+  padding: .6rem 0; } .stack tbody th { font-weight: 600; } .stack th, .stack td { padding: .1rem 0;
+  } .stack td[data-label] { padding-left: 10.4rem; } .stack td[data-label]::before {
+  content: attr(data-label); color: var(--muted); font-size: .875rem; display: inline-block;
+  width: 10.4rem; margin-left: -10.4rem; } }
+"""
+
+
+# ------------------------------------------------------------------------------ files
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object, {} where there is no file; ValueError names a corrupt one."""
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return values
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Lines of a log; ValueError names the file and line that is corrupt."""
+    if not path.exists():
+        return []
+    out = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        values = values if isinstance(values, dict) else {}
+        needed = ("kind", "step", "samples") if values.get("kind") == "train" else ("kind", "step")
+        if missing := [key for key in needed if key not in values]:
+            raise ValueError(f"{path}, line {number}: no {', '.join(missing)}")
+        out.append(values)
+    return out
+
+
+def by_step(lines: list[dict], kind: str) -> list[dict]:
+    """Lines of one kind in the order of steps, the last written of each."""
+    chosen = {line["step"]: line for line in lines if line["kind"] == kind}
+    return [chosen[step] for step in sorted(chosen)]
+
+
+# ------------------------------------------------------------------------------ numbers as text
+
+
+def is_number(value: object) -> bool:
+    """True of a finite number; null, nan, text and booleans are not measurements."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def percent(value: object, signed: bool = False) -> str:
+    """0.1234 -> "12.3 %"; with `signed`, a difference in points: "+12.3"."""
+    if not is_number(value):
+        return NOT_MEASURED
+    text = f"{100 * value:{'+' if signed else ''}.1f}".replace("-", "−")
+    return text if signed else f"{text} %"
+
+
+def loss(value: object, signed: bool = False) -> str:
+    """1.23456 -> "1.235"."""
+    if not is_number(value):
+        return NOT_MEASURED
+    return f"{value:{'+' if signed else ''}.3f}".replace("-", "−")
+
+
+def count(value: object) -> str:
+    """1234567 -> "1,234,567"."""
+    return f"{value:,.0f}" if is_number(value) else NOT_MEASURED
+
+
+def short_count(value: float, _: object = None) -> str:
+    """1234567 -> "1.23 M", also as an axis formatter."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: object) -> str:
+    """93784 -> "26.1 h"."""
+    if not is_number(seconds):
+        return NOT_MEASURED
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def with_interval(measure: object, is_loss: bool, gain: bool = False) -> str:
+    """A measure {"value", "low", "high"} as HTML: value, then the interval in brackets."""
+    measure = measure if isinstance(measure, dict) else {}
+    show = loss if is_loss else percent
+    value = show(measure.get("value"), gain)
+    if value == NOT_MEASURED:
+        return absent()
+    if gain and not is_loss:
+        value += " points"
+    ends = [measure.get("low"), measure.get("high")]
+    if not all(map(is_number, ends)):
+        return f'<span class="unit">{value}</span>'
+    low, high = (show(end, gain).removesuffix(" %") for end in ends)
+    return f'<span class="unit">{value}</span> <small class="interval">[{low}, {high}]</small>'
+
+
+def verdict(gain: object, other: str) -> str:
+    """What an interval of a gain says, in words."""
+    gain = gain if isinstance(gain, dict) else {}
+    if not is_number(gain.get("low")) or not is_number(gain.get("high")):
+        return NOT_MEASURED
+    if gain["low"] > 0:
+        return f"the {other} helps (the interval of the gain over none is above 0)"
+    if gain["high"] < 0:
+        return f"the {other} harms (the interval of the gain over none is below 0)"
+    return f"no effect of the {other} is shown (the interval of the gain over none includes 0)"
+
+
+def absent(text: str | None = None) -> str:
+    """A number's text as HTML, set apart where it was not measured."""
+    if text is None or text == NOT_MEASURED:
+        return f'<span class="absent">{NOT_MEASURED}</span>'
+    return html.escape(text)
+
+
+# ------------------------------------------------------------------------------ tables, sections
+
+
+def section(title: str, *parts: str, long: bool = False) -> str:
+    """A titled section; `long` ones may break across printed pages."""
+    mark = ' class="long"' if long else ""
+    return f"<section{mark}><h2>{html.escape(title)}</h2>{''.join(parts)}</section>"
+
+
+def paragraph(text: str, note: bool = False) -> str:
+    """Plain text as a paragraph; a note is smaller."""
+    mark = ' class="note"' if note else ""
+    return f"<p{mark}>{html.escape(text)}</p>"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Columns' names as text, cells as HTML; on a phone each row becomes a block."""
+    names = [html.escape(name) for name in head]
+    out = ['<table class="stack"><thead><tr>', *(f'<th scope="col">{name}</th>' for name in names)]
+    out.append("</tr></thead><tbody>")
+    for first, *cells in rows:
+        out.append(f'<tr><th scope="row">{first}</th>')
+        for name, cell in zip(names[1:], cells, strict=True):
+            # A cell with a chart needs the width that its label would take.
+            label = "" if cell.startswith("<svg") else f' data-label="{name}"'
+            out.append(f"<td{label}>{cell}</td>")
+        out.append("</tr>")
+    return "".join([*out, "</tbody></table>"])
+
+
+def facts(values: dict[str, str]) -> str:
+    """Names and values, both text, in two columns."""
+    rows = (
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
+        for name, value in values.items()
+    )
+    return f'<table class="facts"><tbody>{"".join(rows)}</tbody></table>'
+
+
+def tiles(values: dict[str, str]) -> str:
+    """Short figures side by side: name -> text."""
+    out = (
+        f'<div class="tile"><b>{absent(text)}</b><span>{html.escape(name)}</span></div>'
+        for name, text in values.items()
+    )
+    return f'<div class="tiles">{"".join(out)}</div>'
+
+
+def details(title: str, content: str) -> str:
+    """A part that opens on demand."""
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
+
+
+# ------------------------------------------------------------------------------ charts, pictures
+
+
+@dataclass
+class Series:
+    """A line of a chart; `colour` is a, b or c; nan in `y` is a gap."""
+
+    label: str
+    x: list[float]
+    y: list[float]
+    colour: str
+    marked: bool = False
+
+
+def chart(
+    title: str,
+    series: list[Series],
+    unit: str = "",
+    as_percent: bool = False,
+    from_zero: bool = False,
+) -> str:
+    """A small line chart over pairs seen, as inline SVG in the page's colours.
+
+    Gives an empty string if no series has a finite value.
+    """
+    series = [line for line in series if any(map(is_number, line.y))]
+    if not series:
+        return ""
+    settings = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}
+    settings |= dict.fromkeys(("text.color", "xtick.color", "ytick.color"), COLOURS["muted"])
+    settings |= {"axes.labelcolor": COLOURS["muted"], "axes.edgecolor": COLOURS["rule"]}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.2, 2.3), layout="constrained")
+        axes = figure.add_subplot()
+        for line in series:
+            mark = {"marker": "o", "markersize": 3} if line.marked or len(line.x) == 1 else {}
+            width = 1.8 if line.marked else 1.2
+            axes.plot(line.x, line.y, color=SERIES[line.colour], linewidth=width, **mark)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=COLOURS["rule"], linewidth=0.6)
+        axes.tick_params(length=0)
+        axes.xaxis.set_major_formatter(FuncFormatter(short_count))
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+        axes.set_xlabel("pairs seen")
+        if as_percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    keys = (
+        f"<span>{swatch(line)} {html.escape(line.label)}</span>" for line in series if line.label
+    )
+    name = html.escape(f"{title}, {unit}" if unit else title)
+    return (
+        f'<figure class="chart"><figcaption>{name}<div class="keys">{"".join(keys)}</div>'
+        "</figcaption>"
+        f"{inline_svg(file.getvalue(), title)}</figure>"
+    )
+
+
+def inline_svg(text: str, title: str) -> str:
+    """matplotlib's SVG file -> an element with ids of its own, free width and page colours."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    text = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    # Ids hold for the whole page: two charts' clip paths must not be mistaken for each other.
+    slug = re.sub(r"\W+", "-", title)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{slug}-", text)
+    for name, colour in (COLOURS | SERIES).items():
+        text = text.replace(colour, f"var(--{name})")
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
+
+
+def swatch(series: Series) -> str:
+    """A short line in the colour of a series."""
+    return (
+        '<svg width="14" height="8" aria-hidden="true" style="display:inline">'
+        f'<line x2="14" y1="4" y2="4" stroke="var(--{series.colour})" stroke-width="2.5"/></svg>'
+    )
+
+
+def arm_bars(values: dict[str, object], majority: object) -> str:
+    """Bars of accuracies 0-1, a row an arm, with the majority rate as a dashed line."""
+    left, length, step = 66, 160, 18
+    out = []
+    for row, (name, value) in enumerate(values.items()):
+        y = row * step
+        out.append(f'<text x="0" y="{y + 13}" fill="var(--muted)">{html.escape(name)}</text>')
+        if is_number(value):
+            wide = max(1.0, length * min(1.0, value))
+            fill = f"var(--{'abc'[row % 3]})"
+            out.append(
+                f'<rect x="{left}" y="{y + 3}" width="{wide:.1f}" height="12" rx="1.5" '
+                f'fill="{fill}"/>'
+            )
+        out.append(
+            f'<text x="290" y="{y + 13}" text-anchor="end" fill="var(--ink)">'
+            f"{percent(value)}</text>"
+        )
+    height = len(values) * step
+    if is_number(majority):
+        x = left + length * majority
+        out.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}" stroke="var(--ink)" '
+            'stroke-width="1.5" stroke-dasharray="3 2"/>'
+        )
+    return (
+        f'<svg class="arms" viewBox="0 0 290 {height}" font-size="12" role="img" '
+        f'aria-label="accuracy by arm">{"".join(out)}</svg>'
+    )
+
+
+def picture(path: Path, caption: str) -> str:
+    """A PNG file in the page itself; a large one as JPEG, which is several times smaller."""
+    data, kind = path.read_bytes(), "png"
+    if len(data) > LARGE_PICTURE:
+        file = io.BytesIO()
+        with Image.open(path) as image:
+            image.convert("RGB").save(file, format="JPEG", quality=88)
+        data, kind = file.getvalue(), "jpeg"
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    name = html.escape(caption)
+    return f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="{source}"></figure>'
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML page that needs no other file."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )

@@ -1,0 +1,122 @@
+"""Near-duplicate images and texts."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from m3ae.corpora import near_duplicates as near
+from tests.data_prep.test_audit import scene
+
+
+def gather(images) -> near.Pictures:
+    parts = zip(*map(near.picture, images), strict=True)
+    return near.Pictures(*(torch.from_numpy(np.stack(part)) for part in parts))
+
+
+def jpeg(image: Image.Image) -> Image.Image:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=30)
+    return Image.open(out)
+
+
+def bordered(image: Image.Image) -> Image.Image:
+    out = Image.new("L", (300, 220), 255)
+    out.paste(image, (60, 20))
+    return out
+
+
+CHANGES = {
+    "resized": lambda image: image.resize((50, 40)),
+    "re-encoded": jpeg,
+    "cropped": lambda image: image.crop((20, 16, 180, 144)),
+    "corner": lambda image: image.crop((0, 0, 180, 144)),
+    "square": lambda image: image.crop((20, 0, 180, 160)),
+    "rotated": lambda image: image.rotate(4, Image.Resampling.BICUBIC),
+    "quarter turn": lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    "flipped": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "turned and flipped": lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+    "contrast": lambda image: image.point(lambda v: v * 0.6 + 40),
+    "bordered": bordered,
+}
+KEEP = gather([scene(k) for k in range(6)])
+
+
+def found(queries: near.Pictures, places=None, threshold=near.THRESHOLD, keep=KEEP):
+    places = np.arange(100, 100 + len(queries)) if places is None else places
+    parts = near.near_images(keep, queries, np.arange(len(keep)), places, threshold)
+    return [match for part in parts for match in part]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_pictures_are_found(change):
+    """A kind of change that the search no longer tolerates; a match with another picture."""
+    queries = gather([CHANGES[change](scene(k)) for k in range(6)])
+    assert sorted((i, j) for i, j, _ in found(queries)) == [(k, k) for k in range(6)]
+
+
+def test_other_pictures_are_not():
+    """A list that leaves out everything: scenes that share their coarse structure only."""
+    others = []
+    for k in range(6):
+        coarse = scene(k).resize((6, 5), Image.Resampling.BOX).resize((200, 160))
+        others.append(Image.blend(coarse, scene(100 + k), 0.5))
+    assert not found(gather([*others, *(scene(50 + k) for k in range(20))]))
+    flat = [Image.new("L", (90, 70), grey) for grey in (0, 100, 255)]
+    assert not found(gather(flat), keep=gather(flat), threshold=0.01)
+
+
+def test_an_image_is_not_its_own_match():
+    """A self-audit that reports each image as a duplicate of itself, or misses its twin."""
+    twice = gather([scene(0), scene(1), scene(0)])
+    places = np.arange(3)
+    parts = near.near_images(twice, twice, places, places, near.THRESHOLD)
+    assert sorted((i, j) for part in parts for i, j, _ in part) == [(0, 2), (2, 0)]
+
+
+def test_blocks(monkeypatch):
+    """Rows of the second block, or pairs of the second part, named as those of the first."""
+    queries = gather([scene(k) for k in (9, 4, 8, 2, 0)])
+    whole = found(queries)
+    monkeypatch.setattr(near, "CELLS", 12)
+    monkeypatch.setattr(near, "PAIRS", 2)
+    assert near.blocks(5, 6) == [(0, 2), (2, 4), (4, 5)]
+    assert [match[:2] for match in found(queries)] == [match[:2] for match in whole]
+    assert [match[:2] for match in whole] == [(1, 4), (3, 2), (4, 0)]
+
+
+def test_maps():
+    """A map applied in the wrong order, or a symmetry that occurs twice."""
+    turn = near.symmetries()
+    assert len({tuple(entry.flatten().tolist()) for entry in turn}) == 8
+    one = torch.tensor([[0.9, 0.1, 0.2], [-0.2, 0.8, -0.1]])
+    assert torch.allclose(near.compose(one, near.invert(one)), torch.eye(2, 3), atol=1e-6)
+    point = torch.tensor([0.3, -0.4, 1.0])
+    both = near.compose(one, turn[3]) @ point
+    assert torch.allclose(both, one @ torch.cat([turn[3] @ point, torch.ones(1)]), atol=1e-6)
+
+
+def test_borders():
+    """A frame within a frame, and a picture that is nothing but border."""
+    grey = np.full((100, 120), 255, np.uint8)
+    grey[10:90, 10:110] = 0
+    grey[20:80, 30:100] = np.random.default_rng(0).integers(50, 200, (60, 70))
+    assert near.content_box(grey) == (30, 20, 100, 80)
+    assert near.content_box(np.full((5, 9), 3, np.uint8)) == (0, 0, 9, 5)
+    for size in ((1, 1), (1, 400), (3000, 5)):
+        pixels, boxes = near.picture(Image.new("RGB", size))
+        assert pixels.shape == (near.SIDE, near.SIDE) and np.isfinite(boxes).all()
+
+
+def test_near_texts(monkeypatch):
+    """Equal texts counted twice, near ones missed, rows of a second block shifted."""
+    keep = ["a large mass in the left lung apex seen here", "normal hand", "third text of all"]
+    against = ["other words", "a large mass in the right lung apex seen here", keep[2], keep[0]]
+    for cells in (2**20, 3):
+        monkeypatch.setattr(near, "CELLS", cells)
+        matches = [match for part in near.near_texts(keep, against, 0.5) for match in part]
+        assert [match[:2] for match in matches] == [(1, 0)] and 0.5 < matches[0][2] < 1
+    assert list(near.near_texts([], against, 0.5)) == []
+    assert near.normal_text("  The\tLEFT-lung, (x-ray). ") == "the left lung x ray"

@@ -1,0 +1,89 @@
+"""The run whose losses and shards no refactoring may move, and the recording of them.
+
+    python -m tests.end_to_end.golden_run
+
+writes tests/golden/run.json again. Do that only for a change that is meant to change numbers, and
+say in its commit why they changed.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+import run_finetune
+import run_pretrain
+from data_prep import phantoms, roco, vqa_rad
+from m3ae.training.logs import read_log
+from tests.recipe import GOLDEN, ROOT
+
+RECORD = GOLDEN / "run.json"
+STEPS = 20
+SIZES = "--train 64 --validation 4 --test 16 --vqa 40 --workers 1 --layouts roco vqa_rad".split()
+
+
+def prepare(folder: Path) -> None:
+    """The phantoms' raw corpora and their shards, below `folder`."""
+    assert phantoms.main(["--out", str(folder / "raw"), *SIZES]) == 0
+    common = ["--px", "144", "--workers", "0", "--tokenizer"]
+    raw, out = ["--raw", str(folder / "raw/roco")], ["--out", str(folder / "shards")]
+    assert roco.main([*raw, *out, *common, "train:400"]) == 0
+    raw, out = ["--raw", str(folder / "raw/vqa_rad")], ["--out", str(folder / "questions")]
+    assert vqa_rad.main([*raw, *out, *common, str(folder / "shards/tokenizer")]) == 0
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every shard, list of answers and vocabulary."""
+    paths = [*folder.glob("*/*/*.safetensors"), *folder.glob("*/answers.json")]
+    paths += folder.glob("shards/tokenizer/tokenizer.json")
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(paths)
+    }
+
+
+def losses(folder: Path) -> dict[str, list[float]]:
+    """The first losses of quickstart.yaml, and of a fine-tuning of that model."""
+    pairs = [f"data.train=[{folder}/shards/train]", f"data.valid=[{folder}/shards/test]"]
+    tokenizer = f"data.tokenizer={folder}/shards/tokenizer"
+    run, tuned = folder / "run", folder / "tuned"
+    often = [f"train={{log_every: 1, checkpoint_every: {STEPS}}}"]
+    small = ["eval={every: 0, samples: 16, final_samples: 16, mask_draws: 1, batch: 16}"]
+    arguments = [*pairs, tokenizer, *often, *small, f"output={run}", f"train.steps={STEPS}"]
+    config = str(ROOT / "configs/pretrain/quickstart.yaml")
+    assert run_pretrain.main(["--config", config, *arguments]) == 0
+    rows = [f"data.train={folder}/questions/train", f"data.test={folder}/questions/test"]
+    # `paper` trains on all rows, so no rule on what to leave out touches these losses.
+    arguments = [*rows, tokenizer, *often, f"output={tuned}", f"init={run}", "protocol=paper"]
+    config = str(ROOT / "configs/finetune/quickstart.yaml")
+    assert run_finetune.main(["--config", config, *arguments, "train.epochs=2"]) == 0
+    logs = {"pretrain": read_log(run, "train"), "finetune": read_log(tuned, "train")}
+    return {name: [line["loss"] for line in lines[:STEPS]] for name, lines in logs.items()}
+
+
+def machine() -> dict[str, str]:
+    """What the last bits of a loss depend on: torch, its kernels, the CPU's instructions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return {
+        "torch": torch.__version__.partition("+")[0],
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "flags": hashlib.sha256(flags.encode()).hexdigest()[:16],
+    }
+
+
+def record() -> dict[str, object]:
+    """Prepare, run, and return all that `RECORD` holds."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        prepare(Path(name))
+        return {"machine": machine(), "files": digests(Path(name)), "losses": losses(Path(name))}
+
+
+if __name__ == "__main__":
+    RECORD.write_text(json.dumps(record(), indent=1) + "\n", encoding="utf-8")
+    sys.exit()
