@@ -21,6 +21,7 @@ import torch
 
 from m3ae.config import load_config
 from m3ae.downstream.model import Downstream, at_size
+from m3ae.models.param_groups import param_groups
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import DTYPES, Trainer, autocast
 from m3ae.training.optim import build_optimizer, set_lr
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     weights = ["model.image_encoder.weights=null", "model.text_encoder.weights=null"]
     config = load_config(args.config, [*weights, *args.overrides])
-    group = Processes(0, 0, 1, torch.device("cpu"))
+    alone = Processes(0, 0, 1, torch.device("cpu"))
     torch.manual_seed(0)
     batch = {
         "image": torch.randint(0, 256, (args.pairs, 3, args.px, args.px), dtype=torch.uint8),
@@ -65,15 +66,15 @@ def main(argv: list[str] | None = None) -> int:
             model.freeze(ENCODERS)
         if name == "encoded_once":
             started = time.perf_counter()
-            with torch.no_grad(), autocast(group.device, args.precision):
+            with torch.no_grad(), autocast(alone.device, args.precision):
                 image = model.image_encoder(model.normalise(batch["image"]))
                 text = model.text_encoder(batch["text_ids"], batch["text_keep"])
             encode_s = (time.perf_counter() - started) / args.pairs
             dtype = DTYPES[args.precision]
             mine = batch | {"image_features": image.to(dtype), "text_features": text.to(dtype)}
-        optimizer = build_optimizer(model, config.optim)
+        optimizer = build_optimizer(param_groups(model, config.optim), config.optim)
         set_lr(optimizer, 1, 2, config.optim)
-        ways[name] = Trainer(model, optimizer, group, args.precision, None), mine
+        ways[name] = Trainer(model, optimizer, alone, args.precision, None), mine
 
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(args.rounds + 1):  # the first one warms up

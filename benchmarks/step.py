@@ -24,6 +24,7 @@ from m3ae.config import Config, load_config
 from m3ae.data.datasets import trim
 from m3ae.data.masking import draw_in_batch_negatives, draw_patch_order, scored_positions
 from m3ae.models import build_model
+from m3ae.models.param_groups import param_groups
 from m3ae.pretraining.cost import step_flops
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer
@@ -73,9 +74,11 @@ def random_batch(
 def measure(pipe: object, path: str, overrides: list[str], share: bool, pairs: int) -> None:
     """A process that runs one step each time it is told which length."""
     config = load_config(path, [*overrides, f"model.share={str(share).lower()}"])
-    group = Processes(0, 0, 1, torch.device("cpu"))
+    alone = Processes(0, 0, 1, torch.device("cpu"))
     model = build_model(config)
-    trainer = Trainer(model, build_optimizer(model, config.optim), group, "fp32", None)
+    trainer = Trainer(
+        model, build_optimizer(param_groups(model, config.optim), config.optim), alone, "fp32", None
+    )
     step = 0
     while (title := pipe.recv()) is not None:
         batch = random_batch(config, pairs, LENGTHS[title], seed=0)
@@ -84,7 +87,7 @@ def measure(pipe: object, path: str, overrides: list[str], share: bool, pairs: i
         started = time.perf_counter()
         trainer.train_step([batch])
         seconds = time.perf_counter() - started
-        pipe.send((seconds, peak_memory_gib(group.device), trainer.read()["loss"]))
+        pipe.send((seconds, peak_memory_gib(alone.device), trainer.read()["loss"]))
         step += 1
 
 

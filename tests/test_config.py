@@ -8,7 +8,15 @@ import yaml
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from m3ae.config import Config, ModelConfig, default_output, load_config, to_yaml
+from m3ae.config import (
+    Architecture,
+    Config,
+    ModelConfig,
+    architecture_of,
+    default_output,
+    load_config,
+    to_yaml,
+)
 from m3ae.strict_yaml import build
 from tests.recipe import ROOT
 
@@ -360,6 +368,13 @@ def test_round_trip_of_any_value(tmp_path_factory, lr, seed, name, share, folder
     path = tmp_path_factory.mktemp("round") / "x.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     assert load_config(path) == config
+
+
+def test_switches_leave_the_architecture():
+    """A switch of the run in what a saved model is, or one that changes what it is."""
+    config = load_config(BASE, ["model.share=false", "model.compile=true"])
+    assert architecture_of(config.model) == architecture_of(load_config(BASE).model)
+    assert type(architecture_of(config.model)) is Architecture
 
 
 def test_frozen_and_build():

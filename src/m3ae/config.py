@@ -103,18 +103,36 @@ class ITMConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Section `model`: all that the weights' shapes and the forward pass depend on."""
+class Architecture:
+    """What a model is: its weights' shapes and its losses; the `config.json` of a saved one."""
 
-    share: bool
-    compile: bool
-    activation_checkpointing: bool
     image_encoder: ImageEncoderConfig
     text_encoder: TextEncoderConfig
     fusion: FusionConfig
     mlm: MLMConfig
     mim: MIMConfig
     itm: ITMConfig
+
+
+@dataclass(frozen=True)
+class Switches:
+    """How any model's blocks are computed; the results are the same but for rounding."""
+
+    compile: bool
+    activation_checkpointing: bool
+
+
+@dataclass(frozen=True)
+class ModelConfig(Architecture, Switches):
+    """Section `model` of a pre-training: what the model is, and how it is computed."""
+
+    share: bool
+
+
+def architecture_of(model: Architecture) -> Architecture:
+    """What a model is, less how it is computed where that was given too."""
+    names = [field.name for field in dataclasses.fields(Architecture)]
+    return Architecture(**{name: getattr(model, name) for name in names})
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,18 @@ def test_another_config_does_not_resume(small_run, tmp_path, capsys):
     assert run_pretrain.main(small_run("data.workers=1", steps=6)) == 0
 
 
+def test_switches_may_change_on_resuming(small_run, capsys):
+    """A run that cannot go on with less memory or other threads, or does not say that it did."""
+    assert run_pretrain.main(small_run(steps=4)) == 0
+    changed = ["model.activation_checkpointing=true", "model.share=false", "train.threads=1"]
+    capsys.readouterr()
+    assert run_pretrain.main(small_run(*changed, steps=6)) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "changed since" in line]
+    assert "model.activation_checkpointing (False there, True now)" in line
+    assert "model.share (True there, False now)" in line
+    assert "train.threads (None there, 1 now)" in line and "optim" not in line
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, capsys):
     """Catches training on after a NaN, and a message that does not say where."""
     assert run_pretrain.main(small_run("optim.lr=1e38", "optim.clip_norm=null")) == 2

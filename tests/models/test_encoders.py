@@ -8,10 +8,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
-from m3ae.models.m3ae import initialise
+from m3ae.models.m3ae import initialise, sizes
 from m3ae.models.pretrained import load_image_encoder, load_text_encoder
 from m3ae.models.text_encoder import TextEncoder
-from tests.recipe import golden_state
+from tests.recipe import golden_state, tiny_config
 
 WIDTH, HEADS, HIDDEN, VOCAB, PX, PATCH = 16, 2, 24, 60, 32, 8
 COMMON = {
@@ -452,7 +452,7 @@ def test_weights_of_the_golden_text_encoder(tmp_path):
         if key.startswith("language_encoder.")
     }
     save_file(state, tmp_path / "model.safetensors")
-    encoder = TextEncoder("roberta", 200, 1, 96, 3, 4, 384, 66, 1e-5, 0.0, 0.0, 1)
+    encoder = TextEncoder(**sizes(tiny_config().model.text_encoder))
     load_text_encoder(encoder, str(tmp_path))
     wanted = state["encoder.layer.2.output.dense.weight"]
     assert torch.equal(encoder.blocks[2].feed_forward.down.weight, wanted)

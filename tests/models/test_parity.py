@@ -14,8 +14,9 @@ from m3ae.models import M3AE
 from m3ae.models.heads import AnswerHead, RetrievalHead, start_retrieval_head
 from m3ae.models.image_encoder import resize_positions
 from m3ae.models.losses import classification_loss, vqa_loss
+from m3ae.models.param_groups import param_groups
 from m3ae.models.pretrained import convert_reference
-from m3ae.training.optim import build_optimizer, lr_at, param_groups
+from m3ae.training.optim import build_optimizer, lr_at
 from tests.recipe import (
     GOLDEN,
     close,
@@ -256,8 +257,8 @@ def test_optimiser_steps():
     config = tiny_config(f"optim.lr={record['learning_rate']}")
     model = M3AE(config.model)
     model.load_state_dict(convert_reference(golden_state()))
-    optimizer = build_optimizer(model, config.optim)
-    scales = [group["lr_scale"] for group in param_groups(model, config.optim)]
+    groups = param_groups(model, config.optim)
+    optimizer, scales = build_optimizer(groups, config.optim), [g["lr_scale"] for g in groups]
     batch = golden_batch()
     torch.manual_seed(0)
     for step, wanted in enumerate(record["steps"]):

@@ -244,6 +244,24 @@ def test_cached_weights_in_either_format(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------ our own files
 
 
+# As written for `tiny_config` before the switches were taken out of it.
+OLD_CONFIG = """{"format": "m3ae", "version": 1, "model": {
+"share": true, "compile": true, "activation_checkpointing": true,
+"image_encoder": {"weights": null, "kind": "clip", "image_px": 64, "patch_px": 16, "width": 128,
+ "depth": 2, "heads": 2, "mlp_ratio": 4.0, "activation": "quick_gelu", "layer_norm_eps": 1e-05},
+"text_encoder": {"weights": null, "kind": "roberta", "vocab_size": 200, "type_vocab_size": 1,
+ "width": 96, "depth": 3, "heads": 4, "mlp_width": 384, "max_positions": 66,
+ "layer_norm_eps": 1e-05, "dropout": 0.0, "attention_dropout": 0.0, "pad_id": 1},
+"fusion": {"width": 96, "depth": 4, "heads": 4, "mlp_ratio": 4.0, "dropout": 0.0,
+ "attention_dropout": 0.0, "layer_norm_eps": 1e-12},
+"mlm": {"weight": 1.0, "ratio": 0.15, "sampling": "exact", "layer": -1, "decoder": "mlp",
+ "decoder_width": 48, "decoder_depth": 2, "decoder_heads": 3},
+"mim": {"weight": 1.0, "ratio": 0.75, "layer": 2, "decoder": "transformer", "decoder_width": 48,
+ "decoder_depth": 2, "decoder_heads": 3, "normalise_target": true},
+"itm": {"weight": 1.0, "negatives": "in_batch", "group": 2}}}
+"""
+
+
 @pytest.fixture
 def saved(tmp_path):
     golden_model().save_pretrained(tmp_path / "model")
@@ -273,6 +291,18 @@ def test_round_trip_of_an_ablation(tmp_path):
     model.save_pretrained(tmp_path)
     again = M3AE.from_pretrained(str(tmp_path))
     assert again.config == model.config and same(again.state_dict(), model.state_dict())
+
+
+def test_switches_are_no_part_of_a_model(tmp_path):
+    """How a run was computed saved with its model, or an older folder that says it refused."""
+    model = build_model(tiny_config("model.activation_checkpointing=true", "model.share=false"))
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert list(written["model"]) == "image_encoder text_encoder fusion mlm mim itm".split()
+    (tmp_path / "config.json").write_text(OLD_CONFIG)
+    again = M3AE.from_pretrained(tmp_path)
+    assert again.config == model.config and again.share
+    assert same(again.state_dict(), model.state_dict())
 
 
 def test_tokenizer_is_saved(tmp_path):
@@ -327,7 +357,7 @@ def test_damaged_folders(saved):
         (good.replace('"version": 1', '"version": 2'), "version 2; expected 'm3ae', 1"),
         (good.replace('"m3ae"', '"bert"'), "format 'bert'"),
         (good[:-20], r"config\.json is not valid JSON"),
-        (good.replace('"share"', '"shore"'), "unknown key shore; did you mean share"),
+        (good.replace('"fusion"', '"fusoin"'), "unknown key fusoin; did you mean fusion"),
     ):
         config.write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -128,3 +128,14 @@ def test_hard_false_images_share_what_they_should(setting):
             assert (own == shown) == match
             false += not match
     assert false > 0
+
+
+def test_the_plain_step_is_evaluated_alike(setting):
+    """Catches an evaluation that takes all positions of `share: false` for the scored ones."""
+    model, pairs, config = setting
+    found = []
+    for model.share in (False, True):
+        measures = ThreeArms(model, pairs, config.eval, ALONE, "fp32").run()["measures"]
+        cells = {(name, arm): cell for name, arms in measures.items() for arm, cell in arms.items()}
+        found.append({key: cell["value"] for key, cell in cells.items()})
+    assert len(found[0]) > 10 and found[0] == pytest.approx(found[1], rel=1e-4, nan_ok=True)

@@ -12,7 +12,8 @@ from m3ae.data.datasets import Pairs, TrainBatches
 from m3ae.data.sampler import Order, Plan
 from m3ae.data.texts import load_tokenizer
 from m3ae.models import build_model
-from m3ae.training.distributed import Processes, processes
+from m3ae.models.param_groups import param_groups
+from m3ae.training.distributed import Processes, join_processes
 from m3ae.training.engine import Trainer
 from m3ae.training.optim import build_optimizer, set_lr
 from tests.conftest import SMALL
@@ -35,35 +36,35 @@ def small_config(shards, *overrides: str) -> Config:
     return load_config(ROOT / "configs/pretrain/quickstart.yaml", [*settings, *overrides])
 
 
-def batches_of(config: Config, group, micro: int, step: int) -> list[dict]:
+def batches_of(config: Config, processes: Processes, micro: int, step: int) -> list[dict]:
     """This process's micro-batches of a step with a global batch of 8."""
     pairs = Pairs(config.data.train, load_tokenizer(config.data.tokenizer), 24, 64)
-    plan = Plan(len(pairs), 2, 8, micro, group.count)
+    plan = Plan(len(pairs), 2, 8, micro, processes.count)
     order = Order(pairs.sizes, None, config.seed)
-    data = TrainBatches(pairs, order, plan, config.model, config.seed, group.rank)
+    data = TrainBatches(pairs, order, plan, config.model, config.seed, processes.rank)
     return [data[step * plan.accumulation + i] for i in range(plan.accumulation)]
 
 
-def gradients(group: Processes, shards, micro: int, sampling: str) -> dict[str, torch.Tensor]:
+def gradients(processes: Processes, shards, micro: int, sampling: str) -> dict[str, torch.Tensor]:
     config = small_config(shards, f"model.mlm.sampling={sampling}")
     model = build_model(config).double()  # rounding in float32 would hide, or feign, an error
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = Capture([p for _, p in named], lr=0.1)
-    trainer = Trainer(model, optimizer, group, "fp32", None)
-    trainer.train_step(batches_of(config, group, micro, step=0))
+    trainer = Trainer(model, optimizer, processes, "fp32", None)
+    trainer.train_step(batches_of(config, processes, micro, step=0))
     return dict(zip([name for name, _ in named], optimizer.seen, strict=True))
 
 
-def train_subset(group: Processes, shards, subset: tuple[str, ...]) -> list:
+def train_subset(processes: Processes, shards, subset: tuple[str, ...]) -> list:
     """Two steps, accumulated twice, of some objectives -> what is logged, the weights after."""
     off = [f"model.{name}.weight=0" for name in OBJECTIVES if name not in subset]
     config = small_config(shards, *off)
     model = build_model(config)
-    optimizer = build_optimizer(model, config.optim)
-    trainer = Trainer(model, optimizer, group, "fp32", 1.0)
+    optimizer = build_optimizer(param_groups(model, config.optim), config.optim)
+    trainer = Trainer(model, optimizer, processes, "fp32", 1.0)
     for step in range(2):
         set_lr(optimizer, step + 10, 20, config.optim)
-        trainer.train_step(batches_of(config, group, 2, step))
+        trainer.train_step(batches_of(config, processes, 2, step))
     assert not trainer.failed
     return [trainer.read(), {key: value.clone() for key, value in model.state_dict().items()}]
 
@@ -76,13 +77,12 @@ def _worker(rank: int, port: int, shards, folder) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    torch.set_num_threads(1)
-    with processes() as group:
+    with join_processes(1) as processes:
         for sampling, micro in itertools.product(("exact", "reference"), (4, 2)):
-            found = gradients(group, shards, micro, sampling)
+            found = gradients(processes, shards, micro, sampling)
             torch.save(found, folder / f"{sampling}-{micro}-{rank}.pt")
         for subset in SUBSETS:
-            trained = train_subset(group, shards, subset)
+            trained = train_subset(processes, shards, subset)
             torch.save(trained, folder / f"{'-'.join(subset)}-{rank}.pt")
 
 

@@ -9,6 +9,7 @@ from m3ae.data.datasets import Pairs, TrainBatches
 from m3ae.data.sampler import Order, Plan
 from m3ae.data.texts import load_tokenizer
 from m3ae.models import build_model
+from m3ae.models.param_groups import param_groups
 from m3ae.pretraining.cost import step_flops
 from m3ae.training.engine import Trainer, accuracies, summarise
 from m3ae.training.optim import build_optimizer, set_lr
@@ -53,7 +54,7 @@ def test_a_failed_step_leaves_the_weights(shards):
     """Catches an update with a gradient that is not finite, and later steps that go on."""
     config = small_config(shards)
     model, good = build_model(config), one_batch(config, shards)
-    optimizer = build_optimizer(model, config.optim)
+    optimizer = build_optimizer(param_groups(model, config.optim), config.optim)
     trainer = Trainer(model, optimizer, ALONE, "fp32", None)
     set_lr(optimizer, 10, 20, config.optim)
     trainer.train_step([good])

@@ -8,8 +8,9 @@ import torch
 
 from m3ae.config import load_config
 from m3ae.models import M3AE
+from m3ae.models.param_groups import param_groups
 from m3ae.models.pretrained import convert_reference
-from m3ae.training.optim import lr_at, param_groups
+from m3ae.training.optim import lr_at
 from tests.recipe import GOLDEN, ROOT, tiny_config
 
 RECORDED = json.loads((GOLDEN / "optimizer_base.json").read_text())

@@ -38,6 +38,7 @@ class Fusion(nn.Module):
 
     def __init__(
         self,
+        *,
         text_width: int,
         image_width: int,
         width: int,
@@ -55,9 +56,14 @@ class Fusion(nn.Module):
         self.type_embedding = nn.Embedding(2, width)  # row 0 text, row 1 image
 
         def layer() -> PostNormBlock:
-            hidden = int(width * mlp_ratio)
             return PostNormBlock(
-                width, heads, hidden, layer_norm_eps, dropout, attention_dropout, cross=True
+                width=width,
+                heads=heads,
+                hidden=int(width * mlp_ratio),
+                layer_norm_eps=layer_norm_eps,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                cross=True,
             )
 
         self.text_layers = nn.ModuleList(layer() for _ in range(depth))

@@ -18,7 +18,13 @@ DECODER_LAYER_NORM_EPS = 1e-5
 def decoder_blocks(width: int, depth: int, heads: int) -> nn.ModuleList:
     """CLIP's blocks, QuickGELU and no dropout (reference, model fact 1)."""
     return nn.ModuleList(
-        PreNormBlock(width, heads, 4 * width, "quick_gelu", DECODER_LAYER_NORM_EPS)
+        PreNormBlock(
+            width=width,
+            heads=heads,
+            hidden=4 * width,
+            activation="quick_gelu",
+            layer_norm_eps=DECODER_LAYER_NORM_EPS,
+        )
         for _ in range(depth)
     )
 
@@ -28,6 +34,7 @@ class MLMHead(nn.Module):
 
     def __init__(
         self,
+        *,
         width: int,
         vocab_size: int,
         decoder: str,
@@ -64,6 +71,7 @@ class MIMHead(nn.Module):
 
     def __init__(
         self,
+        *,
         width: int,
         grid: int,
         patch_px: int,
@@ -150,14 +158,14 @@ class AnswerHead(nn.Sequential):
 
 @torch.no_grad()
 def start_answer_head(head: AnswerHead, counts: Tensor) -> None:
-    """Set the last bias to the log odds of every answer's share, counts int64 (classes,).
+    """Set the last bias to the log odds of every answer's frequency, counts int64 (classes,).
 
-    With it the first logits state the answers' frequencies. From zero the binary cross-entropy of
+    With it the first logits state these frequencies. From zero the binary cross-entropy of
     hundreds of answers begins some fifty times as high, and the first steps go into pushing all of
     them down. An answer that never occurs counts half a time.
     """
-    share = (counts.double() + 0.5) / (counts.sum() + 1.0)
-    head[-1].bias.copy_(torch.logit(share))
+    frequency = (counts.double() + 0.5) / (counts.sum() + 1.0)
+    head[-1].bias.copy_(torch.logit(frequency))
 
 
 class RetrievalHead(nn.Linear):

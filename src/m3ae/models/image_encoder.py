@@ -28,6 +28,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(
         self,
+        *,
         kind: str,
         image_px: int,
         patch_px: int,
@@ -48,9 +49,15 @@ class ImageEncoder(nn.Module):
         self.class_token = nn.Parameter(torch.empty(width))
         self.position_embedding = nn.Parameter(torch.empty(1 + self.grid**2, width))
         self.norm_pre = nn.LayerNorm(width, eps=layer_norm_eps) if kind == "clip" else nn.Identity()
-        hidden = int(width * mlp_ratio)
         self.blocks = nn.ModuleList(
-            PreNormBlock(width, heads, hidden, activation, layer_norm_eps) for _ in range(depth)
+            PreNormBlock(
+                width=width,
+                heads=heads,
+                hidden=int(width * mlp_ratio),
+                activation=activation,
+                layer_norm_eps=layer_norm_eps,
+            )
+            for _ in range(depth)
         )
         self.norm_post = nn.LayerNorm(width, eps=layer_norm_eps)
 
@@ -77,17 +84,17 @@ class ImageEncoder(nn.Module):
         return self.encode(self.embed(image), kept)
 
 
-def resize_positions(table: Tensor, grid: int) -> Tensor:
+def resize_positions(positions: Tensor, grid: int) -> Tensor:
     """Position embeddings (1+N, D) resized to a grid x grid image, CLS row kept -> (1+grid^2, D).
 
     Bicubic, align_corners False, no antialiasing (reference, model fact 9). Raises ValueError if
-    the table is not one of a square image.
+    they are not those of a square image.
     """
-    old = math.isqrt(len(table) - 1)
-    if 1 + old * old != len(table):
-        raise ValueError(f"position embedding of {len(table)} rows is not 1 + a square")
+    old = math.isqrt(len(positions) - 1)
+    if 1 + old * old != len(positions):
+        raise ValueError(f"position embedding of {len(positions)} rows is not 1 + a square")
     if old == grid:
-        return table
-    patches = table[1:].float().T.reshape(1, -1, old, old)  # (1, D, old, old)
+        return positions
+    patches = positions[1:].float().T.reshape(1, -1, old, old)  # (1, D, old, old)
     patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
-    return torch.cat([table[:1], patches[0].flatten(1).T.to(table.dtype)])
+    return torch.cat([positions[:1], patches[0].flatten(1).T.to(positions.dtype)])

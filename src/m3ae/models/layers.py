@@ -125,7 +125,7 @@ class PreNormBlock(nn.Module):
     """The block of ViT and CLIP: x + attention(norm(x)), x + feed_forward(norm(x)). No dropout."""
 
     def __init__(
-        self, width: int, heads: int, hidden: int, activation: str, layer_norm_eps: float
+        self, *, width: int, heads: int, hidden: int, activation: str, layer_norm_eps: float
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps=layer_norm_eps)
@@ -149,6 +149,7 @@ class PostNormBlock(nn.Module):
 
     def __init__(
         self,
+        *,
         width: int,
         heads: int,
         hidden: int,

@@ -80,18 +80,18 @@ def sample_sums(outputs: Outputs) -> dict[str, Tensor]:
 
 
 def reduce_losses(
-    sums: dict[str, Tensor], weights: dict[str, float], totals: dict[str, Tensor] | None
+    sums: dict[str, Tensor], loss_weights: dict[str, float], totals: dict[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """Per-pair sums -> scalars: losses divided by `totals` (default: this batch's own counts).
 
     `loss` is their weighted sum. A total of 0 counts as 1: loss 0, gradients 0, never NaN.
     """
     out = {key: value.sum() for key, value in sums.items()}
-    for name in weights:
+    for name in loss_weights:
         if f"{name}_loss" in out:
             total = out[f"{name}_count"] if totals is None else totals[name]
             out[f"{name}_loss"] = out[f"{name}_loss"] / torch.as_tensor(total).clamp(min=1)
-    terms = [weight * out[f"{name}_loss"] for name, weight in weights.items() if weight]
+    terms = [weight * out[f"{name}_loss"] for name, weight in loss_weights.items() if weight]
     return {"loss": torch.stack(terms).sum()} | out
 
 

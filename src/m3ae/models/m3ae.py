@@ -6,15 +6,16 @@ so with dropout on MIM and ITM see one draw of the text encoder's dropout where 
 one a pass; the losses without dropout are equal (tests/models/test_share.py).
 """
 
+import dataclasses
 import functools
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from m3ae.config import Config, ModelConfig
+from m3ae.config import Architecture, Config, ModelConfig, Switches, architecture_of
 from m3ae.data.masking import NOT_SCORED, kept_patches, scored_positions
 from m3ae.models.fusion import Fusion
 from m3ae.models.heads import ITMHead, MIMHead, MLMHead
@@ -33,7 +34,7 @@ from m3ae.models.text_encoder import TextEncoder
 Batch = dict[str, Tensor]
 
 
-@dataclass
+@dataclasses.dataclass
 class Pair:
     """Features of a pair: text (B, L, D), image (B, 1+N, D), pooled (B, 2D) text then image."""
 
@@ -43,74 +44,34 @@ class Pair:
 
 
 class M3AE(nn.Module):
-    """The published model; `model(batch)` is a pre-training step's forward pass."""
+    """The published model; `model(batch)` is a pre-training step's forward pass.
 
-    def __init__(self, config: ModelConfig) -> None:
+    A plain architecture, as saved models have, computes what the passes share once.
+    """
+
+    def __init__(self, config: Architecture | ModelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = architecture_of(config)
+        self.share = config.share if isinstance(config, ModelConfig) else True
         image, text, fusion = config.image_encoder, config.text_encoder, config.fusion
-        # ---- encoders
-        self.image_encoder = ImageEncoder(
-            image.kind,
-            image.image_px,
-            image.patch_px,
-            image.width,
-            image.depth,
-            image.heads,
-            image.mlp_ratio,
-            image.activation,
-            image.layer_norm_eps,
-        )
-        self.text_encoder = TextEncoder(
-            text.kind,
-            text.vocab_size,
-            text.type_vocab_size,
-            text.width,
-            text.depth,
-            text.heads,
-            text.mlp_width,
-            text.max_positions,
-            text.layer_norm_eps,
-            text.dropout,
-            text.attention_dropout,
-            text.pad_id,
-        )
-        # ---- fusion
-        self.fusion = Fusion(
-            text.width,
-            image.width,
-            fusion.width,
-            fusion.depth,
-            fusion.heads,
-            fusion.mlp_ratio,
-            fusion.dropout,
-            fusion.attention_dropout,
-            fusion.layer_norm_eps,
-        )
-        # ---- heads, only those that a loss uses
         mlm, mim = config.mlm, config.mim
-        self.weights = {name: getattr(config, name).weight for name in OBJECTIVES}
-        self.weights = {name: weight for name, weight in self.weights.items() if weight}
+        self.image_encoder = ImageEncoder(**sizes(image))
+        self.text_encoder = TextEncoder(**sizes(text))
+        self.fusion = Fusion(text_width=text.width, image_width=image.width, **sizes(fusion))
         self.mlm_layer = fusion.depth if mlm.layer == -1 else mlm.layer
         self.mim_layer = fusion.depth if mim.layer == -1 else mim.layer
-        if mlm.weight:
+        weights = {name: getattr(config, name).weight for name in OBJECTIVES}
+        self.loss_weights = {name: weight for name, weight in weights.items() if weight}
+        if mlm.weight:  # only the heads that a loss uses
             self.mlm_head = MLMHead(
-                fusion.width,
-                text.vocab_size,
-                mlm.decoder,
-                mlm.decoder_width,
-                mlm.decoder_depth,
-                mlm.decoder_heads,
+                width=fusion.width, vocab_size=text.vocab_size, **sizes(mlm, "decoder")
             )
         if mim.weight:
             self.mim_head = MIMHead(
-                fusion.width,
-                self.image_encoder.grid,
-                image.patch_px,
-                mim.decoder,
-                mim.decoder_width,
-                mim.decoder_depth,
-                mim.decoder_heads,
+                width=fusion.width,
+                grid=self.image_encoder.grid,
+                patch_px=image.patch_px,
+                **sizes(mim, "decoder"),
             )
         if config.itm.weight:
             self.itm_head = ITMHead(fusion.width)
@@ -158,27 +119,27 @@ class M3AE(nn.Module):
         own denominators. `per_sample` gives (B,) sums instead of scalars, without `loss`.
         """
         sums = sample_sums(self.outputs(batch))
-        return sums if per_sample else reduce_losses(sums, self.weights, totals)
+        return sums if per_sample else reduce_losses(sums, self.loss_weights, totals)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Denominators of the active losses, from the batch alone: int64 scalars."""
         size = torch.tensor(len(batch["text_ids"]), device=batch["text_ids"].device)
         counts = {}
-        if "mlm" in self.weights:
+        if "mlm" in self.loss_weights:
             counts["mlm"] = batch["mlm_labels"].ne(NOT_SCORED).sum()
-        if "mim" in self.weights:
+        if "mim" in self.loss_weights:
             patches = batch["patch_order"].shape[1]
             counts["mim"] = size * (patches - kept_patches(patches, self.config.mim.ratio))
-        if "itm" in self.weights:
+        if "itm" in self.loss_weights:
             counts["itm"] = size
         return counts
 
     def outputs(self, batch: Batch) -> Outputs:
         """What the heads of the active objectives predict for a batch, with their targets."""
         image = self.normalise(batch["image"])
-        passes = self._outputs_shared if self.config.share else self._outputs_plain
+        passes = self._outputs_shared if self.share else self._outputs_plain
         out = passes(batch, image)
-        if "mim" in self.weights:
+        if "mim" in self.loss_weights:
             out.mim_targets = mim_target(
                 image,
                 batch["patch_order"],
@@ -186,7 +147,7 @@ class M3AE(nn.Module):
                 self.image_encoder.patch_px,
                 self.config.mim.normalise_target,
             )
-        if "itm" in self.weights:
+        if "itm" in self.loss_weights:
             out.itm_targets = batch["itm_match"]
         return out
 
@@ -195,7 +156,7 @@ class M3AE(nn.Module):
 
         `image` is normalised: float32 (B, 3, H, W).
         """
-        has = self.weights.__contains__
+        has = self.loss_weights.__contains__
         out, keep = Outputs(), batch["text_keep"]
         # Images: patches embedded once, whole images encoded once, kept patches once.
         patches = self.image_encoder.embed(image)
@@ -274,16 +235,16 @@ class M3AE(nn.Module):
             text = self.fusion.enter_text(self.text_encoder(ids, keep))
             return self.fusion.run(text, image, keep, 0, self.fusion.depth)
 
-        if "mlm" in self.weights:
+        if "mlm" in self.loss_weights:
             states = fuse(self.fusion.enter_image(self.image_encoder(image)), batch["mlm_ids"])
             text = self.mlm_head.context(states[self.mlm_layer][0], keep)
             out.mlm_logits, out.mlm_targets = self.mlm_head(text), batch["mlm_labels"]
-        if "mim" in self.weights:
+        if "mim" in self.loss_weights:
             kept, order = self.kept(batch), batch["patch_order"]
             entered = self.fusion.enter_image(self.image_encoder(image, kept))
             states = fuse(self._join_masks(entered, order), batch["text_ids"])
             out.mim_pixels = self.mim_head(states[self.mim_layer][1], order, kept.shape[1])
-        if "itm" in self.weights:
+        if "itm" in self.loss_weights:
             if "itm_image" in batch:
                 shown = image[batch["itm_image"]]
             else:
@@ -297,7 +258,7 @@ class M3AE(nn.Module):
 
     def unreached(self) -> list[str]:
         """Names of the parameters that no active loss reaches, by the rules of this forward."""
-        has, depth = self.weights.__contains__, self.fusion.depth
+        has, depth = self.loss_weights.__contains__, self.fusion.depth
         text_layers = max(
             has("mlm") * self.mlm_layer, has("mim") * (self.mim_layer - 1), has("itm") * depth
         )
@@ -353,17 +314,23 @@ def build_model(config: Config) -> M3AE:
     unreached = set(model.unreached())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in unreached)
-    wrap_blocks(model)
+    wrap_blocks(model, config.model)
     return model
 
 
-def wrap_blocks(model: M3AE) -> None:
-    """Activation checkpointing and compilation of each block, as the model's config says."""
+def sizes(section: Any, beginning: str = "") -> dict[str, Any]:
+    """The keys of a config section that begin so, as keywords; not where its weights come from."""
+    keys = dataclasses.asdict(section).items()
+    return {key: x for key, x in keys if key.startswith(beginning) and key != "weights"}
+
+
+def wrap_blocks(model: nn.Module, switches: Switches) -> None:
+    """Activation checkpointing and compilation of each block, as asked."""
     for block in model.modules():
         if isinstance(block, PreNormBlock | PostNormBlock):
-            if model.config.activation_checkpointing:
+            if switches.activation_checkpointing:
                 block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-            if model.config.compile:
+            if switches.compile:
                 block.compile(dynamic=True)  # texts and kept patches change the shapes
 
 

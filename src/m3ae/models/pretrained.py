@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import math
-import os
 import pickle
 import re
 from collections import OrderedDict
@@ -23,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from m3ae.config import ModelConfig
+from m3ae.config import Architecture
+from m3ae.files import replacing
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
 from m3ae.models.name_maps import (
@@ -80,12 +80,11 @@ def convert_reference(state: Mapping[str, Any]) -> State:
     if isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     tensors = dict(state)
-    table = tensors.get("mim_head.decoder_pos_embed")
-    if table is not None:
-        ours = sincos_2d(table.shape[-1], math.isqrt(table.shape[-2] - 1))
-        if table.numel() != ours.numel() or not torch.allclose(
-            table.float().view_as(ours), ours, atol=1e-5
-        ):
+    positions = tensors.get("mim_head.decoder_pos_embed")
+    if positions is not None:
+        ours = sincos_2d(positions.shape[-1], math.isqrt(positions.shape[-2] - 1))
+        same_size = positions.numel() == ours.numel()
+        if not (same_size and torch.allclose(positions.float().view_as(ours), ours, atol=1e-5)):
             raise ValueError("mim_head.decoder_pos_embed is not the fixed sine-cosine table")
     out, _ = convert_names(tensors, REFERENCE, "reference checkpoint")
     if "mim_head.mask_token" in out:
@@ -114,7 +113,7 @@ def load_image_encoder(encoder: ImageEncoder, source: str) -> None:
         key.removeprefix(prefix): tensor for key, tensor in state.items() if key not in set(dropped)
     }
     families = {"clip": (CLIP_OPENAI, CLIP_HF), "vit": (VIT_TIMM, VIT_HF)}[encoder.kind]
-    rules = max(families, key=lambda table: _matches(state, table))
+    rules = max(families, key=lambda rules: _matches(state, rules))
     converted, unused = convert_names(state, rules, source)
     for key in [key for key in converted if key.endswith(".scale")]:
         scale, layer = converted.pop(key), key.removesuffix(".scale")
@@ -319,6 +318,8 @@ def read_checkpoint(path: str | Path) -> dict:
 
 # ------------------------------------------------------------------------------------- our own
 
+# Older files hold them: how the model was computed in training, which is no part of what it is.
+_SWITCHES = ("share", "compile", "activation_checkpointing")
 _CARD = """---
 license: apache-2.0
 tags: [medical, vision-language, masked-autoencoder]
@@ -331,8 +332,8 @@ A multi-modal masked autoencoder (Chen et al., MICCAI 2022): {parameters} parame
     from m3ae.models import M3AE
     model = M3AE.from_pretrained("this folder")
 
-`config.json` is the model section of the configuration it was trained with. For research; not a
-medical device.
+`config.json` says what it is: the model section of its training's configuration, less how it was
+computed. For research; not a medical device.
 """
 
 
@@ -341,8 +342,8 @@ def save_pretrained(model: nn.Module, path: str | Path, tokenizer: Any = None) -
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-    save_file(state, path / "model.safetensors.part", metadata={"format": "pt"})
-    os.replace(path / "model.safetensors.part", path / "model.safetensors")
+    with replacing(path / "model.safetensors") as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
     config = {"format": "m3ae", "version": 1, "model": dataclasses.asdict(model.config)}
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     card = _CARD.format(
@@ -356,7 +357,7 @@ def save_pretrained(model: nn.Module, path: str | Path, tokenizer: Any = None) -
         tokenizer.save_pretrained(str(path))
 
 
-def read_pretrained(path_or_hub_id: str | Path) -> tuple[ModelConfig, State]:
+def read_pretrained(path_or_hub_id: str | Path) -> tuple[Architecture, State]:
     """Config and weights of a folder that `save_pretrained` wrote, or of such a hub repository."""
     folder = Path(path_or_hub_id)
     if not folder.exists():
@@ -375,4 +376,5 @@ def read_pretrained(path_or_hub_id: str | Path) -> tuple[ModelConfig, State]:
             f"{folder}/config.json: format {config.get('format')!r}, version "
             f"{config.get('version')!r}; expected 'm3ae', 1"
         )
-    return build(ModelConfig, config["model"]), _read_safetensors(folder / "model.safetensors")
+    section = {key: value for key, value in config["model"].items() if key not in _SWITCHES}
+    return build(Architecture, section), _read_safetensors(folder / "model.safetensors")

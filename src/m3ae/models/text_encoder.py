@@ -16,6 +16,7 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
+        *,
         kind: str,
         vocab_size: int,
         type_vocab_size: int,
@@ -39,7 +40,14 @@ class TextEncoder(nn.Module):
         self.embedding_norm = nn.LayerNorm(width, eps=layer_norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            PostNormBlock(width, heads, mlp_width, layer_norm_eps, dropout, attention_dropout)
+            PostNormBlock(
+                width=width,
+                heads=heads,
+                hidden=mlp_width,
+                layer_norm_eps=layer_norm_eps,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+            )
             for _ in range(depth)
         )
 

@@ -58,17 +58,6 @@ def activation_bytes(model: ModelConfig, text_length: int, precision: str) -> fl
     return values * _ACTIVATION_BYTES * (2 if precision == "fp32" else 1)
 
 
-def lines(facts: dict[str, object]) -> list[str]:
-    """The figures as text, a line each."""
-    width = max(map(len, facts))
-    return [
-        f"{name.replace('_', ' '):{width}}  {value:,}"
-        if isinstance(value, int)
-        else f"{name.replace('_', ' '):{width}}  {value}"
-        for name, value in facts.items()
-    ]
-
-
 def step_flops(
     model: ModelConfig, text_length: int, pairs: int = 8, backward: bool = True
 ) -> float:

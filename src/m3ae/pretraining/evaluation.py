@@ -33,12 +33,12 @@ Arrays = dict[str, np.ndarray]
 @contextmanager
 def only(model: M3AE, name: str) -> Iterator[None]:
     """Run the passes of one objective alone."""
-    weights = model.weights
-    model.weights = {name: weights[name]}
+    loss_weights = model.loss_weights
+    model.loss_weights = {name: loss_weights[name]}
     try:
         yield
     finally:
-        model.weights = weights
+        model.loss_weights = loss_weights
 
 
 # ------------------------------------------------------------------------------------- attributes
@@ -185,7 +185,7 @@ class ThreeArms:
 
     def run(self) -> dict:
         """All measures of the active objectives; every process must call it."""
-        has = self.model.weights.__contains__
+        has = self.model.loss_weights.__contains__
         size = min(self.config.final_samples or len(self.pairs), len(self.pairs))
         result: dict = {"samples": size, "protocol": self._protocol(), "measures": {}}
         with evaluating(self.model):
@@ -210,7 +210,7 @@ class ThreeArms:
         )
 
     def _batches(self, draw: int, title: str) -> Iterator[tuple[Batch, list[Sample]]]:
-        """This process's share of the fixed batches, on the device, with their samples."""
+        """This process's part of the fixed batches, on the device, with their samples."""
         fixed = EvalBatches(
             self.pairs,
             self.masks,
@@ -219,8 +219,8 @@ class ThreeArms:
             self.config.batch,
             draw,
         )
-        share = range(self.processes.rank, len(fixed), self.processes.count)
-        for item in tqdm(share, desc=title, disable=not self.processes.first, leave=False):
+        own_batches = range(self.processes.rank, len(fixed), self.processes.count)
+        for item in tqdm(own_batches, desc=title, disable=not self.processes.first, leave=False):
             batch = fixed[item]
             samples = [self.pairs[int(index)] for index in batch["index"]]
             with autocast(self.processes.device, self.precision):
@@ -228,8 +228,7 @@ class ThreeArms:
 
     def _gather(self, rows: list[Arrays]) -> Arrays:
         """One array a key over the batches of all processes."""
-        shares = self.processes.gather(rows)
-        everything = [row for share in shares for row in share]
+        everything = [row for their_rows in self.processes.gather(rows) for row in their_rows]
         return {key: np.concatenate([row[key] for row in everything]) for key in everything[0]}
 
     def _mlm(self, result: dict) -> None:
@@ -240,6 +239,8 @@ class ThreeArms:
                 arms = {k: v.cpu().numpy() for k, v in mlm_arms(self.model, batch, ids).items()}
                 scored = arms["targets"] != NOT_SCORED
                 places = batch["mlm_positions"].cpu().numpy()
+                if not self.model.share:  # the plain step reads every position
+                    places = np.broadcast_to(np.arange(scored.shape[1]), scored.shape)
                 stated = np.stack([self.attributes.of_tokens(sample) for sample in samples])
                 rows.append(
                     {

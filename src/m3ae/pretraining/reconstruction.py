@@ -16,7 +16,7 @@ from m3ae.pretraining.evaluation import only
 from m3ae.training.engine import evaluating
 
 GREY = 0.5  # of removed patches, 0-1
-TEXT_SHARE, NOTE_SHARE = 40, 46  # size of the letters: the picture's width over this
+TEXT_DIVISOR, NOTE_DIVISOR = 40, 46  # size of the letters: the picture's width over this
 NOTE = "Grey: the {percent} of the patches that were removed. Reconstructed: kept patches are the \
 original's, removed ones are the model's prediction from the kept ones and the text."
 NORMALISED_NOTE = " It predicts each patch at mean 0 and variance 1; the picture puts back the \
@@ -44,7 +44,7 @@ def reconstruct(model: M3AE, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, 
     three predicted channels are averaged. Runs in eval mode and restores the mode it found.
     Raises ValueError if the model has no masked image modelling.
     """
-    if "mim" not in model.weights:
+    if "mim" not in model.loss_weights:
         raise ValueError("no reconstruction to draw: masked image modelling is off (mim.weight 0)")
     raw, image = batch["image"], model.normalise(batch["image"])
     colourless = raw.eq(raw[:, :1]).flatten(1).all(dim=1) & (not raw.is_floating_point())
@@ -92,8 +92,8 @@ def draw_reconstructions(
     rows = list(zip(*([tile(image) for image in column] for column in images), strict=True))
     side = rows[0][0].width
     width = 3 * side + 2 * GAP
-    size, note_size = width // TEXT_SHARE, width // NOTE_SHARE
-    note = NOTE.format(percent=f"{removed_share(model, batch):.0%}")
+    size, note_size = width // TEXT_DIVISOR, width // NOTE_DIVISOR
+    note = NOTE.format(percent=f"{removed_fraction(model, batch):.0%}")
     if model.config.mim.normalise_target:
         note += NORMALISED_NOTE
     captions = [wrap(text, width, size) for text in texts]
@@ -122,6 +122,6 @@ def draw_reconstructions(
     picture.save(path, format="PNG", optimize=True)
 
 
-def removed_share(model: M3AE, batch: dict[str, Tensor]) -> float:
-    """Share of the patches that were removed, 0-1."""
+def removed_fraction(model: M3AE, batch: dict[str, Tensor]) -> float:
+    """Fraction of the patches that were removed, 0-1."""
     return 1 - model.kept(batch).shape[1] / batch["patch_order"].shape[1]

@@ -1,7 +1,7 @@
 """Checkpoints: folders that hold all that the next step depends on.
 
     checkpoints/step-00002000/
-        model.safetensors, config.json, tokeniser   what M3AE.from_pretrained reads
+        model.safetensors, config.json, tokeniser   what model.save_pretrained writes
         optimizer.pt, rng-0.pt, rng-1.pt, ...        tensors and plain values (weights_only)
         state.json                                   step, processes, format
         config.yaml                                  the resolved config
@@ -10,6 +10,7 @@ A folder is written under a temporary name, synced and renamed: it is whole or n
 """
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -18,17 +19,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from m3ae.config import Config, to_yaml
+from m3ae.config import to_yaml
 from m3ae.strict_yaml import parse
-from m3ae.training.distributed import Processes
+from m3ae.training.engine import Trainer
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
-# What may differ between a run and its continuation: it changes no number of the training.
+# What may differ between a run and its continuation: it changes the training by rounding at most
+# (`model.share` also by the draws of dropout).
 FREE_KEYS = (
     "output",
+    "model.share",
+    "model.compile",
+    "model.activation_checkpointing",
     "data.workers",
+    "train.threads",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -60,17 +67,9 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, words.numpy().astype(np.uint32), position, has_gauss, cached))
 
 
-def save_checkpoint(
-    run: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    config: Config,
-    tokenizer: Any,
-    processes: Processes,
-) -> Path:
+def save_checkpoint(run: Path, step: int, trainer: Trainer, config: Any, tokenizer: Any) -> Path:
     """Write the checkpoint of `step` finished steps; every process must call it."""
+    processes = trainer.processes
     final = run / "checkpoints" / f"step-{step:08d}"
     part = final.with_name(final.name + ".part")
     if processes.first:
@@ -79,11 +78,10 @@ def save_checkpoint(
     processes.wait()
     torch.save(rng_state(), part / f"rng-{processes.rank}.pt")
     if processes.first:
-        model.save_pretrained(part, tokenizer)
-        torch.save(
-            {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()},
-            part / "optimizer.pt",
-        )
+        trainer.model.save_pretrained(part, tokenizer)
+        rest = {"optimizer": trainer.optimizer, "scaler": trainer.scaler}
+        rest = {name: holder.state_dict() for name, holder in rest.items()}
+        torch.save(rest, part / "optimizer.pt")
         (part / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         state = {"version": VERSION, "step": step, "processes": processes.count}
         (part / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
@@ -114,18 +112,14 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix != ".part")
 
 
-def load_checkpoint(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    config: Config,
-    processes: Processes,
-) -> int:
-    """Restore everything and return the number of finished steps.
+def resume(run: Path, trainer: Trainer, config: Any) -> int:
+    """Restore all from the run's last checkpoint, if any; returns the number of finished steps.
 
     Raises ValueError when the config or the number of processes is not the checkpoint's.
     """
+    if not (saved := checkpoints(run)):
+        return 0
+    path, processes = saved[-1], trainer.processes
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if state["version"] != VERSION:
         raise ValueError(f"{path}: version {state['version']}, this code reads {VERSION}")
@@ -136,27 +130,32 @@ def load_checkpoint(
         )
     saved = parse((path / "config.yaml").read_text(encoding="utf-8"), str(path / "config.yaml"))
     check_same_config(saved, config, state["step"], path)
-    model.load_weights(path)
+    trainer.model.load_weights(path)
     rest = torch.load(path / "optimizer.pt", map_location=processes.device, weights_only=True)
-    optimizer.load_state_dict(rest["optimizer"])
-    scaler.load_state_dict(rest["scaler"])
+    trainer.optimizer.load_state_dict(rest["optimizer"])
+    trainer.scaler.load_state_dict(rest["scaler"])
     set_rng_state(torch.load(path / f"rng-{processes.rank}.pt", weights_only=True))
+    log.info("resuming from %s", path)
     return state["step"]
 
 
-def check_same_config(saved: dict, config: Config, step: int, path: Path) -> None:
+def check_same_config(saved: dict, config: Any, step: int, path: Path) -> None:
     """Raise ValueError listing the keys in which a config differs from a checkpoint's.
 
-    Logging, workers and a later end may differ.
+    FREE_KEYS and a later end may differ; each such change goes to the log.
     """
     old, new = _flat(saved), _flat(parse(to_yaml(config), "config"))
-    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    differing = [key for key in differing if key not in FREE_KEYS]
-    if "train.steps" in differing and new["train.steps"] >= step:
-        differing.remove("train.steps")
-    if differing:
-        changes = ", ".join(f"{k} ({old.get(k)} there, {new.get(k)} now)" for k in differing)
-        raise ValueError(f"{path} was made with another config: {changes}; give another output=")
+    free = {*FREE_KEYS, *(["train.steps"] if new.get("train.steps", 0) >= step else [])}
+    changes = {
+        key: f"{key} ({old.get(key)} there, {new.get(key)} now)"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+    if changes.keys() - free:
+        listed = ", ".join(text for key, text in changes.items() if key not in free)
+        raise ValueError(f"{path} was made with another config: {listed}; give another output=")
+    if changes:
+        log.info("changed since %s: %s", path, ", ".join(changes.values()))
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from m3ae.config import to_yaml
 from m3ae.installation import check_installation
-from m3ae.training.distributed import processes
+from m3ae.training.distributed import join_processes
 from m3ae.training.logs import start_logging
 
 
@@ -35,9 +35,9 @@ def run_script(description: str, load: Callable, body: Callable, argv: Sequence[
         if args.print_config:
             print(to_yaml(config), end="")
             return 0
-        with processes() as group:
-            start_logging(group.first)
-            body(config, group, args.dry_run)
+        with join_processes(config.train.threads) as processes:
+            start_logging(processes.first)
+            body(config, processes, args.dry_run)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -54,8 +54,13 @@ class Processes:
 
 
 @contextmanager
-def processes() -> Iterator[Processes]:
-    """Join torchrun's process group if there is one, leave it at the end."""
+def join_processes(threads: int | None) -> Iterator[Processes]:
+    """Join torchrun's process group if there is one, leave it at the end.
+
+    threads: CPU threads of this process; None = PyTorch's choice.
+    """
+    if threads:
+        torch.set_num_threads(threads)
     count = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = torch.cuda.is_available()

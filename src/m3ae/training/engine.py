@@ -122,7 +122,7 @@ class Trainer:
 
         Every process must call it; it waits for the device.
         """
-        shared = ("grad_norm", "steps")  # the same in every process; all else is a share
+        shared = ("grad_norm", "steps")  # the same in every process; all else is its own batches'
         names = sorted(key for key in self.sums if key not in shared)
         summed = self.processes.sum(torch.stack([self.sums[name].double() for name in names]))
         values = dict(zip(names, summed.tolist(), strict=True))
@@ -157,7 +157,7 @@ def evaluate(
 ) -> dict[str, np.ndarray]:
     """Per-sample sums over a fixed set: arrays (samples,) by key, `index` sorted, no duplicates.
 
-    Every process must call it, each with its own share of the batches.
+    Every process must call it, each with its own batches.
     """
     parts: dict[str, list[np.ndarray]] = {}
     with evaluating(model):
@@ -168,15 +168,15 @@ def evaluate(
             for key, value in ({"index": batch["index"]} | sums).items():
                 parts.setdefault(key, []).append(value.cpu().numpy())
     mine = {key: np.concatenate(arrays) for key, arrays in parts.items()}
-    everyone = [share for share in processes.gather(mine) if share]
-    joined = {key: np.concatenate([share[key] for share in everyone]) for key in everyone[0]}
+    everyone = [arrays for arrays in processes.gather(mine) if arrays]
+    joined = {key: np.concatenate([arrays[key] for arrays in everyone]) for key in everyone[0]}
     _, first = np.unique(joined["index"], return_index=True)  # a sample counts once
     return {key: array[first] for key, array in joined.items()}
 
 
-def summarise(arrays: dict[str, np.ndarray], weights: dict[str, float]) -> dict[str, float]:
+def summarise(arrays: dict[str, np.ndarray], loss_weights: dict[str, float]) -> dict[str, float]:
     """Means of `evaluate`'s arrays: `{name}_loss`, `{name}_accuracy`, `loss`, `samples`."""
     sums = {key: float(array.sum()) for key, array in arrays.items()}
-    out = {f"{n}_loss": sums[f"{n}_loss"] / max(1.0, sums[f"{n}_count"]) for n in weights}
-    out["loss"] = sum(weight * out[f"{name}_loss"] for name, weight in weights.items())
+    out = {f"{n}_loss": sums[f"{n}_loss"] / max(1.0, sums[f"{n}_count"]) for n in loss_weights}
+    out["loss"] = sum(weight * out[f"{name}_loss"] for name, weight in loss_weights.items())
     return out | accuracies(sums) | {"samples": len(arrays["index"])}

@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from m3ae.config import to_yaml
+from m3ae.files import write_json, write_text
+from m3ae.training.distributed import Processes
+
 log = logging.getLogger("m3ae")
 
 
@@ -48,9 +52,7 @@ class RunLog:
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and _step(line) <= step]
             if len(kept) < len(lines):
-                temporary = self.path.with_suffix(".part")
-                temporary.write_text("".join(kept), encoding="utf-8")
-                os.replace(temporary, self.path)
+                write_text(self.path, "".join(kept))
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -92,8 +94,26 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def environment(device: torch.device, processes: int) -> dict[str, Any]:
+def record_run(run: Path, config: Any, facts: dict[str, Any], processes: Processes) -> None:
+    """A run's config.yaml (resolved) and environment.json, from the first process."""
+    if processes.first:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        facts = {"seed": config.seed} | facts | environment(processes)
+        write_json(run / "environment.json", facts)
+
+
+def log_facts(facts: dict[str, Any]) -> None:
+    """Figures of a run, a line each; whole numbers with thousands separated."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        shown = f"{value:,}" if isinstance(value, int) else value
+        log.info("%-*s  %s", width, name.replace("_", " "), shown)
+
+
+def environment(processes: Processes) -> dict[str, Any]:
     """Versions, hardware, commit and command: what a number must be quoted with."""
+    device = processes.device
     packages = ("torch", "torchvision", "transformers", "numpy", "pillow", "safetensors")
     root = Path(__file__).parents[3]
     git = subprocess.run(
@@ -109,7 +129,7 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in packages},
         "device": name,
-        "processes": processes,
+        "processes": processes.count,
         "threads": torch.get_num_threads(),
         "cpu_cores": os.cpu_count(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
