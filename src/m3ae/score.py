@@ -3,26 +3,42 @@ r"""Score prediction files: accuracy with intervals, blind baselines, strata, co
     python -m m3ae.score PREDICTIONS.jsonl [MORE_SEEDS.jsonl ...]
 
 scores any model's answers: a JSON object a line with id and prediction (or a CSV with these
-columns), and the questions' answers in it or in the prepared split --data. Several files are the
-seeds of one model: mean, standard deviation, and an interval that draws seeds too. Accuracies and
-differences are percentages; intervals are 95 % percentile bootstrap over images, all questions of
-an image together. Files whose rows have no `type` are of classes, compared by name.
+columns; either may be .gz), and the questions' answers in it or in the prepared split --data.
+Several files are the seeds of one model: mean, standard deviation, and an interval that covers
+other seeds too. Accuracies and differences are percentages, intervals of 95 %, over images, all
+questions of an image together. Files whose rows have no `type` are of classes, compared by name;
+rows with `rank` are places of a retrieval.
 
-example: python -m m3ae.score predictions-strict.jsonl --data data/vqa_rad/test \
-             --train data/vqa_rad/train --protocol strict --json score.json
+A run's own files are taken with its predictions: trained_on.txt, the rows that strata and blind
+baselines rest on, and the predictions with another's image and with the mean image.
+
+examples:
+  a run of this package, with strata, blind baselines and what the image gives it
+    python -m m3ae.score RUN/predictions-strict.jsonl --data data/vqa_rad/test \
+        --train data/vqa_rad/train --json score.json
+  another system, which answers in sentences; how well its scores tell right from wrong
+    python -m m3ae.score mine.csv --data data/vqa_rad/test --relaxed --pictures pictures
+  two models of three seeds each, and 5 questions of each kind on which they differ, with images
+    python -m m3ae.score A/s[012].jsonl --against B/s[012].jsonl --data data/vqa_rad/test \
+        --show-differences 5 --sheet differences.html
+  recall of two retrievals
+    python -m m3ae.score RUN/ranks-strict.jsonl --against OTHER/ranks-strict.jsonl
 """
 
 import argparse
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from m3ae.command import exit_status
 from m3ae.data.exclusions import read_exclusions
 from m3ae.data.questions import read_questions
-from m3ae.files import write_json
+from m3ae.files import write_json, write_text
 from m3ae.scoring.baselines import blind_baselines
+from m3ae.scoring.calibration import measure_calibration, why_not
+from m3ae.scoring.measures import measure_answers, measure_classes, measure_ranks
 from m3ae.scoring.predictions import (
     PROTOCOLS,
     Row,
@@ -30,33 +46,89 @@ from m3ae.scoring.predictions import (
     complete,
     join,
     read_predictions,
+    read_trained_on,
+    rows_trained_on,
     training_rows,
 )
-from m3ae.scoring.statistics import evaluate, evaluate_classes
+from m3ae.scoring.relaxed import measure_relaxed
+from m3ae.scoring.text import ARMS, result_lines
 
-SHOWN_CLASSES = 20  # a larger confusion matrix is in the JSON only
-STRATA = {
-    "leaked_twin": "leaked twin",
-    "image_in_train": "image in training",
-    "answer_in_train": "answer in training",
-    "near_duplicate": "near-duplicate",
-}
+ARM = "the same model otherwise shown, or another one: a column and a difference; a file a seed"
+PROTOCOL = "what is right, and the training rows where the run's are not known (%(default)s)"
+_OF_A_RUN = re.compile(rf"predictions-({'|'.join(PROTOCOLS)})(\.jsonl(?:\.gz)?)")
 
 
 # ------------------------------------------------------------------ read
 
 
 def load(
-    paths: Sequence[Path], questions: list[Row] | None, allow_missing: bool
+    paths: Sequence[Path], questions: list[Row] | None, allow_missing: bool, notes: list[str]
 ) -> tuple[list[list[Row]], dict[str, int]]:
-    """Rows of each file, ready to be scored, and the number of missing predictions by file."""
+    """Rows of each file, ready to be measured, and the number of missing predictions by file.
+
+    questions: those of --data.
+    """
     runs, missing = [], {}
     for path in paths:
-        rows = read_predictions(path)
+        rows, name = read_predictions(path), str(path)
         if questions is not None:
-            rows, missing[str(path)] = join(rows, questions, str(path), allow_missing)
-        runs.append(complete(rows, str(path)))
+            if "rank" in rows[0]:
+                raise ValueError(f"{name}: ranks are measured without --data")
+            rows, missing[name] = join(rows, questions, name, allow_missing)
+        alone = [row["id"] for row in rows if "image" not in row and "/" not in row["id"]]
+        if alone:
+            notes.append(
+                f"{name}: {len(alone)} rows, e.g. {alone[0]!r}, have no image and no / in the id: "
+                "each counts as an image of its own, and intervals are too narrow where images "
+                "have several questions; give --data, or a column image"
+            )
+        runs.append(complete(rows, name))
     return runs, missing
+
+
+def beside(folder: Path, *names: str) -> Path | None:
+    """The first of these files that is in a folder."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def arm_files(args: argparse.Namespace, notes: list[str]) -> dict[str, list[Path]]:
+    """Files of each arm, one a seed: those of --arm, and those that runs leave beside theirs."""
+    arms = {}
+    for text in args.arm:
+        name, equals, paths = text.partition("=")
+        if not (name and equals and paths) or name in (*arms, "against"):
+            raise ValueError(f"--arm {text}: give NAME=FILE[,FILE per seed], another NAME for each")
+        arms[name] = [Path(path) for path in paths.split(",")]
+    matches = [_OF_A_RUN.fullmatch(path.name) for path in args.predictions]
+    for name in ARMS if all(matches) else ():
+        found = []
+        for path, match in zip(args.predictions, matches, strict=True):
+            stem = f"predictions-{match[1]}-{name}.jsonl"
+            found.append(beside(path.parent, stem, f"{stem}.gz"))
+        if all(found) and name not in arms:
+            arms[name] = found
+            notes.append(f"{ARMS[name]}: {', '.join(map(str, found))}")
+    return arms
+
+
+def trained_on(args: argparse.Namespace, notes: list[str]) -> tuple[list[str], str] | None:
+    """The ids of the rows that the run trained on and the file with them, if there is one."""
+    names = ("trained_on.txt", "trained_on.txt.gz")
+    if args.trained_on and args.trained_on.is_dir():
+        found = [beside(args.trained_on, *names)]
+        if found == [None]:
+            raise ValueError(f"{args.trained_on}: no {' or '.join(names)} in it")
+    elif args.trained_on:
+        found = [args.trained_on]
+    else:
+        found = [beside(path.parent, *names) for path in args.predictions]
+        if None in found:
+            return None
+        notes.append(f"rows trained on: {found[0]}")
+    ids = [read_trained_on(path) for path in dict.fromkeys(found)]
+    if any(set(other) != set(ids[0]) for other in ids):
+        notes.append(f"the runs trained on other rows; strata and baselines rest on {found[0]}")
+    return ids[0], str(found[0])
 
 
 def near_duplicates(path: Path, runs: list[list[Row]]) -> str:
@@ -72,170 +144,181 @@ def near_duplicates(path: Path, runs: list[list[Row]]) -> str:
     return f"near-duplicates: {len(listed & images)} of {len(listed)} listed images are scored"
 
 
-def score(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that the options ask for, as JSON has it; accuracies are 0-1."""
-    if args.samples < 0 or args.seed < 0:
-        raise ValueError(f"--samples {args.samples} --seed {args.seed}: below 0")
-    questions = read_questions(args.data, args.field) if args.data else None
-    runs, missing = load(args.predictions, questions, args.allow_missing)
-    against, missing_too = load(args.against, questions, args.allow_missing)
-    rows, notes = runs[0], []
+# ------------------------------------------------------------------ measure
+
+
+def with_training(
+    rows: list[Row],
+    train: list[Row],
+    known: tuple[list[str], str] | None,
+    protocol: str,
+    notes: list[str],
+) -> tuple[list[Row], dict[str, list[Row]]]:
+    """Rows with the flags of a training split, and blind baselines from the rows trained on."""
+    if known is not None:
+        own = rows_trained_on(train, *known)
+    else:
+        try:
+            own = training_rows(train, protocol)
+        except ValueError as error:
+            notes.append(f"strata and blind baselines of {protocol}: not computed, for {error}")
+            return rows, {}
+        notes.append(
+            f"the run's own training rows are not known (no trained_on.txt, no --trained-on): "
+            f"strata and blind baselines of {protocol} rest on all {len(own)} that it allows"
+        )
+    rows, more = annotate(rows, own, train, protocol)
+    notes += more
+    try:
+        blind, more = blind_baselines(own, rows)
+    except ValueError as error:
+        blind, more = {}, [f"blind baselines of {protocol}: not computed, for {error}"]
+    notes += more
+    return rows, blind
+
+
+def measure_all(
+    args: argparse.Namespace,
+    runs: list[list[Row]],
+    against: list[list[Row]],
+    arms: dict[str, list[list[Row]]],
+    notes: list[str],
+) -> dict[str, Any]:
+    """The results by protocol (of classes: `classes`), with what was asked for besides."""
+    rows = runs[0]
     of_classes = "type" not in rows[0]
+    options = options_of(args)
     train = read_questions(args.train, args.field) if args.train else None
-    if train is not None:
-        if not train or ("type" in train[0]) == of_classes:
-            raise ValueError(
-                f"{args.train}: one of --train and the predictions is of classes (no "
-                "type), the other of questions; give --data, or another --train"
-            )
+    if train is not None and (not train or ("type" in train[0]) == of_classes):
+        raise ValueError(
+            f"{args.train}: one of --train and the predictions is of classes (no "
+            "type), the other of questions; give --data, or another --train"
+        )
+    known = trained_on(args, notes) if train is not None else None
+    results: dict[str, Any] = {}
+    wanted = list(PROTOCOLS[:2]) if args.protocol == "both" else [args.protocol]
+    if of_classes:  # alike under every protocol, but for the training rows: the run's own
+        named = _OF_A_RUN.fullmatch(args.predictions[0].name)
+        wanted = [named[1] if named else wanted[-1]]
+    for protocol in wanted:
+        blind: dict[str, list[Row]] = {}
+        if train is not None:
+            rows, blind = with_training(runs[0], train, known, protocol, notes)
+        own = [rows, *runs[1:]]
+        sides = {"blind": blind, "arms": arms, "against": against}
+        counting = measure_classes if of_classes else measure_answers
+        result = counting(own, protocol, **sides, **options)
+        if args.relaxed:
+            result["relaxed"] = measure_relaxed(own, protocol, against, **options)
+        for side, some in (("these", own), ("against", against)):
+            if (why := why_not(some)) is None:
+                calibrated = measure_calibration(
+                    some, protocol, samples=args.samples, seed=args.seed
+                )
+                result.setdefault("calibration", {})[side] = calibrated
+            elif why:
+                notes.append(f"calibration of {side}: not measured, for {why}")
+        results["classes" if of_classes else protocol] = result
+    return results
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Options that all measures with comparisons take."""
+    paired_seeds = False if args.unpaired_seeds else None
+    return {"samples": args.samples, "seed": args.seed, "paired_seeds": paired_seeds}
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise ValueError for options that do not go together."""
+    if args.samples < 0 or args.seed < 0 or args.show_differences < 0:
+        raise ValueError("--samples, --seed and --show-differences are 0 or above")
+    for option, needed in (("trained_on", "train"), ("show_differences", "against")):
+        if getattr(args, option) and not getattr(args, needed):
+            raise ValueError(f"--{option.replace('_', '-')} needs --{needed}")
+    if args.sheet and not args.show_differences:
+        raise ValueError("--sheet needs --show-differences N, how many of each kind to show")
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the options ask for, as JSON has it; accuracies are 0-1."""
+    check(args)
+    notes: list[str] = []
+    questions = read_questions(args.data, args.field) if args.data else None
+    files = {"": args.predictions, "against": args.against} | arm_files(args, notes)
+    missing: dict[str, int] = {}
+    for name, paths in files.items():
+        files[name], absent = load(paths, questions, args.allow_missing, notes)
+        missing |= absent
+    runs, against = files.pop(""), files.pop("against")
     if args.near_duplicates:
         notes.append(near_duplicates(args.near_duplicates, runs))
-    wanted = PROTOCOLS[:2] if args.protocol == "both" else [args.protocol]
-    results: dict[str, Any] = {}
-    for protocol in wanted[:1] if of_classes else wanted:
-        blind = {}
-        if train is not None:
-            rows, more = annotate(runs[0], train, protocol)
-            notes += [note for note in more if note not in notes]
-            try:
-                blind, more = blind_baselines(training_rows(train, protocol), rows)
-            except ValueError as error:
-                more = [f"blind baselines of {protocol}: not computed, for {error}"]
-            notes += [note for note in more if note not in notes]
-        options = {"blind": blind, "against": against, "samples": args.samples, "seed": args.seed}
-        results["classes" if of_classes else protocol] = (
-            evaluate_classes([rows, *runs[1:]], **options)
-            if of_classes
-            else evaluate([rows, *runs[1:]], protocol, **options)
-        )
-    return {
+    of_ranks = "rank" in runs[0][0]
+    if any(("rank" in run[0]) != of_ranks for run in runs + against):
+        raise ValueError("some files are of ranks, others of answers; they cannot be compared")
+    if of_ranks and (args.show_differences or args.relaxed or args.pictures):
+        raise ValueError("--show-differences, --relaxed and --pictures are for answers, not ranks")
+    if of_ranks:
+        results = {"ranks": measure_ranks(runs, against, **options_of(args))}
+    else:
+        results = measure_all(args, runs, against, files, notes)
+    out = {
         "files": [str(path) for path in args.predictions],
         "against": [str(path) for path in args.against],
-        "questions": len(rows),
-        "images": len({row["image"] for row in rows}),
-        "missing": {**missing, **missing_too} if questions is not None else None,
-        "notes": notes,
+        "questions": len(runs[0]),
+        "images": len({row["image"] for row in runs[0]}),
+        "missing": missing if args.data else None,
+        "notes": list(dict.fromkeys(notes)),
         "results": results,
     }
+    if args.show_differences:
+        from m3ae.reports.differences import differing
+
+        protocol = next(iter(results.values()))["protocol"]
+        out["differences"] = differing(runs[0], against[0], protocol, args.show_differences)
+    return out
 
 
 # ------------------------------------------------------------------ print
 
 
-def entries(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and entry of each part that has questions, in the order of the table."""
-    for name in ("overall", "open", "closed"):
-        if name in result:
-            yield name, result[name]
-    for name, entry in result.get("question_type", {}).items():
-        yield f"type {name}", entry
-    for flag, sides in result.get("strata", {}).items():
-        for side, entry in sides.items():
-            yield f"{STRATA[flag]}: {side}", entry
-
-
-def percent(value: float | None, sign: str = "") -> str:
-    """A fraction as a percentage with two digits; "-" for none."""
-    return "-" if value is None else f"{100 * value:{sign}.2f}"
-
-
-def with_interval(value: float | None, interval: list[float] | None, sign: str = "") -> str:
-    """A percentage and its interval, where it has one."""
-    ends = "" if interval is None else " [" + ", ".join(percent(x, sign) for x in interval) + "]"
-    return percent(value, sign) + ends
-
-
-def table(result: dict[str, Any]) -> list[str]:
-    """The parts as lines, a column for each comparison."""
-    head = ["", "questions", "images", "accuracy [95 %]"]
-    if result["runs"] > 1:
-        head.append("sd")
-    first = result["overall"]
-    others = [*first.get("blind", {}), *(["against"] if "against" in first else [])]
-    for name in others:
-        head += [name, "difference [95 %]"]
-    lines = [head]
-    for name, entry in entries(result):
-        if not entry["questions"]:
-            continue
-        cells = [
-            name,
-            str(entry["questions"]),
-            str(entry["images"]),
-            with_interval(entry["accuracy"], entry["interval"]),
-        ]
-        if result["runs"] > 1:
-            cells.append(percent(entry["sd"]))
-        for other in others:
-            compared = entry["against"] if other == "against" else entry["blind"][other]
-            difference = compared["difference"], compared["difference_interval"]
-            cells += [percent(compared["accuracy"]), with_interval(*difference, "+")]
-        lines.append(cells)
-    return aligned(lines)
-
-
-def aligned(lines: list[list[str]]) -> list[str]:
-    """Cells as columns, the first one to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]).rstrip()
-        for cells in lines
-    ]
-
-
-def report(scored: dict[str, Any]) -> list[str]:
+def report(measured: dict[str, Any]) -> list[str]:
     """What is printed."""
-    missing = scored["missing"]
+    kind = "queries" if "ranks" in measured["results"] else "questions"
     known = "ids not checked, no --data"
-    if missing is not None:
-        some = [
-            f"{count} missing in {name}, counted as wrong"
-            for name, count in missing.items()
-            if count
-        ]
+    if (missing := measured["missing"]) is not None:
+        some = [f"{n} missing in {name}, counted as wrong" for name, n in missing.items() if n]
         known = "; ".join(some) or "no id missing or unknown"
     lines = [
-        *scored["files"],
-        *(f"against {name}" for name in scored["against"]),
-        f"{scored['questions']} questions on {scored['images']} images; {known}",
+        *measured["files"],
+        *(f"against {name}" for name in measured["against"]),
+        f"{measured['questions']} {kind} on {measured['images']} images; {known}",
     ]
-    lines += [f"note: {note}" for note in scored["notes"]]
-    for name, result in scored["results"].items():
-        title = "classes" if name == "classes" else f"protocol {name}"
-        lines += [
-            "",
-            f"{title}, {result['runs']} run(s), {result['samples']} resamples",
-            *table(result),
-        ]
-        inside = result.get("strata", {}).get("answer_in_train", {}).get("yes")
-        if inside:
-            share = inside["questions"] / result["overall"]["questions"]
-            lines.append(f"ceiling of a list of training answers: {percent(share)}")
-        test = result["overall"].get("against", {}).get("mcnemar")
-        if test:
-            lines.append(
-                f"McNemar, exact, questions as independent: {test['only_first']} right "
-                f"here only, {test['only_second']} there only, p = {test['p']:.4g}"
-            )
-        if "macro_f1" in result:
-            f1 = result["macro_f1"]
-            sd = f", sd {percent(f1['sd'])}" if "sd" in f1 else ""
-            lines.append(f"macro-F1 {with_interval(f1['value'], f1['interval'])}{sd}")
-            lines += confusion_lines(result["confusion"])
+    lines += [f"note: {note}" for note in measured["notes"]]
+    for name, result in measured["results"].items():
+        lines += result_lines(name, result)
+    if "differences" in measured:
+        from m3ae.reports.differences import as_lines
+
+        lines += as_lines(measured["differences"])
     return lines
 
 
-def confusion_lines(confusion: dict[str, Any]) -> list[str]:
-    """The matrix as lines, if it is not too large."""
-    classes = confusion["classes"]
-    if len(classes) > SHOWN_CLASSES:
-        return [f"confusion of {len(classes)} classes: --json has it"]
-    head = ["answer \\ prediction", *(str(k) for k in range(1, len(classes) + 1))]
-    rows = [
-        [f"{k} {name}", *map(str, row)]
-        for k, (name, row) in enumerate(zip(classes, confusion["matrix"], strict=True), start=1)
-    ]
-    return aligned([head, *rows])
+def write(args: argparse.Namespace, measured: dict[str, Any]) -> None:
+    """The files that were asked for."""
+    if args.json:
+        write_json(args.json, measured)
+    if args.sheet:
+        from m3ae.reports.differences import sheet
+
+        names = str(args.predictions[0]), str(args.against[0])
+        write_text(args.sheet, sheet(measured["differences"], args.data, names))
+    if args.pictures:
+        from m3ae.reports.calibration import draw
+
+        calibration = next(iter(measured["results"].values())).get("calibration")
+        if not calibration:
+            raise ValueError("--pictures show calibration, and the predictions have no scores")
+        draw(calibration, args.pictures)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -246,58 +329,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("predictions", nargs="+", type=Path, metavar="PREDICTIONS", help="a file, or one a seed")
+    many = {"nargs": "+", "type": Path}
+    folder, file = {"type": Path, "metavar": "DIR"}, {"type": Path, "metavar": "FILE"}
+    number = {"type": int, "metavar": "N"}
+    add("predictions", **many, metavar="PREDICTIONS", help="a file, or one a seed")
+    add("--data", **folder, help="the prepared split; each of its questions must be predicted")
+    add("--train", **folder, help="the prepared training split: strata and blind baselines")
+    add("--trained-on", **file, help="ids of the training rows that the run used, or its folder")
+    add("--against", **many, default=[], metavar="FILE", help="another model's files, to compare")
+    add("--arm", action="append", default=[], metavar="NAME=FILE[,FILE]", help=ARM)
+    add("--protocol", choices=[*PROTOCOLS, "both"], default="strict", help=PROTOCOL)
     add(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="the prepared split that was predicted on; every "
-        "question of it must have a prediction",
+        "--near-duplicates", **file, help="ids of test images that training nearly holds: a stratum"
     )
-    add(
-        "--train",
-        type=Path,
-        metavar="DIR",
-        help="the prepared training split: gives the blind baselines and the strata",
-    )
-    add(
-        "--against",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="files of another model to compare with, question by question",
-    )
-    add(
-        "--protocol",
-        choices=[*PROTOCOLS, "both"],
-        default="both",
-        help="what counts as right, and which training rows the baselines know (%(default)s)",
-    )
-    add(
-        "--near-duplicates",
-        type=Path,
-        metavar="FILE",
-        help="test images that training nearly "
-        "holds too, an id a line (anything after a tab is a remark): a stratum",
-    )
-    add(
-        "--field",
-        default="label",
-        metavar="NAME",
-        help="classes: the task field of the splits to compare with (default: %(default)s)",
-    )
+    add("--field", default="label", metavar="NAME", help="classes: the task field (%(default)s)")
     add("--allow-missing", action="store_true", help="count missing predictions as wrong")
-    add("--json", type=Path, metavar="FILE", help="write everything there, as fractions")
-    add("--samples", type=int, default=10_000, metavar="N", help="resamples (%(default)s); 0: none")
-    add("--seed", type=int, default=0, help="of the resamples (%(default)s)")
+    add("--unpaired-seeds", action="store_true", help="the two sides' seeds have nothing in common")
+    add("--relaxed", action="store_true", help="a second table for answers in sentences")
+    add("--show-differences", **number, default=0, help="items that only one side has right")
+    add("--sheet", **file, help="these as an HTML page, with images where --data is given")
+    add("--pictures", **folder, help="reliability.png and coverage.png, from the scores")
+    add("--json", **file, help="write everything there, as fractions")
+    add("--samples", **number, default=10_000, help="resamples (%(default)s); 0: no intervals")
+    add("--seed", **number, default=0, help="of the resamples (%(default)s)")
     args = parser.parse_args(argv)
 
     def body() -> None:
-        scored = score(args)
-        print("\n".join(report(scored)))
-        if args.json:
-            write_json(args.json, scored)
+        measured = measure(args)
+        print("\n".join(report(measured)))
+        write(args, measured)
 
     return exit_status(body)
 

@@ -4,11 +4,19 @@ import math
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.feature_extraction.text import TfidfVectorizer
 
-from m3ae.scoring.baselines import blind_baselines, majority_answers, nearest_answers
+from m3ae.scoring.baselines import (
+    blind_baselines,
+    majority_answers,
+    nearest_answers,
+    terms,
+    unit_vectors,
+)
 
 
 def row(question: str, label: str = "", kind: str = "PRES") -> dict:
@@ -74,6 +82,25 @@ def test_nearest_is_a_plain_loop(known, asked):
     assert nearest_answers(train, [row(" ".join(asked))]) == [Counter(near).most_common(1)[0][0]]
 
 
+ASKED = st.lists(st.text("aB 9_é'-", max_size=12), min_size=1, max_size=6)
+
+
+@settings(max_examples=200)
+@given(ASKED, ASKED)
+def test_vectors_are_those_of_sklearn(known, asked):
+    """Other words, pairs or weights than the ones that the baseline is known by."""
+    vectoriser = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+")
+    if not any(map(terms, known)):
+        return
+    vectoriser.fit(known)
+    column = {term: int(k) for term, k in vectoriser.vocabulary_.items()}
+    found = unit_vectors(map(terms, asked), column, vectoriser.idf_)
+    np.testing.assert_allclose(found.toarray(), vectoriser.transform(asked).toarray(), atol=1e-12)
+    having = [sum(term in terms(text) for text in known) for term in sorted(column)]
+    weights = np.log((1 + len(known)) / (1 + np.array(having))) + 1
+    np.testing.assert_allclose(weights, vectoriser.idf_[[column[t] for t in sorted(column)]])
+
+
 def test_blind_baselines():
     """A baseline that is left out without a word, or that changes the rows it is compared with."""
     rows = [{**row("Which organ?", "lung", "ORGAN"), "id": "a/1", "prediction": "heart"}]
@@ -84,5 +111,10 @@ def test_blind_baselines():
         "nearest": "lung",
     }
     assert made["nearest"][0] == {**rows[0], "prediction": "lung"}
-    made, notes = blind_baselines(TRAIN, [{"id": "a/1", "prediction": "x"}])
+    made, notes = blind_baselines(TRAIN, [{"id": "a/1", "prediction": "x", "answer": "y"}])
     assert list(made) == ["majority"] and len(notes) == 2
+    # What the model had right, or how sure it was, is not the baseline's.
+    made, _ = blind_baselines(TRAIN, [{**rows[0], "right": True, "score": 0.9}])
+    assert made["nearest"][0] == {**rows[0], "prediction": "lung"}
+    made, notes = blind_baselines(TRAIN, [{"id": "a/1", "right": True, "question": "Which organ?"}])
+    assert made == {} and "have no answer; give --data" in notes[0]

@@ -1,6 +1,7 @@
 """Prediction files: what is read, what is refused, and what counts as right."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -17,13 +18,17 @@ from m3ae.scoring.predictions import (
     is_right,
     join,
     read_predictions,
+    read_trained_on,
+    rows_trained_on,
     training_rows,
     write_predictions,
+    write_trained_on,
 )
 from tests.data_prep.test_corpora import save_image
 from tests.data_prep.test_vqa import RAD_ROWS, prepare_with, vqa_rad, write_rad
 
 GOOD = {"id": "a/1", "prediction": "yes"}
+RANK = {"id": "a", "image": "i", "way": "t2i", "rank": 2, "pool": 9}
 MELINDA = """figure_file,caption,i_meth,p_meth,i_meth_label,p_meth_label
 b.jpg,A western blot of cells,fish,blot,1,2
 b.jpg,A scan of other cells,,scan,1,2
@@ -57,6 +62,17 @@ def lines(*rows: object) -> str:
         ("p.jsonl", lines({**GOOD, "type": "yes/no"}), ":1: type is 'yes/no'"),
         ("p.jsonl", lines({**GOOD, "leaked_twin": "no"}), ":1: leaked_twin is 'no'"),
         ("p.jsonl", lines({**GOOD, "score": "high"}), ":1: score is 'high'"),
+        ("p.jsonl", lines({**GOOD, "right": "yes"}), ":1: right is 'yes'"),
+        ("p.jsonl", lines({"id": "a", "right": {}}), ":1: right is {}"),
+        ("p.jsonl", lines({"id": "a", "right": {"mine": True}}), ":1: right is {'mine': True}"),
+        ("p.jsonl", lines({**RANK, "way": "up"}), ":1: way is 'up'"),
+        ("p.jsonl", lines({**RANK, "rank": 0}), ":1: rank is 0 of pool 9"),
+        ("p.jsonl", lines({**RANK, "rank": 10}), ":1: rank is 10 of pool 9"),
+        ("p.jsonl", lines({**RANK, "rank": 1.5}), ":1: rank is 1.5 of pool 9"),
+        ("p.jsonl", lines({**RANK, "pool": None}), ":1: rank is 2 of pool None"),
+        ("p.jsonl", lines(RANK, {**RANK, "way": "i2t"}, RANK), ":3: id 'a' is on line 1 too"),
+        ("p.jsonl.gz", lines(GOOD), ": not a whole gzip file"),
+        ("p.csv.gz", "", ":1: no column id"),
         ("p.jsonl", lines({**GOOD, "question": "\ud800"}), ":1: question has half of"),
         ("p.jsonl", lines(GOOD) + "\n" + lines(GOOD), ":3: id 'a/1' is on line 1 too"),
         ("p.jsonl", lines(GOOD) + "{", ":2: not JSON"),
@@ -109,6 +125,27 @@ def test_csv_is_read_as_jsonl_is(tmp_path):
     read = read_predictions(tmp_path / "p.csv")
     assert read == read_predictions(tmp_path / "p.jsonl")
     assert read == [{**rows[0], "type": "closed"}, rows[1]]
+    (tmp_path / "r.csv").write_text("id,right\na,True\nb,false\n")
+    assert [row["right"] for row in read_predictions(tmp_path / "r.csv")] == [True, False]
+    (tmp_path / "k.csv").write_text("id,way,rank,pool\na,t2i,2,9\n")
+    assert read_predictions(tmp_path / "k.csv") == [{k: x for k, x in RANK.items() if k != "image"}]
+
+
+def test_compressed_files_are_read_and_written(tmp_path):
+    """A .gz taken for text, or other bytes for the same rows: a file that changes by itself."""
+    rows = [GOOD, {"id": "é/2", "prediction": "ja", "right": {"paper": True, "strict": False}}]
+    write_predictions(tmp_path / "p.jsonl", rows)
+    write_predictions(tmp_path / "p.jsonl.gz", rows)
+    packed = (tmp_path / "p.jsonl.gz").read_bytes()
+    assert gzip.decompress(packed) == (tmp_path / "p.jsonl").read_bytes()
+    assert packed[4:8] == bytes(4)  # the time of writing
+    assert read_predictions(tmp_path / "p.jsonl.gz") == rows
+    (tmp_path / "c.csv.gz").write_bytes(gzip.compress(b"id,prediction\na/1,yes\n"))
+    assert read_predictions(tmp_path / "c.csv.gz") == [GOOD]
+    for damaged in (packed[:-9], b"", packed[:20] + b"x" + packed[21:]):
+        (tmp_path / "d.jsonl.gz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"d\.jsonl\.gz: (not a whole gzip|no prediction)"):
+            read_predictions(tmp_path / "d.jsonl.gz")
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -117,7 +154,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=3,
 )
-COLUMNS = ["id", "prediction", "answer", "label", "image", "type", "score", "leaked", "top"]
+COLUMNS = "id prediction answer label image type score leaked top right rank way pool".split()
 ROWS = st.lists(st.dictionaries(st.sampled_from(COLUMNS), JSON, max_size=4), max_size=3)
 
 
@@ -129,7 +166,8 @@ def read_or_refuse(path: Path) -> list[dict]:
         return []
     assert rows and len({row["id"] for row in rows}) == len(rows)
     for row in rows:
-        assert isinstance(row["prediction"], str) and row["id"].encode()
+        assert row["id"].encode() and row.keys() & {"prediction", "right", "rank"}
+        assert isinstance(row.get("prediction", ""), str)
         assert check_row(row) == row
     return rows
 
@@ -241,7 +279,7 @@ def test_flags_of_training(rad):
     flags = ("leaked_twin", "image_in_train", "answer_in_train")
 
     def told(rows: list, protocol: str) -> list[tuple]:
-        done, notes = annotate(rows, train, protocol)
+        done, notes = annotate(rows, training_rows(train, protocol), train, protocol)
         assert notes == []
         return [tuple(row[flag] for flag in flags) for row in done]
 
@@ -254,16 +292,50 @@ def test_flags_of_training(rad):
     assert told(either, "strict")[0][2] and not told(either, "paper")[0][2]
 
 
+def test_strata_rest_on_the_rows_trained_on(rad, tmp_path):
+    """Held-out training rows that count as trained on: an image in training that was never seen."""
+    test, train = read_questions(rad / "test"), read_questions(rad / "train")
+    allowed = training_rows(train, "strict")
+    assert annotate(test, allowed, train, "strict")[0][0]["image_in_train"]
+    ids = [row["id"] for row in allowed if row["image"] != "synpic2"]
+    assert 0 < len(ids) < len(allowed)
+    own = rows_trained_on(train, ids, "file")
+    assert [row["id"] for row in own] == ids
+    row = annotate(test, own, train, "strict")[0][0]
+    assert (row["leaked_twin"], row["image_in_train"]) == (True, False)
+    with pytest.raises(ValueError, match=r"file: 1 of its 1 ids .* 'synpic9/9'; is --train what"):
+        rows_trained_on(train, ["synpic9/9"], "file")
+
+
+def test_rows_trained_on_are_kept_whole(tmp_path):
+    """A list that was cut short, or that is of something else, taken for the rows trained on."""
+    for name in ("trained_on.txt", "trained_on.txt.gz"):
+        write_trained_on(tmp_path / name, "data/x: y/train", ["a/1", "b é/2"], 5)
+        assert read_trained_on(tmp_path / name) == ["a/1", "b é/2"]
+    path = tmp_path / "trained_on.txt"
+    whole = path.read_text()
+    assert whole == "# data/x: y/train: 2 of 5 rows\na/1\nb é/2\n"
+    for text, message in (
+        (whole.replace("b é/2\n", ""), "1 ids where its first line says 2"),
+        (whole.replace("b é/2", "a/1"), "1 ids where its first line says 2"),
+        (whole.split("\n", 1)[1], r"begins with 'a/1', not with `# SPLIT: N of M rows`"),
+        ("", "begins with ''"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_trained_on(path)
+
+
 def test_unknown_flags_are_said(rad):
     """Rows that do not tell whether they are leaked count as not leaked."""
     test, train = read_questions(rad / "test"), read_questions(rad / "train")
     unknown = [{**row, "leaked": None} for row in train]
-    rows, notes = annotate(test, unknown, "strict")
-    assert len(notes) == 2 and not any(
-        "leaked_twin" in row or "image_in_train" in row for row in rows
-    )
-    rows, notes = annotate([{**GOOD, "image": "a", "label": "yes"}], train, "paper")
+    rows, notes = annotate(test, unknown, unknown, "strict")
+    assert len(notes) == 1 and not any("leaked_twin" in row for row in rows)
+    rows, notes = annotate([{**GOOD, "image": "a", "label": "yes"}], train, train, "paper")
     assert "qid" in notes[0] and "leaked_twin" not in rows[0] and "image_in_train" in rows[0]
+    rows, notes = annotate([{"id": "a", "image": "a", "right": True}], train, train, "strict")
+    assert len(notes) == 2 and "answer_in_train" not in rows[0] and "image_in_train" in rows[0]
     with pytest.raises(ValueError, match="leaked"):
         training_rows(unknown, "strict")
 
@@ -334,3 +406,35 @@ def test_right_or_wrong_of_classes_and_labels():
     assert is_right(row, "paper")
     with pytest.raises(ValueError, match="'a/1' has a label and no answer"):
         is_right(row, "strict")
+
+
+def test_right_without_answers(rad):
+    """Kept files that hold no corpus text: not to be scored, or against the wrong protocol."""
+    right = {"paper": False, "strict": True}
+    rows = complete([{"id": "synpic2/3", "prediction": "x", "type": "open", "right": right}], "f")
+    assert rows[0]["image"] == "synpic2" and "label" not in rows[0]
+    assert [is_right(rows[0], name) for name in ("paper", "strict", "image_disjoint")] == [
+        False,
+        True,
+        True,
+    ]
+    assert is_right({**rows[0], "right": True}, "paper")
+    with pytest.raises(ValueError, match="'synpic2/3': its `right` does not say what strict"):
+        is_right({**rows[0], "right": {"paper": True}}, "strict")
+    # An answer counts more than what a file says of itself, if there is a prediction to compare.
+    test = read_questions(rad / "test")
+    said = [{"id": row["id"], "prediction": "x", "right": True} for row in test]
+    assert not any(is_right(row, "strict") for row in complete(join(said, test, "f")[0], "f"))
+    bare = [{"id": row["id"], "right": True} for row in test]
+    assert all(is_right(row, "strict") for row in complete(join(bare, test, "f")[0], "f"))
+
+
+def test_ranks_need_no_answer(tmp_path):
+    """Ranks of one item both ways taken for a row twice, or refused for having no prediction."""
+    rows = [RANK, {**RANK, "way": "i2t", "rank": 1}, {**RANK, "id": "b/1", "image": "b"}]
+    write_predictions(tmp_path / "ranks.jsonl", rows)
+    assert complete(read_predictions(tmp_path / "ranks.jsonl"), "f") == rows
+    with pytest.raises(ValueError, match="no rank on 1 of 2 rows"):
+        complete([RANK, {**GOOD, "image": "x", "right": True}], "f")
+    with pytest.raises(ValueError, match="id 'a' twice"):
+        write_predictions(tmp_path / "ranks.jsonl", [RANK, RANK])

@@ -1,154 +1,247 @@
-"""Intervals and comparisons against plain loops over the same resamples."""
+"""Intervals and tests on arrays against plain loops, other libraries and simulation."""
 
+import itertools
 import math
-import random
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score
+from scipy.stats import binomtest, chi2, norm
 
+from benchmarks import coverage
 from m3ae.scoring import statistics
-from m3ae.scoring.predictions import complete
 from m3ae.scoring.statistics import (
-    Bootstrap,
-    align,
-    evaluate,
-    evaluate_classes,
-    evaluate_vqa,
-    interval,
+    by_image,
+    holm,
+    interval_over_seeds,
+    macro_f1,
     mcnemar,
     mean_and_sd,
-    resampled_macro_f1,
+    percentile_interval,
+    ratio,
+    resampled_sums,
+    sign_flips,
+    wilson,
 )
 
-
-def rows_of(right: list[int], per_image: int = 3, **more: object) -> list[dict]:
-    """Questions with the answer "a", right where `right` is 1, `per_image` on each image."""
-    rows = [
-        {
-            "id": f"i{k // per_image}/{k}",
-            "answer": "A",
-            "prediction": "a" if ok else "b",
-            "type": "closed" if k % 2 else "open",
-            "question_type": "XYZ"[k % 3],
-            **more,
-        }
-        for k, ok in enumerate(right)
-    ]
-    return complete(rows, "test")
+# ------------------------------------------------------------------ measures of images
 
 
-RIGHT = st.lists(st.integers(0, 1), min_size=1, max_size=30)
+@given(
+    values=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), min_size=1, max_size=20),
+)
+def test_sums_by_image(values):
+    """Questions counted with another image, or an image without one shifting the rest."""
+    image, value = (np.array(column) for column in zip(*values, strict=True))
+    found = by_image(np.stack([value, value > 3]), image)
+    for number in range(image.max() + 1):
+        inside = [v for i, v in values if i == number]
+        assert found[:, number].tolist() == [sum(inside), sum(v > 3 for v in inside)]
 
 
-# ------------------------------------------------------------------ resampling
+def test_influence_of_a_ratio():
+    """Images of many questions that move an accuracy as little as those of one."""
+    hits, counts = np.array([[2.0, 0, 1], [1, 0, 0]]), np.array([3.0, 1, 1])
+    values, influence = ratio(hits, counts)
+    assert values.tolist() == [0.6, 0.2]
+    assert influence.sum(axis=1) == pytest.approx([0, 0])
+    more = counts + 1e-6 * np.array([1, 0, 0])  # an image of the same kind, a little
+    moved = (hits[0] + 1e-6 * np.array([2 / 3, 0, 0])).sum() / more.sum() - 0.6
+    assert moved / 1e-6 == pytest.approx(influence[0, 0] / 3, rel=1e-4)
 
 
-def drawn_images(bootstrap: Bootstrap) -> list[list[int]]:
-    """The images of each resample, one by one, from the same random numbers."""
-    rng = np.random.default_rng([bootstrap.seed, 0])
-    even = [1 / bootstrap.images] * bootstrap.images
-    times = rng.multinomial(bootstrap.images, even, size=bootstrap.samples)
-    return [[image for image, n in enumerate(row) for _ in range(n)] for row in times]
+def test_macro_f1_is_the_jackknife():
+    """Influence or bias of the closed form that is not that of leaving images out."""
+    rng = np.random.default_rng(0)
+    true = rng.multinomial(1, [0.6, 0.3, 0.1], size=12).T
+    said = rng.multinomial(1, [0.5, 0.3, 0.2], size=(2, 12)).transpose(0, 2, 1)
+
+    def value(keep):
+        hits, both = (said * true)[..., keep].sum(-1), (said + true)[..., keep].sum(-1)
+        return np.where(both > 0, 2 * hits / np.maximum(both, 1), 0).mean(axis=1)
+
+    everything = np.arange(12)
+    without = np.array([value(everything != k) for k in everything])  # (I, R)
+    values, influence, bias = macro_f1(said * true, said, true)
+    assert values == pytest.approx(value(everything))
+    assert bias == pytest.approx(11 * (without.mean(axis=0) - values))
+    variance = 11 / 12 * ((without - without.mean(axis=0)) ** 2).sum(axis=0)
+    assert 12 / 11 * (influence**2).sum(axis=1) == pytest.approx(variance)
+    assert (influence[0] * (without.mean(axis=0)[0] - without[:, 0]) >= 0).all()
 
 
-def percentile(values: list[float], share: float) -> float:
-    """Linear between order statistics."""
-    values = sorted(values)
-    place = share * (len(values) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(values) - 1)
-    return values[low] + (place - low) * (values[high] - values[low])
+def test_mean_and_sd():
+    """The deviation of a population for that of a sample."""
+    assert mean_and_sd([0.5]) == (0.5, None)
+    assert mean_and_sd([1, 2, 3]) == (2, 1)
 
 
-@settings(max_examples=60)
-@given(right=RIGHT, per_image=st.integers(1, 4), seed=st.integers(0, 9))
-def test_interval_is_a_plain_loop(right, per_image, seed):
-    """Questions drawn instead of images, a mean of image means, a wrong percentile."""
-    rows = rows_of(right, per_image)
-    bootstrap = Bootstrap([row["image"] for row in rows], samples=40, seed=seed)
-    names = sorted({row["image"] for row in rows})
-    result = evaluate_vqa(rows, "paper", samples=40, seed=seed)
-    for part in ("overall", "open", "closed"):
-        here = [part in ("overall", row["type"]) for row in rows]
-        chosen = [ok for ok, use in zip(right, here, strict=True) if use]
-        entry = result[part]
-        assert entry["questions"] == len(chosen)
-        if not chosen:
-            assert entry["accuracy"] is entry["interval"] is None
-            continue
-        assert entry["accuracy"] == sum(chosen) / len(chosen)
-        values = []
-        for images in drawn_images(bootstrap):
-            pool = [
-                ok
-                for image in images
-                for ok, row, use in zip(right, rows, here, strict=True)
-                if use and row["image"] == names[image]
-            ]
-            values += [sum(pool) / len(pool)] if pool else []
-        if len({row["image"] for row, use in zip(rows, here, strict=True) if use}) < 3:
-            assert entry["interval"] is None
-        else:
-            wanted = [percentile(values, 0.025), percentile(values, 0.975)]
-            assert entry["interval"] == pytest.approx(wanted, abs=1e-12)
+# ------------------------------------------------------------------ intervals
 
 
 def test_blocks_draw_the_same(monkeypatch):
-    """Resamples that depend on how many of them fit into memory."""
-    bootstrap = Bootstrap([str(k % 7) for k in range(20)], samples=50, seed=3)
-    values = np.arange(40).reshape(20, 2)
-    whole = bootstrap.sums(values)
+    """Resamples, or sign flips, that depend on how many of them fit into memory."""
+    totals, differences = np.arange(40).reshape(20, 2), np.arange(80.0).reshape(4, 20) % 7 - 3
+    whole, p = resampled_sums(totals, 50, 3), sign_flips(differences)
     assert whole.shape == (50, 2)
-    monkeypatch.setattr(statistics, "_BLOCK", 7 * 8)
-    assert (bootstrap.sums(values) == whole).all()
-    assert (Bootstrap(["a"] * 20, 0).sums(values)).shape == (0, 2)
+    monkeypatch.setattr(statistics, "_BLOCK", 20 * 8)
+    assert (resampled_sums(totals, 50, 3) == whole).all()
+    assert (sign_flips(differences) == p).all()
+    assert resampled_sums(totals, 0, 3).shape == (0, 2)
 
 
-def test_spread_is_the_known_one():
-    """An interval of the wrong level: with one question an image, it is the binomial's."""
-    rows = rows_of([k % 4 != 0 for k in range(400)], per_image=1)
-    low, high = evaluate_vqa(rows, "paper")["overall"]["interval"]
-    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
-    assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.005)
+def test_percentiles():
+    """A resample without a question of the part taken for accuracy 0, a wrong level."""
+    assert percentile_interval(np.array([np.nan, 0.5, 0.7])) == pytest.approx([0.505, 0.695])
+    tail = norm.cdf(-2.093024 * math.sqrt(20 / 19))
+    assert percentile_interval(np.array([0.0, 1.0]), 20) == pytest.approx([tail, 1 - tail])
 
 
-def test_clusters_widen_the_interval():
-    """Questions of one image taken as independent: an interval far too narrow."""
-    right = [int(k // 10 % 2 == 0) for k in range(400)]  # ten questions an image, all alike
-    together = rows_of(right, per_image=10)
-    apart = [{**row, "image": row["id"]} for row in together]
-    widths = [
-        np.diff(evaluate_vqa(rows, "paper")["overall"]["interval"])[0] for rows in (together, apart)
-    ]
-    assert widths[0] / widths[1] == pytest.approx(math.sqrt(10), rel=0.1)
+@pytest.mark.parametrize("name", ["mean_20", "paired_20"])
+def test_coverage_of_few_images(name):
+    """The plain percentile interval, which covers a difference on 20 images in 92 %."""
+    assert 0.93 <= coverage.cell(name, 1, None, 1000, seed=0)["coverage"] <= 0.97
 
 
-def test_few_images_have_no_interval():
-    """A part of one image shown as known exactly."""
-    assert interval(np.array([0.5, 0.7]), 2) is None
-    assert interval(np.array([]), 9) is None
-    assert interval(np.array([np.nan, 0.5, 0.7]), 3) == pytest.approx([0.505, 0.695])
+def arm(values, items, noise=0.0, images=10_000):
+    """A measure whose runs have the variances `items` in common and `noise` each, exactly."""
+    waves = np.sqrt(2) * np.cos(np.pi * np.outer(range(1, 12), np.arange(images) + 0.5) / images)
+    scale = np.sqrt((images - 1) / images / images)
+    own = waves[1 : len(values) + 1] * np.sqrt(noise)
+    return np.array(values), scale * (np.sqrt(items) * waves[0] + own)
+
+
+@settings(max_examples=60)
+@given(
+    values=st.lists(st.floats(0.4, 0.6), min_size=2, max_size=5),
+    items=st.floats(1e-6, 1e-3),
+    noise=st.floats(0, 1e-3),
+)
+def test_variances_of_an_interval(values, items, noise):
+    """Noise of single runs counted twice, as images' and as seeds'; a wrong quantile."""
+    runs = len(values)
+    low, high = interval_over_seeds([arm(values, items, noise)], -9, 9)
+    seeds = np.var(values, ddof=1) / runs
+    part = seeds / (items + seeds)
+    z2, t2 = 1.9602**2, {2: 161.447, 3: 18.5128, 4: 10.1280, 5: 7.70865}[runs]
+    wanted = (items + seeds) * (z2 + (t2 - z2) * part**1.75)
+    wanted = max(wanted, z2 * (items + noise / runs) / 4)
+    assert (low + high) / 2 == pytest.approx(np.mean(values))
+    assert (high - low) / 2 == pytest.approx(math.sqrt(wanted), rel=1e-3)
+
+
+def test_two_arms_with_seeds_of_their_own():
+    """One arm's seeds left out, Satterthwaite's degrees of freedom, a single run with seeds."""
+    one, two = arm([0.5, 0.7], 0.0), arm([0.2, 0.3, 0.4], 0.0)
+    seeds = np.array([0.02 / 2, 0.01 / 3])
+    freedom = seeds.sum() ** 2 / (seeds**2 / [1, 2]).sum()
+    half = statistics.stdtrit(freedom, 0.975) * math.sqrt(seeds.sum())
+    assert interval_over_seeds([one, two], -9, 9) == pytest.approx([0.3 - half, 0.3 + half])
+    half = statistics.stdtrit(2, 0.975) * math.sqrt(0.02 / 2 + 0.08 / 2)
+    both = [one, arm([0.2, 0.6], 0.0)]
+    assert interval_over_seeds(both, -9, 9) == pytest.approx([0.2 - half, 0.2 + half])
+    single = arm([0.2], 1e-4)
+    half = 1.9602 * 0.01
+    assert interval_over_seeds([single], 0, 1) == pytest.approx([0.2 - half, 0.2 + half], abs=1e-5)
+    assert interval_over_seeds([one], 0, 1) == [0, 1]
+
+
+def test_seeds_that_agree_by_chance():
+    """An interval without width, because two runs have the same accuracy."""
+    low, high = interval_over_seeds([arm([0.5, 0.5], 0.0, 4e-4)], 0, 1)
+    assert (high - low) / 2 == pytest.approx(1.9602 * math.sqrt(2e-4) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_coverage_of_two_normal_components(runs):
+    """93 to 97 % for seed variances of 0.1 to 10 times the items', whatever part of these is noise.
+
+    Exact but for the grid of the chi-squared variable: of Welch-Satterthwaite with two runs, 87 %.
+    """
+    grid = chi2.ppf((np.arange(400) + 0.5) / 400, runs - 1) / (runs - 1)
+    for noise, of_seeds in itertools.product((0.0, 0.3, 0.6, 0.9, 1.0), (0.1, 0.3, 1.0, 3.0, 10.0)):
+        found = []
+        for times in grid:
+            spread = np.linspace(-1, 1, runs)
+            spread *= math.sqrt((noise + of_seeds) * times / np.var(spread, ddof=1))
+            _, high = interval_over_seeds([arm(spread, 1 - noise, noise, 200)], -99, 99)
+            sd = math.sqrt(1 - noise + (noise + of_seeds) / runs)
+            found.append(2 * norm.cdf(high / sd) - 1)
+        assert 0.93 <= np.mean(found) <= 0.972, (noise, of_seeds)
+
+
+def old_interval(design, arms, seed):
+    """What was computed before: percentiles over images and over the runs of each arm."""
+    rng = np.random.default_rng([seed, 9])
+    totals = np.stack([arms[0][1], *(run for hits, _ in arms for run in hits)], axis=1)
+    count, *sums = resampled_sums(totals, 400, seed).T
+    means, sums = [], iter(sums)
+    for hits, _ in arms:
+        runs = len(hits)
+        weights = rng.multinomial(runs, np.full(runs, 1 / runs), size=400).T / runs
+        means.append(sum(weight * next(sums) for weight in weights) / count)
+    return percentile_interval(means[0] - (means[1] if len(means) > 1 else 0))
+
+
+@pytest.mark.parametrize("name", ["mean", "unpaired"])
+def test_coverage_of_a_simulation(name):
+    """The percentile bootstrap over seeds, whose 95 % are 75 to 80 % of two runs that differ."""
+    cell = (name, 2, 10.0, 300, 0)
+    assert 0.92 <= coverage.cell(*cell)["coverage"] <= 0.98
+    assert coverage.cell(*cell, interval=old_interval)["coverage"] < 0.86
+
+
+def test_the_benchmark(capsys, tmp_path, monkeypatch):
+    """A cell without its figures, or JSON that stands on the screen only."""
+    monkeypatch.setattr(coverage, "RATIOS", (1.0,))
+    monkeypatch.setattr(coverage, "RUNS", (1, 2))
+    assert coverage.main(["--simulations", "1", "--out", str(tmp_path / "out.json")]) == 0
+    printed = capsys.readouterr().out
+    assert '"macro_f1_paired"' in printed
+    assert (tmp_path / "out.json").read_text() == printed
+
+
+@given(right=st.integers(0, 40), more=st.integers(0, 40))
+def test_wilson_is_the_library(right, more):
+    """An interval of no width where all are right."""
+    if count := right + more:
+        wanted = binomtest(right, count).proportion_ci(method="wilson")
+        assert wilson(right / count, count) == pytest.approx([wanted.low, wanted.high], abs=1e-9)
+
+
+# ------------------------------------------------------------------ tests
 
 
 @settings(max_examples=40)
-@given(right=RIGHT, seed=st.integers(0, 99))
-def test_order_of_rows_changes_nothing(right, seed):
-    """Numbers that depend on the order of a file."""
-    rows, other = rows_of(right), rows_of(right[::-1])
-    mixed, other_mixed = rows[:], other[:]
-    random.Random(seed).shuffle(mixed)
-    random.Random(seed + 1).shuffle(other_mixed)
-    options = {"samples": 20, "blind": {"b": other}, "against": [other, rows]}
-    first = evaluate([rows, other], "paper", **options)
-    options |= {"blind": {"b": other_mixed}, "against": [other_mixed, mixed]}
-    assert evaluate([mixed, other_mixed], "paper", **options) == first
+@given(differences=st.lists(st.integers(-3, 3), min_size=1, max_size=9))
+def test_sign_flips_are_counted(differences):
+    """One-sided, ties left out, images that do not differ counted."""
+    flips = list(itertools.product((-1, 1), repeat=len(differences)))
+    sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in flips]
+    wanted = sum(total >= abs(sum(differences)) for total in sums) / len(flips)
+    assert sign_flips(np.array([differences]) / 7.0)[0] == pytest.approx(wanted)
 
 
-# ------------------------------------------------------------------ comparison
+def test_sign_flips_are_drawn():
+    """A p of 0, one of the order of images, one that many images take away."""
+    many = np.ones((1, 40))
+    assert sign_flips(many)[0] == 1 / 10_001
+    rng = np.random.default_rng(0)
+    differences = rng.integers(-1, 2, (1, 60)) + 0.1
+    z = abs(differences.sum()) / np.sqrt((differences**2).sum())
+    assert sign_flips(differences)[0] == pytest.approx(2 * norm.sf(z), abs=0.015)
+    assert sign_flips(np.zeros((2, 30))).tolist() == [1, 1]
+    few = np.array([[1.0] * 5 + [1e-17] * 30])  # rounding is no image that differs
+    assert sign_flips(few)[0] == 2 / 32
+
+
+def test_sign_flips_respect_images():
+    """Five questions of an image counted as five: a p far too small."""
+    clustered = 5.0 * np.array([1, 1, 1, 1, 1, 1, -1, -1, -1] + [0] * 20)
+    assert sign_flips(clustered[None])[0] == pytest.approx(130 * 2 / 512)
+    assert mcnemar(np.repeat(clustered > 0, 5), np.repeat(clustered < 0, 5))["p"] < 0.05
 
 
 @given(both=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
@@ -164,176 +257,11 @@ def test_mcnemar_is_the_binomial_sum(both):
     assert found["p"] == pytest.approx(float(p))
 
 
-@given(right=RIGHT)
-@settings(max_examples=40)
-def test_a_run_equals_itself(right):
-    """A comparison that draws other images for each side."""
-    rows = rows_of(right)
-    result = evaluate([rows], "strict", against=[rows], blind={"same": rows}, samples=20)
-    for entry in (result["overall"]["against"], result["overall"]["blind"]["same"]):
-        assert entry["difference"] == 0
-        assert entry["difference_interval"] in (None, [0, 0])
-        assert entry["mcnemar"] == {"only_first": 0, "only_second": 0, "p": 1}
-
-
-def test_paired_is_narrower_and_signed():
-    """Difference of the wrong sign, or of two models drawn apart."""
-    rng = random.Random(0)
-    second = [int(rng.random() < 0.5) for _ in range(300)]
-    first = [ok or int(k % 10 == 0) for k, ok in enumerate(second)]
-    result = evaluate([rows_of(first)], "paper", against=[rows_of(second)])["overall"]
-    compared = result["against"]
-    assert compared["difference"] == pytest.approx((sum(first) - sum(second)) / 300)
-    low, high = compared["difference_interval"]
-    assert 0 < low < compared["difference"] < high
-    assert high - low < np.diff(result["interval"])[0] / 2
-    assert compared["mcnemar"]["only_second"] == 0 and compared["mcnemar"]["only_first"] > 5
-
-
-def test_other_questions_are_refused():
-    """Two files compared position by position although they are of other questions."""
-    rows = rows_of([1, 0, 1])
-    other = [{**rows[0], "id": "x"}, *rows[1:]]
-    for runs, message in (
-        ([rows, rows[:2]], r"file 2 \(2 rows\) and the first one \(3\) .* 'i0/2'"),
-        ([rows, other], "'i0/0'"),
-        ([rows, [*rows, other[0]]], r"\(4 rows\) .* 'x'"),
-        ([rows, [*rows, rows[0]]], "an id twice"),
-        ([rows, [{**row, "label": "c"} for row in rows]], "other answers to 'i0/0'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            align(runs)
-        with pytest.raises(ValueError, match=message):
-            evaluate(runs[:1], "paper", against=runs[1:])
-    with pytest.raises(ValueError, match="no prediction to score"):
-        evaluate([[]], "paper")
-
-
-# ------------------------------------------------------------------ seeds
-
-
-def test_mean_and_sd():
-    """The deviation of a population for that of a sample."""
-    assert mean_and_sd([0.5]) == (0.5, None)
-    assert mean_and_sd([1, 2, 3]) == (2, 1)
-
-
-@settings(max_examples=30)
-@given(st.data(), st.integers(2, 4), st.integers(1, 3), st.integers(9, 20))
-def test_seeds_are_a_plain_loop(data, runs, other, questions):
-    """Images drawn anew for each seed, seeds of one side used for the other, or not drawn."""
-    flags = st.lists(st.integers(0, 1), min_size=questions, max_size=questions)
-    ours, theirs = ([data.draw(flags) for _ in range(n)] for n in (runs, other))
-    rows = rows_of(ours[0])
-    result = evaluate(
-        [rows_of(r) for r in ours],
-        "paper",
-        samples=30,
-        seed=5,
-        against=[rows_of(r) for r in theirs],
-    )["overall"]
-    means = [sum(r) / questions for r in ours]
-    assert result["accuracies"] == means
-    assert result["accuracy"] == pytest.approx(np.mean(means))
-    assert result["sd"] == pytest.approx(np.std(means, ddof=1))
-    bootstrap = Bootstrap([row["image"] for row in rows], 30, 5)
-    names = sorted({row["image"] for row in rows})
-    weights = [bootstrap.run_weights(n, k) for k, n in enumerate((runs, other))]
-    own, differences = [], []
-    for s, images in enumerate(drawn_images(bootstrap)):
-        sides = []
-        for weight, arm in zip(weights, (ours, theirs), strict=True):
-            means = []
-            for right in arm:
-                pool = [
-                    ok
-                    for image in images
-                    for ok, row in zip(right, rows, strict=True)
-                    if row["image"] == names[image]
-                ]
-                means.append(sum(pool) / len(pool))
-            sides.append(sum(w * m for w, m in zip(weight[s], means, strict=True)))
-        own.append(sides[0])
-        differences.append(sides[0] - sides[1])
-    for found, values in (
-        (result["interval"], own),
-        (result["against"]["difference_interval"], differences),
-    ):
-        wanted = [percentile(values, 0.025), percentile(values, 0.975)]
-        assert found == pytest.approx(wanted, abs=1e-12)
-    assert "mcnemar" not in result["against"]
-
-
-def test_run_weights():
-    """Runs that are never drawn twice, or weights that do not sum to 1."""
-    weights = Bootstrap(["a"], 4000).run_weights(3, 0)
-    assert weights.sum(axis=1) == pytest.approx(1) and weights.mean(axis=0) == pytest.approx(
-        1 / 3, abs=0.02
-    )
-    assert (weights == 1).any()
-    assert (weights != Bootstrap(["a"], 4000).run_weights(3, 1)).any()
-
-
-# ------------------------------------------------------------------ parts and classes
-
-
-def test_parts():
-    """Strata of a flag that some rows lack, types lost, an order that depends on the file."""
-    rows = [
-        {**row, "leaked_twin": k == 0, "near_duplicate": None if k else True}
-        for k, row in enumerate(rows_of([1, 0, 1, 1]))
-    ]
-    result = evaluate_vqa(rows, "paper", samples=0)
-    assert result["overall"] == {"questions": 4, "images": 2, "accuracy": 0.75, "interval": None}
-    assert {name: e["accuracy"] for name, e in result["question_type"].items()} == {
-        "X": 1,
-        "Y": 0,
-        "Z": 1,
-    }
-    assert list(result["strata"]) == ["leaked_twin"]
-    assert result["strata"]["leaked_twin"]["yes"]["questions"] == 1
-    assert result["strata"]["leaked_twin"]["no"]["accuracy"] == pytest.approx(2 / 3)
-
-
-def class_rows(truth: str, said: str) -> list[dict]:
-    rows = [
-        {"id": f"i{k // 2}/{k}", "answer": a, "prediction": None if p == "-" else p}
-        for k, (a, p) in enumerate(zip(truth, said, strict=True))
-    ]
-    return complete(rows, "test")
-
-
-def test_classes():
-    """Macro-F1 over the wrong classes, a confusion matrix turned round, missing ones as right."""
-    result = evaluate_classes([class_rows("aabbcc", "aabac-")], samples=50)
-    assert result["overall"]["accuracy"] == pytest.approx(4 / 6)
-    assert result["confusion"] == {
-        "classes": ["a", "b", "c"],
-        "matrix": [[2, 0, 0], [1, 1, 0], [0, 0, 1]],
-    }
-    assert result["macro_f1"]["value"] == pytest.approx((4 / 5 + 2 / 3 + 2 / 3) / 3)
-    assert "open" not in result
-    runs = [class_rows("aabbcc", said) for said in ("aabbcc", "aabbca")]
-    both = evaluate_classes(runs, samples=50)
-    assert both["confusion"]["matrix"] == [[4, 0, 0], [0, 4, 0], [1, 0, 3]]
-    assert both["macro_f1"]["values"][0] == 1 and both["macro_f1"]["sd"] > 0
-
-
-@settings(max_examples=25)
-@given(
-    pairs=st.lists(
-        st.tuples(st.sampled_from("abc"), st.sampled_from("abcd")), min_size=1, max_size=12
-    )
-)
-def test_resampled_macro_f1_is_the_library(pairs):
-    """F1 of a resample over classes that are not in it, or over pooled counts."""
-    truth, said = zip(*pairs, strict=True)
-    images = [str(k // 2) for k in range(len(pairs))]
-    bootstrap = Bootstrap(images, samples=10, seed=1)
-    found = resampled_macro_f1(bootstrap, truth, said)
-    for value, drawn in zip(found, drawn_images(bootstrap), strict=True):
-        chosen = [k for image in drawn for k in range(len(pairs)) if bootstrap.image[k] == image]
-        wanted = f1_score(
-            [truth[k] for k in chosen], [said[k] for k in chosen], average="macro", zero_division=0
-        )
-        assert value == pytest.approx(wanted)
+@given(p=st.lists(st.floats(0, 1), max_size=8))
+def test_holm_is_a_plain_loop(p):
+    """Bonferroni, an adjusted p below a smaller one's, or in the order of size."""
+    largest, wanted = 0.0, {}
+    for rank, k in enumerate(sorted(range(len(p)), key=lambda k: p[k])):
+        largest = wanted[k] = max(largest, min(1, (len(p) - rank) * p[k]))
+    assert holm(p) == pytest.approx([wanted[k] for k in range(len(p))])
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])

@@ -9,7 +9,6 @@ new one joins `SECTIONS`.
 import argparse
 import html
 import json
-import os
 import re
 import statistics
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from m3ae.files import write_text
 from m3ae.reports import parts as parts
 from m3ae.reports.parts import Series, absent, is_number, paragraph, section
 
@@ -282,39 +282,57 @@ def matching(run: Run) -> str:
     return section("Image-text matching", body, paragraph(text, note=True))
 
 
+# Rows of the fine-tuning table: who is compared with it, by the names that `m3ae.score` was given.
+COMPARED = {
+    "against": "without pre-training, as many fine-tuning steps",
+    "steps": "without pre-training, as many steps in all",
+    "other": "with pre-training, shown another's image",
+    "none": "with pre-training, shown the mean image",
+}
+
+
 def fine_tuning(run: Run) -> str:
-    """The table of `m3ae.score` in fine_tuning.json: with pre-training, against without."""
+    """What `m3ae.score --json` left in fine_tuning.json: from this run, beside what else."""
     scored = parts.read_json(run.folder / "fine_tuning.json")
     if not scored:
         return ""
     protocol, result = next(iter(scored["results"].items()))
-    names = {
-        "against": "without",
-        **{name: f"blind: {name}" for name in result["overall"].get("blind", {})},
-    }
-    rows = []
-    for name in ("overall", "open", "closed"):
-        entry = result[name]
-        compared = entry.get("blind", {}) | {"against": entry["against"]}
-        cells = [f"{name}<br><small>{parts.count(entry['questions'])} questions</small>"]
-        cells.append(parts.with_interval(_measure(entry, "accuracy", "interval"), is_loss=False))
-        gain = _measure(entry["against"], "difference", "difference_interval")
-        cells.append(parts.with_interval(gain, is_loss=False, gain=True))
-        cells += [absent(parts.percent(compared[other]["accuracy"])) for other in names]
-        rows.append(cells)
+    entries = [result[name] for name in ("overall", "open", "closed")]
+    cells = [
+        parts.with_interval(_measure(e, "accuracy", "interval"), is_loss=False) for e in entries
+    ]
+    rows = [["with pre-training", *cells]]
+    for name in _compared(entries[0]):
+        title = COMPARED.get(name, f"blind: {name}")
+        cells = []
+        for entry in map(_compared, entries):
+            gain = _measure(entry[name], "difference", "difference_interval")
+            accuracy = absent(parts.percent(entry[name]["accuracy"]))
+            over = parts.with_interval(gain, is_loss=False, gain=True)
+            cells.append(f"{accuracy}<br><small>gain over it</small> {over}")
+        rows.append([html.escape(title), *cells])
     text = (
-        "Accuracy of questions on images, fine-tuned from this run and, with as many fine-tuning "
-        f"steps, from the weights that it began with. Protocol {protocol}; brackets are 95 % "
-        "bootstrap intervals over images. Blind baselines never see the image."
+        "Accuracy of questions on images, fine-tuned from this run, and from the weights that it "
+        f"began with. Protocol {protocol}; brackets are 95 % intervals over images. Blind "
+        "baselines never see an image."
     )
-    columns = ["", "with pre-training", "gain", *names.values()]
+    columns = [
+        "",
+        *(f"{n} ({result[n]['questions']} questions)" for n in ("overall", "open", "closed")),
+    ]
     return section("Fine-tuning", paragraph(text), parts.table(columns, rows))
+
+
+def _compared(entry: dict) -> dict[str, dict]:
+    """Everything that a part of the questions is compared with, by name."""
+    against = {"against": entry["against"]} if "against" in entry else {}
+    return against | entry.get("arms", {}) | entry.get("blind", {})
 
 
 def _measure(entry: dict, value: str, interval: str) -> dict:
     """A value and its interval as `parts.with_interval` takes them."""
     low, high = entry[interval] or (None, None)
-    return {"value": entry[value], "low": low, "high": high, "n": entry.get("questions")}
+    return {"value": entry[value], "low": low, "high": high}
 
 
 def curves(run: Run) -> str:
@@ -430,9 +448,7 @@ def write_report(run: Path) -> Path:
     contents = read_run(Path(run))
     path = contents.folder / "report.html"
     text = parts.page(contents.name, "".join(part(contents) for part in SECTIONS))
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)
     return path
 
 

@@ -1,13 +1,17 @@
 """Blind baselines: answers to questions on images that are never looked at."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from m3ae.scoring.predictions import Row, reference
 
 _BLOCK = 512  # questions compared with all training questions at a time
+_MODELS = ("right", "score", "top")  # a baseline's rows have no such things of the model's
 
 
 def commonest(answers: Iterable[str]) -> str:
@@ -31,36 +35,69 @@ def majority_answers(train: Sequence[Row], rows: Sequence[Row]) -> list[str]:
 def nearest_answers(train: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     """For each row the answer to the training question that is nearest by its words.
 
-    Questions are vectors of their words and word pairs (lower case, numbers and single letters
-    too), weighted by TF-IDF as the training questions have it, compared by cosine. Of several
-    nearest ones (corpora repeat their questions) the commonest answer counts, then the first in
-    training order; a question without a known word is equally near to all.
+    Questions are vectors of their terms, words and word pairs, weighted by TF-IDF as the training
+    questions have it, compared by cosine. Of several nearest ones (corpora repeat their questions)
+    the commonest answer counts, then the first in training order; a question without a known term
+    is equally near to all.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
-
-    vectoriser = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+")
-    try:
-        known = vectoriser.fit_transform([row["question"] for row in train])
-    except ValueError as error:
-        raise ValueError(f"the training questions have no words ({error})") from error
+    asked = [terms(row["question"]) for row in train]
+    column = {term: k for k, term in enumerate(dict.fromkeys(term for q in asked for term in q))}
+    if not column:
+        raise ValueError("the training questions have no words")
+    having = Counter(term for question in asked for term in set(question))
+    # Smoothed, as scikit-learn has it.
+    idf = np.log((1 + len(asked)) / (1 + np.array([having[term] for term in column]))) + 1
+    known = unit_vectors(asked, column, idf)
     answers = [reference(row) for row in train]
     questions = list(dict.fromkeys(row["question"] for row in rows))
     found: dict[str, str] = {}
     for begin in range(0, len(questions), _BLOCK):
         block = questions[begin : begin + _BLOCK]
         # Rounded: equal cosines must tie whatever the order that their products are added in.
-        cosines = np.round((vectoriser.transform(block) @ known.T).toarray(), 9)
+        vectors = unit_vectors(map(terms, block), column, idf)
+        cosines = np.round((vectors @ known.T).toarray(), 9)
         for question, row in zip(block, cosines, strict=True):
             nearest = np.flatnonzero(row == row.max())
             found[question] = commonest(answers[int(i)] for i in nearest)
     return [found[row["question"]] for row in rows]
 
 
+def terms(question: str) -> list[str]:
+    """Words and pairs of neighbouring ones: lower case, numbers and single letters too."""
+    words = re.findall(r"\w+", question.lower())
+    return words + [" ".join(pair) for pair in pairwise(words)]
+
+
+def unit_vectors(
+    questions: Iterable[Sequence[str]], column: dict[str, int], idf: np.ndarray
+) -> Any:
+    """Questions' terms as a sparse matrix (Q, terms): count times idf, rows of length 1.
+
+    idf: the weight of each term. A question without a known term is a row of zeros.
+    """
+    from scipy.sparse import csr_array, diags_array
+
+    counts = [Counter(column[t] for t in terms if t in column) for terms in questions]
+    ends = np.cumsum([0, *map(len, counts)])
+    columns = np.array([k for count in counts for k in count], dtype=np.int64)
+    values = np.array([n for count in counts for n in count.values()]) * idf[columns]
+    matrix = csr_array((values, columns, ends), shape=(len(counts), len(idf)))
+    lengths = np.sqrt((matrix * matrix).sum(axis=1))
+    return diags_array(1 / np.where(lengths > 0, lengths, 1)) @ matrix
+
+
 def blind_baselines(
     train: Sequence[Row], rows: Sequence[Row]
 ) -> tuple[dict[str, list[Row]], list[str]]:
-    """The rows with each baseline's prediction, by its name, and which one could not be had."""
-    notes = []
+    """The rows with each baseline's prediction, by its name, and which one could not be had.
+
+    `train`: the rows that the model trained on.
+    """
+    if any(reference(row) is None for row in rows):
+        return {}, [
+            "blind baselines: not computed, for the predictions have no answer; give --data"
+        ]
+    notes, rows = [], [{k: x for k, x in row.items() if k not in _MODELS} for row in rows]
     made = {"majority": majority_answers(train, rows)}
     if all("question" in row for row in rows):
         made["nearest"] = nearest_answers(train, rows)

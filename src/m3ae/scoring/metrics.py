@@ -101,20 +101,6 @@ def vqa_accuracy(scores: ArrayLike, targets: ArrayLike, closed: ArrayLike) -> di
     return {name: float(part.mean()) if len(part) else np.nan for name, part in parts.items()}
 
 
-def macro_f1(answers: Sequence[str], predictions: Sequence[str | None]) -> float:
-    """Unweighted mean of F1 over the classes that are an answer or a prediction.
-
-    answers and predictions: names of classes; None, no prediction, is of no class.
-    """
-    matrix = confusion(answers, predictions)[1]
-    true = np.unique(np.array(list(answers), dtype=object), return_counts=True)
-    names = sorted({*answers, *predictions} - {None})
-    counts = dict(zip(*true, strict=True))
-    of_true = np.array([counts.get(name, 0) for name in names])
-    both = of_true + matrix.sum(axis=0)
-    return float((2 * np.diag(matrix) / both).mean())
-
-
 def confusion(
     answers: Sequence[str], predictions: Sequence[str | None]
 ) -> tuple[list[str], np.ndarray]:

@@ -1,6 +1,6 @@
-"""Prediction files: read, check, write, join with a prepared split; right or wrong.
+"""Prediction files: read, check, write, join with a prepared split; right or wrong; strata.
 
-A file holds one JSON object a line (or is a CSV with a header), one a question:
+A file holds one JSON object a line (or is a CSV with a header), one a question; .gz: compressed.
 
     id             key of the question in the shards, e.g. synpic54610/12
     prediction     one answer, or the name of a class
@@ -9,19 +9,26 @@ A file holds one JSON object a line (or is a CSV with a header), one a question:
     type           open or closed; rows without it are of classes, not of questions
     question_type  the corpus's own categories
     leaked_twin, image_in_train, answer_in_train, near_duplicate   flags, see `annotate`
+    right          true or false, or {"paper": ..., "strict": ...}: counts where there is no
+                   prediction, or neither answer nor label
+    way, rank, pool   retrieval, instead of all these: t2i or i2t, the place from 1 of the best
+                   true item, the number of items that were ranked
 
 Only id and prediction are needed where a prepared split says the rest, and only these two and
 answer (or label) without one. Other columns are kept as they stand.
 """
 
 import csv
+import gzip
+import io
 import json
-import os
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from m3ae.files import is_unicode
+from m3ae.files import is_unicode, replacing
 from m3ae.scoring.answers import accepted_answers, normalise_answer
 from m3ae.scoring.protocols import protocols_of, select_rows
 
@@ -29,11 +36,14 @@ Row = dict[str, Any]
 
 PROTOCOLS = ("paper", "strict", "image_disjoint")
 TYPES = ("open", "closed")
+WAYS = ("t2i", "i2t")
 FLAGS = ("leaked_twin", "image_in_train", "answer_in_train", "near_duplicate")
 _OR_NUMBER = ("id", "prediction", "answer")  # a number there is read as its digits
 _TEXTS = (*_OR_NUMBER, "label", "image", "question", "question_type", "type")
 _ALL_FLAGS = (*FLAGS, "leaked", "framed", "image_in_test")
-_OWN = ("prediction", "score", "top")  # what a model says, and no prepared split
+_OWN = ("prediction", "score", "top", "right")  # what a model says, and no prepared split
+_NUMBERS = {"score": float, "rank": int, "pool": int}  # columns of a CSV
+_TRAINED_ON = re.compile(r"# .*: ([0-9]+) of [0-9]+ rows")  # the first line of such a file
 
 
 # ------------------------------------------------------------------ read and write
@@ -55,17 +65,25 @@ def check_row(row: Any) -> Row:
             raise ValueError(f"{key} is a {type(value).__name__}, not text")
         if not is_unicode(value):
             raise ValueError(f"{key} has half of a surrogate pair in it, which is no text")
-    for key in ("id", "prediction"):
-        if key not in row:
-            raise ValueError(f"no {key}")
-    if not row["id"]:
-        raise ValueError("an empty id")
+    if not row.get("id"):
+        raise ValueError("an empty id" if "id" in row else "no id")
+    if not row.keys() & {"prediction", "right", "rank"}:
+        raise ValueError("no prediction")
     for key in _ALL_FLAGS:
         if not isinstance(row.get(key, False), bool):
             raise ValueError(f"{key} is {row[key]!r}, not true or false")
-    score = row.get("score", 0)
+    score, right = row.get("score", 0), row.get("right", False)
     if isinstance(score, bool) or not isinstance(score, int | float):
         raise ValueError(f"score is {score!r}, not a number")
+    by_protocol = right if isinstance(right, dict) and right else {"paper": right}
+    if not all(k in PROTOCOLS and isinstance(x, bool) for k, x in by_protocol.items()):
+        raise ValueError(f"right is {right!r}, neither true nor false, nor these by protocol")
+    if "rank" in row:
+        ends = row["rank"], row.get("pool")
+        if row.get("way") not in WAYS:
+            raise ValueError(f"way is {row.get('way')!r}, neither t2i nor i2t")
+        if not all(type(x) is int for x in ends) or not 1 <= ends[0] <= ends[1]:
+            raise ValueError("rank is {!r} of pool {!r}, no place from 1".format(*ends))
     if "type" in row:
         row["type"] = row["type"].strip().lower()
         if row["type"] not in TYPES:
@@ -81,15 +99,17 @@ def read_predictions(path: str | Path) -> list[Row]:
     """
     path = Path(path)
     rows: list[Row] = []
-    lines: dict[str, int] = {}
-    for number, raw in (_csv_rows if path.suffix.lower() == ".csv" else _json_rows)(path):
+    lines: dict[tuple[str, str], int] = {}
+    csv_file = path.name.lower().removesuffix(".gz").endswith(".csv")
+    for number, raw in (_csv_rows if csv_file else _json_rows)(path):
         try:
             row = check_row(raw)
-            if row["id"] in lines:
-                raise ValueError(f"id {row['id']!r} is on line {lines[row['id']]} too")
+            key = _key(row)
+            if key in lines:
+                raise ValueError(f"id {row['id']!r} is on line {lines[key]} too")
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from error
-        lines[row["id"]] = number
+        lines[key] = number
         rows.append(row)
     if not rows:
         raise ValueError(f"{path}: no prediction in it")
@@ -97,38 +117,51 @@ def read_predictions(path: str | Path) -> list[Row]:
 
 
 def write_predictions(path: str | Path, rows: Iterable[Row]) -> None:
-    """Write rows as JSON lines, so that the file is the old one or the whole new one.
-
-    Raises ValueError, before anything is written, naming a row that could not be read back.
-    """
-    path, known, lines = Path(path), set(), []
+    """Write rows as JSON lines, whole or not at all; ValueError names one that cannot be read."""
+    known: set[tuple[str, str]] = set()
+    lines: list[str] = []
     for row in rows:
         try:
-            checked = check_row(row)
-            if checked["id"] in known:
-                raise ValueError(f"id {checked['id']!r} twice")
+            key = _key(check_row(row))
+            if key in known:
+                raise ValueError(f"id {key[0]!r} twice")
             lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         except ValueError as error:
             raise ValueError(f"{path}: row {len(lines) + 1} to write: {error}") from error
-        known.add(checked["id"])
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        known.add(key)
+    _write(Path(path), "".join(lines))
+
+
+def _key(row: Row) -> tuple[str, str]:
+    """What may occur once in a file: a caption and its image may have one id, ranked two ways."""
+    return row["id"], row["way"] if "rank" in row else ""
+
+
+def _write(path: Path, text: str) -> None:
+    """Write UTF-8, whole or not at all; .gz has no time in it."""
+    data = text.encode()
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def _read(path: Path) -> bytes:
+    """What a file holds, decompressed where it ends in .gz; ValueError where it is cut short."""
+    data = path.read_bytes()
+    try:
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error})") from error
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Number (from 1) and value of each line that is not blank."""
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(_read(path).split(b"\n"), start=1):
         if line.strip():
             try:
                 yield number, json.loads(line.decode("utf-8-sig"), parse_constant=_refuse)
             except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"{path}:{number}: not JSON ({error}); expected one object a line, or a .csv"
-                ) from error
+                what = f"{path}:{number}: not JSON ({error}); expected one object a line"
+                raise ValueError(f"{what}, or a .csv") from error
 
 
 def _refuse(constant: str) -> None:
@@ -137,46 +170,36 @@ def _refuse(constant: str) -> None:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Last line and cells by column of each row; empty cells, but for predictions, are null."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            for name in ("id", "prediction"):
-                if name not in header:
-                    raise ValueError(
-                        f"{path}:1: no column {name}; it has {', '.join(header) or 'none'}"
-                    )
-            if len(set(header)) < len(header):
-                raise ValueError(f"{path}:1: a column occurs twice: {', '.join(header)}")
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise ValueError(
-                        f"{path}:{reader.line_num}: {len(cells)} cells, the header "
-                        f"has {len(header)}"
-                    )
-                yield reader.line_num, dict(map(_cell, header, cells))
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}: after line {reader.line_num}: not UTF-8; save it as UTF-8"
-            ) from error
-        except csv.Error as error:
-            raise ValueError(f"{path}:{reader.line_num}: not CSV ({error})") from error
+    file = io.TextIOWrapper(io.BytesIO(_read(path)), "utf-8-sig", newline="")
+    reader = csv.reader(file, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if "id" not in header or not {"prediction", "right", "rank"} & set(header):
+            lacking = "prediction" if "id" in header else "id"
+            raise ValueError(f"{path}:1: no column {lacking}; it has {', '.join(header) or 'none'}")
+        if len(set(header)) < len(header):
+            raise ValueError(f"{path}:1: a column occurs twice: {', '.join(header)}")
+        for cells in filter(None, reader):
+            if len(cells) != len(header):
+                count = f"{len(cells)} cells, the header has {len(header)}"
+                raise ValueError(f"{path}:{reader.line_num}: {count}")
+            yield reader.line_num, dict(map(_cell, header, cells))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{reader.line_num + 1}: not UTF-8; save it as such") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: not CSV ({error})") from error
 
 
 def _cell(name: str, text: str) -> tuple[str, Any]:
-    """A column's name and value; flags and the score are no text in JSON either."""
+    """A column's name and value; flags and numbers are no text in JSON either."""
     if not text and name != "prediction":
         return name, None
-    if name in _ALL_FLAGS:
+    if name in _ALL_FLAGS or name == "right":
         return name, {"true": True, "false": False}.get(text.strip().lower(), text)
-    if name == "score":
-        try:
-            return name, float(text)
-        except ValueError:
-            return name, text  # which `check_row` refuses
-    return name, text
+    try:
+        return name, _NUMBERS.get(name, str)(text)
+    except ValueError:
+        return name, text  # which `check_row` refuses
 
 
 # ------------------------------------------------------------------ prepared splits
@@ -212,10 +235,8 @@ def join(
         for key in ("answer", "label"):
             same = normalise_answer if "type" in question else str
             if key in row and same(row[key]) != same(str(question.get(key, row[key]))):
-                raise ValueError(
-                    f"{name}: {question['id']}: {key} {row[key]!r} where the prepared "
-                    f"split has {question[key]!r}"
-                )
+                what = f"{name}: {question['id']}: {key} {row[key]!r}"
+                raise ValueError(f"{what} where the prepared split has {question[key]!r}")
         joined.append({**question, **{key: row[key] for key in (*_OWN, *FLAGS) if key in row}})
     return joined, len(missing)
 
@@ -224,9 +245,10 @@ def complete(rows: Sequence[Row], name: str) -> list[Row]:
     """Rows that can be scored alone, with `image` on each and, of questions, `label`.
 
     A column that some rows have and others lack would shift what is counted, so it is refused, as
-    are rows without answer and label, and a label that is not the answer normalised.
+    are rows that neither answer, label nor `right` tells right from wrong, and a label that is not
+    the answer normalised. Rows of ranks get their `image`.
     """
-    for key in ("image", "type", "question_type", "question", "answer"):
+    for key in ("image", "type", "question_type", "question", "answer", "rank"):
         lacking = [row["id"] for row in rows if key not in row]
         if 0 < len(lacking) < len(rows):
             raise ValueError(
@@ -235,41 +257,47 @@ def complete(rows: Sequence[Row], name: str) -> list[Row]:
             )
     done = []
     for row in rows:
-        if "answer" not in row and "label" not in row:
-            raise ValueError(
-                f"{name}: {row['id']!r} has no answer and no label; give the prepared "
-                "split with --data"
-            )
         row = {"image": row["id"].rpartition("/")[0] or row["id"], **row}
-        if "type" in row:
+        answered = "answer" in row or "label" in row
+        if not answered and not row.keys() & {"right", "rank"}:
+            what = f"{name}: {row['id']!r} has no answer and no label"
+            raise ValueError(f"{what}; give the prepared split with --data")
+        if answered and "type" in row:
             label = normalise_answer(row.get("answer", row.get("label")))
             if "answer" in row and row.get("label", label) != label:
-                raise ValueError(
-                    f"{name}: {row['id']!r}: label {row['label']!r} is not the answer "
-                    f"normalised, {label!r}"
-                )
+                what = f"{name}: {row['id']!r}: label {row['label']!r}"
+                raise ValueError(f"{what} is not the answer normalised, {label!r}")
             row["label"] = label
         done.append(row)
     return done
 
 
-# ------------------------------------------------------------------ right or wrong, strata
+# ------------------------------------------------------------------ right or wrong
 
 
 def is_right(row: Row, protocol: str) -> bool:
     """Whether a row of `complete` is right.
 
     paper: the normalised prediction is the label. The other protocols accept any of
-    `accepted_answers`. Of classes: the names are equal. No prediction (None) is wrong. Raises
-    ValueError where the answer, with its alternatives, is not in the row.
+    `accepted_answers`. Of classes: the names are equal. No prediction (None) is wrong. Without
+    a prediction, or an answer to compare it with, the row's `right` says it. Raises ValueError
+    where the row does not tell.
     """
-    prediction = row["prediction"]
+    prediction, known = row.get("prediction"), reference(row)
+    if ("prediction" not in row or known is None) and "right" in row:
+        right = row["right"]
+        if not isinstance(right, dict):
+            return right
+        counted = "paper" if protocol == "paper" else "strict"
+        if counted not in right:
+            raise ValueError(f"{row['id']!r}: its `right` does not say what {counted} counts")
+        return right[counted]
     if prediction is None:
         return False
     if "type" not in row:
-        return prediction == reference(row)
+        return prediction == known
     if protocol == "paper":
-        return normalise_answer(prediction) == row["label"]
+        return normalise_answer(prediction) == known
     if "answer" not in row:
         raise ValueError(
             f"{row['id']!r} has a label and no answer, whose alternatives {protocol} "
@@ -278,26 +306,72 @@ def is_right(row: Row, protocol: str) -> bool:
     return normalise_answer(prediction) in accepted_answers(row["answer"])
 
 
-def reference(row: Row) -> str:
-    """What a training row teaches: the label, or the name of the class."""
-    return row["label"] if "type" in row else row.get("answer", row.get("label"))
+def reference(row: Row) -> str | None:
+    """What a row teaches: the label, or the name of the class; None where only `right` is known."""
+    return row.get("label") if "type" in row else row.get("answer", row.get("label"))
+
+
+def right_answers(row: Row, protocol: str) -> set[str]:
+    """The normalised answers that count as right under a protocol, or the class's name."""
+    wide = protocol != "paper" and "type" in row and "answer" in row
+    return {reference(row), *(accepted_answers(row["answer"]) if wide else ())}
+
+
+# ------------------------------------------------------------------ rows trained on, strata
 
 
 def training_rows(train: Sequence[Row], protocol: str) -> list[Row]:
-    """Rows of `read_questions` that a protocol trains on; ValueError where they do not tell."""
+    """Rows of `read_questions` that a protocol allows, where the run's own are not known.
+
+    ValueError where the rows do not tell.
+    """
     rule = protocols_of(protocol, "", True)[0]
     return [train[int(i)] for i in select_rows(rule, train)]
 
 
+def write_trained_on(path: str | Path, folder: str | Path, ids: Sequence[str], total: int) -> None:
+    """Write the ids of the rows that a run trained on, out of the `total` of the split `folder`.
+
+    One id a line below `# FOLDER: N of M rows`; compressed where the path ends in .gz.
+    """
+    _write(Path(path), "\n".join([f"# {folder}: {len(ids)} of {total} rows", *ids, ""]))
+
+
+def read_trained_on(path: str | Path) -> list[str]:
+    """The ids of `write_trained_on`; ValueError where the file is not one, or not a whole one."""
+    first, *ids = _read(Path(path)).decode("utf-8", "replace").removesuffix("\n").split("\n")
+    counted = _TRAINED_ON.fullmatch(first)
+    if counted is None:
+        raise ValueError(f"{path}: begins with {first[:60]!r}, not with `# SPLIT: N of M rows`")
+    if not len(ids) == len(set(ids)) == int(counted[1]):
+        raise ValueError(f"{path}: {len(set(ids))} ids where its first line says {counted[1]}")
+    return ids
+
+
+def rows_trained_on(train: Sequence[Row], ids: Sequence[str], name: str) -> list[Row]:
+    """Rows of a training split that a run trained on; `name` is the list's, for errors.
+
+    Raises ValueError where the split lacks one of the ids.
+    """
+    wanted = set(ids)
+    if unknown := wanted - {row["id"] for row in train}:
+        raise ValueError(
+            f"{name}: {len(unknown)} of its {len(wanted)} ids are not in the training split, "
+            f"e.g. {min(unknown)!r}; is --train what was trained on?"
+        )
+    return [row for row in train if row["id"] in wanted]
+
+
 def annotate(
-    rows: Sequence[Row], train: Sequence[Row], protocol: str
+    rows: Sequence[Row], trained_on: Sequence[Row], train: Sequence[Row], protocol: str
 ) -> tuple[list[Row], list[str]]:
     """Rows with the flags that a training split decides, and what could not be decided and why.
 
-    leaked_twin: a training row that is `leaked` has the same `qid`, whether or not the protocol
-    trains on it. image_in_train: a row that the protocol trains on has the same image key.
-    answer_in_train: such a row has as its label this row's or, but for `paper`, an accepted
-    alternative; the share of these is the ceiling of a classifier over training answers.
+    `trained_on`: the rows of the split `train` that the run trained on. leaked_twin: a row of the
+    split that is `leaked` has the same `qid`, whether or not it was trained on.
+    image_in_train: a row trained on has the same image key. answer_in_train: such a row has as
+    its label one of `right_answers`; the fraction of these is the ceiling of a classifier over
+    training answers.
     """
     notes, out = [], [dict(row) for row in rows]
     leaked = [row["leaked"] for row in train if "leaked" in row]
@@ -309,14 +383,12 @@ def annotate(
         twins = {row["qid"] for row in train if row["leaked"]}
         for row in out:
             row["leaked_twin"] = row["qid"] in twins
-    try:
-        known = training_rows(train, protocol)
-    except ValueError as error:
-        return out, [*notes, f"strata of training images and answers: not told, for {error}"]
-    images, answers = {row["image"] for row in known}, {reference(row) for row in known}
+    images, answers = {row["image"] for row in trained_on}, {reference(row) for row in trained_on}
+    answered = all(reference(row) is not None for row in rows)
+    if not answered:
+        notes.append("answers in training: not told, for the predictions have none; give --data")
     for row in out:
         row["image_in_train"] = row["image"] in images
-        strict = protocol != "paper" and "type" in row and "answer" in row
-        accepted = {reference(row), *(accepted_answers(row["answer"]) if strict else ())}
-        row["answer_in_train"] = not answers.isdisjoint(accepted)
+        if answered:
+            row["answer_in_train"] = not answers.isdisjoint(right_answers(row, protocol))
     return out, notes

@@ -1,87 +1,59 @@
-"""Accuracy with intervals, from rows of predictions: bootstrap over images, paired comparison.
+"""Intervals and tests on arrays: bootstrap over images, few seeds, sign flips, McNemar, Holm.
 
-Letters: `Q` questions, `I` images, `S` resamples, `R` runs (seeds), `K` columns.
+Letters: `Q` questions, `I` images, `S` resamples, `R` runs (seeds), `C` classes, `K` columns. The
+questions of an image are not independent, so whole images are drawn and flipped (cluster
+bootstrap; Davison and Hinkley 1997, section 3.8).
+
+A measure of R runs is its values (R,) and their influence (R, I): by how much each image moves
+them. Over the images they add up to 0, and I/(I-1) times the sum of their squares is the variance
+of the value from drawing images: of a ratio the linearised one, of macro-F1 the jackknife's.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest
-
-from m3ae.scoring.predictions import FLAGS, TYPES, Row, is_right, reference
+from scipy.special import bdtr, ndtr, stdtrit
 
 LEVEL = 0.95
-FEWEST_IMAGES = 3  # with fewer, a resample has no image of the part in over 5 % of cases
-_BLOCK = 2**24  # numbers of resampled counts held at a time
+FEWEST_IMAGES = 20  # with fewer, no interval and no p
+FLIPS = 10_000
+_EXACT = 14  # with fewer images that differ, all sign flips are counted
+_POWER = 1.75  # see `interval_over_seeds`
+_BLOCK = 2**24  # numbers drawn at a time
+
+Measured = tuple[np.ndarray, np.ndarray]  # values (R,), influence (R, I)
 
 
-# ------------------------------------------------------------------ resampling
+# ------------------------------------------------------------------ measures of images
 
 
-class Bootstrap:
-    """Resamples of images with replacement, all questions of an image together.
+def by_image(values: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Sums (..., I) over each image's questions of values (..., Q); image int64 (Q,), from 0."""
+    totals = np.zeros((int(image.max()) + 1, *values.shape[:-1]))
+    np.add.at(totals, image, np.moveaxis(values, -1, 0).astype(np.float64))
+    return np.moveaxis(totals, 0, -1)
 
-    The questions of an image are not independent, so the image is the unit that is drawn (cluster
-    bootstrap; Davison and Hinkley 1997, section 3.8). What is drawn depends on the set of image
-    names, `samples` and `seed` alone, not on the order of the rows.
+
+def ratio(hits: np.ndarray, counts: np.ndarray) -> Measured:
+    """Sum of hits (R, I) over that of counts (I,): values and influence, e.g. of an accuracy."""
+    values = hits.sum(axis=1) / counts.sum()
+    return values, (hits - values[:, None] * counts) / counts.sum()
+
+
+def macro_f1(hits: np.ndarray, said: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Mean F1 over C classes: values (R,), influence (R, I), bias (R,).
+
+    Right (R, C, I), predicted (R, C, I), answers (C, I), by image. A class that is neither an
+    answer nor predicted has F1 0. F1 of a small class is biased; influence and bias are those of
+    the jackknife (Quenouille 1956, Tukey 1958): the mean without each of the images in turn.
     """
-
-    def __init__(self, images: Sequence[str], samples: int = 10_000, seed: int = 0) -> None:
-        number = {name: k for k, name in enumerate(sorted(set(images)))}
-        self.image = np.array([number[name] for name in images], dtype=np.int64)  # (Q,)
-        self.images, self.samples, self.seed = len(number), samples, seed
-
-    def sums(self, values: np.ndarray) -> np.ndarray:
-        """Sum over the drawn images' questions: values (Q, K) of whole numbers -> float64 (S, K).
-
-        Sums of whole numbers are exact, so no order of addition can change the result.
-        """
-        totals = np.zeros((self.images, values.shape[1]))
-        np.add.at(totals, self.image, values.astype(np.float64))
-        rng = np.random.default_rng([self.seed, 0])
-        even = np.full(self.images, 1 / self.images)
-        block = max(1, _BLOCK // self.images)
-        parts = [np.zeros((0, values.shape[1]))]
-        for begin in range(0, self.samples, block):
-            times = rng.multinomial(self.images, even, size=min(block, self.samples - begin))
-            parts.append(times.astype(np.float64) @ totals)
-        return np.concatenate(parts)
-
-    def run_weights(self, runs: int, stream: int) -> np.ndarray:
-        """Weight (S, R) of each run in each resample: runs drawn with replacement, sum 1.
-
-        Drawing among R runs shows (R-1)/R of their variance, so few seeds give a narrow interval.
-        """
-        rng = np.random.default_rng([self.seed, 1 + stream])
-        return rng.multinomial(runs, np.full(runs, 1 / runs), size=self.samples) / runs
-
-
-def interval(values: np.ndarray, images: int) -> list[float] | None:
-    """Percentile interval (Efron 1979) of resampled values (S,), 95 %; [low, high].
-
-    A resample without a question of the part has no value (nan) and is left out. None with fewer
-    than 3 images in the part, or without resamples. Where every question is right, or none is, the
-    interval has no width, for resamples show only what occurred.
-    """
-    values = values[~np.isnan(values)]
-    if images < FEWEST_IMAGES or not len(values):
-        return None
-    tail = 50 * (1 - LEVEL)
-    return [float(x) for x in np.percentile(values, [tail, 100 - tail])]
-
-
-def mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """McNemar's test (1947), exact and two-sided, of two runs on the same questions.
-
-    first, second bool (Q,): right or not. The questions that only one of them has right are as many
-    for each under the null: binomial with 1/2. It takes questions as independent, which those of
-    one image are not: the interval of the paired difference is the safer of the two.
-    """
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    total = only_first + only_second
-    p = float(binomtest(only_first, total, 0.5).pvalue) if total else 1.0
-    return {"only_first": only_first, "only_second": only_second, "p": p}
+    images, both = true.shape[1], said + true
+    values = (2 * hits.sum(-1) / np.maximum(both.sum(-1), 1)).mean(axis=1)
+    right, total = (x.sum(-1, keepdims=True) - x for x in (hits, both))  # without an image
+    without = (2 * right / np.maximum(total, 1)).mean(axis=1)  # (R, I)
+    middle = without.mean(axis=1)
+    influence = (middle[:, None] - without) * (images - 1) / images
+    return values, influence, (images - 1) * (middle - values)
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
@@ -90,208 +62,119 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
 
 
-# ------------------------------------------------------------------ rows
+# ------------------------------------------------------------------ intervals
 
 
-def align(runs: Sequence[Sequence[Row]]) -> list[list[Row]]:
-    """Every run's rows in the first one's order; ValueError where they are of other questions."""
-    order = [row["id"] for row in runs[0]]
-    aligned = []
-    for number, run in enumerate(runs, start=1):
-        by_id = {row["id"]: row for row in run}
-        differing = sorted(set(order) ^ set(by_id))
-        if differing or len(run) != len(order):
-            example = repr(differing[0]) if differing else "an id twice"
-            raise ValueError(
-                f"prediction file {number} ({len(run)} rows) and the first one "
-                f"({len(order)}) are not of the same questions, e.g. {example}"
-            )
-        aligned.append([by_id[key] for key in order])
-        for ours, theirs in zip(runs[0], aligned[-1], strict=True):
-            if ("type" in ours, reference(ours)) != ("type" in theirs, reference(theirs)):
-                raise ValueError(
-                    f"prediction file {number} and the first one have other answers "
-                    f"to {ours['id']!r}"
-                )
-    return aligned
+def resampled_sums(totals: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Sums (S, K) over images drawn with replacement: exact, of totals (I, K) in whole numbers."""
+    images = len(totals)
+    rng, even = np.random.default_rng([seed, 0]), np.full(images, 1 / images)
+    block, parts = max(1, _BLOCK // images), [np.zeros((0, totals.shape[1]))]
+    for begin in range(0, samples, block):
+        times = rng.multinomial(images, even, size=min(block, samples - begin))
+        parts.append(times.astype(np.float64) @ totals)
+    return np.concatenate(parts)
 
 
-def parts_of(rows: Sequence[Row]) -> dict[tuple[str, ...], np.ndarray]:
-    """Masks bool (Q,) of what is reported apart; keys such as (question_type, PRES)."""
-    parts = {("overall",): np.ones(len(rows), dtype=bool)}
-    if "type" in rows[0]:
-        parts |= {(kind,): np.array([row["type"] == kind for row in rows]) for kind in TYPES}
-    if "question_type" in rows[0]:
-        kinds = [row["question_type"].strip() or "(none)" for row in rows]
-        for kind in sorted(set(kinds)):
-            parts["question_type", kind] = np.array([other == kind for other in kinds])
-    for flag in FLAGS:
-        if all(row.get(flag) is not None for row in rows):
-            has = np.array([row[flag] for row in rows])
-            parts |= {("strata", flag, "yes"): has, ("strata", flag, "no"): ~has}
-    return parts
+def percentile_interval(values: np.ndarray, images: float = np.inf) -> list[float]:
+    """95 % percentile interval of resampled values (S,); nan are left out.
 
-
-def evaluate_vqa(rows: Sequence[Row], protocol: str, **options: Any) -> dict[str, Any]:
-    """`evaluate` of one run; per-epoch scores need no intervals: samples=0."""
-    return evaluate([rows], protocol, **options)
-
-
-def evaluate(
-    runs: Sequence[Sequence[Row]],
-    protocol: str,
-    blind: Mapping[str, Sequence[Row]] | None = None,
-    against: Sequence[Sequence[Row]] = (),
-    samples: int = 10_000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Accuracy (0-1) of runs over the same questions: overall, open, closed, by type, by stratum.
-
-    `runs`: rows of `predictions.complete`, one list a seed. `blind`: rows of baselines by name.
-    `against`: the runs that these are compared with. Entries of the result are
-
-        {"overall": E, "open": E, "closed": E, "question_type": {name: E},
-         "strata": {flag: {"yes": E, "no": E}}}
-
-    with E = questions, images, accuracy (mean over runs), interval ([low, high] or None); over
-    several runs also accuracies and sd; and by baseline and for `against` its accuracy, the paired
-    difference (runs minus it) and the interval of that, `mcnemar` between single runs. In a
-    resample, images are drawn, and the runs on each side are drawn among themselves. A part
-    without a question has accuracy None. Classes: `evaluate_classes` adds to this.
+    With the number of images drawn, expanded for few of them: levels as of a t quantile and the
+    variance's I/(I-1) (Hesterberg 2015), 2.4 for 2.5 % at 200, 1.6 % at 20.
     """
-    runs, *others = _arms(runs, blind or {}, against)
-    rows = runs[0]
-    parts = parts_of(rows)
-    masks = np.array(list(parts.values()))  # (P, Q)
-    bootstrap = Bootstrap([row["image"] for row in rows], samples, seed)
-    arms = [_arm(bootstrap, arm, protocol, masks, k) for k, arm in enumerate([runs, *others])]
-    names = [*(blind or {}), *(["against"] if against else [])]
-    out: dict[str, Any] = {
-        "protocol": protocol,
-        "runs": len(runs),
-        "samples": samples,
-        "seed": seed,
-    }
-    for part, (key, mask) in enumerate(parts.items()):
-        images = len(np.unique(bootstrap.image[mask]))
-        entry = {
-            "questions": int(mask.sum()),
-            "images": images,
-            **_own(arms[0], mask, part, images),
-        }
-        for name, arm in zip(names, arms[1:], strict=True):
-            compared = _compared(arms[0], arm, mask, part, images)
-            if name == "against":
-                entry[name] = compared
-            else:
-                entry.setdefault("blind", {})[name] = compared
-        place = out
-        for step in key[:-1]:
-            place = place.setdefault(step, {})
-        place[key[-1]] = entry
-    return out
+    tail = 100 * ndtr(-stdtrit(images - 1, (1 + LEVEL) / 2) / np.sqrt(1 - 1 / images))
+    return np.percentile(values[~np.isnan(values)], [tail, 100 - tail]).tolist()
 
 
-def _arms(
-    runs: Sequence[Sequence[Row]],
-    blind: Mapping[str, Sequence[Row]],
-    against: Sequence[Sequence[Row]],
-) -> list[list[list[Row]]]:
-    """The runs of each arm, all aligned: those to score, each baseline, those compared with."""
-    if not runs or not runs[0]:
-        raise ValueError("no prediction to score")
-    everything = align([*runs, *blind.values(), *against])
-    middle = len(runs) + len(blind)
-    baselines = [[rows] for rows in everything[len(runs) : middle]]
-    return [everything[: len(runs)], *baselines, *([everything[middle:]] if against else [])]
+def interval_over_seeds(arms: Sequence[Measured], low: float, high: float) -> list[float]:
+    """95 % interval, within low and high, of the mean over runs, or of two arms' difference.
 
-
-def _arm(
-    bootstrap: Bootstrap, runs: list[list[Row]], protocol: str, masks: np.ndarray, stream: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """right bool (R, Q) of an arm, and its resampled accuracy (P, S): mean over drawn runs."""
-    right = np.array([[is_right(row, protocol) for row in run] for run in runs])
-    columns = np.concatenate([masks[None], masks[None] & right[:, None]])  # (1 + R, P, Q)
-    sums = bootstrap.sums(columns.reshape(-1, right.shape[1]).T)
-    count, *hits = np.moveaxis(sums.reshape(bootstrap.samples, *columns.shape[:2]), 0, -1)
-    weights = bootstrap.run_weights(len(runs), stream).T  # (R, S)
-    mean = sum(hit * weight for hit, weight in zip(hits, weights, strict=True))  # (P, S)
-    return right, np.divide(mean, count, out=np.full_like(count, np.nan), where=count > 0)
-
-
-def _own(
-    arm: tuple[np.ndarray, np.ndarray], mask: np.ndarray, part: int, images: int
-) -> dict[str, Any]:
-    """accuracy and interval of a part, and over several runs accuracies and sd."""
-    right, resampled = arm
-    if not mask.any():
-        return {"accuracy": None, "interval": None}
-    accuracies = [float(run[mask].mean()) for run in right]
-    mean, sd = mean_and_sd(accuracies)
-    several = {"accuracies": accuracies, "sd": sd} if len(right) > 1 else {}
-    return {"accuracy": mean, "interval": interval(resampled[part], images), **several}
-
-
-def _compared(
-    arm: tuple[np.ndarray, np.ndarray],
-    other: tuple[np.ndarray, np.ndarray],
-    mask: np.ndarray,
-    part: int,
-    images: int,
-) -> dict[str, Any]:
-    """The other arm's own figures, and the first one's difference from it."""
-    out = _own(other, mask, part, images)
-    (right, resampled), (right_other, resampled_other) = arm, other
-    if not mask.any():
-        return {**out, "difference": None, "difference_interval": None}
-    out["difference"] = float(right[:, mask].mean() - right_other[:, mask].mean())
-    out["difference_interval"] = interval(resampled[part] - resampled_other[part], images)
-    if len(right) == len(right_other) == 1:
-        out["mcnemar"] = mcnemar(right[0, mask], right_other[0, mask])
-    return out
-
-
-# ------------------------------------------------------------------ classes
-
-
-def evaluate_classes(runs: Sequence[Sequence[Row]], **options: Any) -> dict[str, Any]:
-    """`evaluate`, and of all rows macro_f1 with its interval and the confusion matrix.
-
-    macro_f1: mean over runs of the unweighted mean of F1 over the classes that are an answer or a
-    prediction. confusion: rows are answers, columns predictions, summed over runs; a missing
-    prediction is in no column.
+    Of paired seeds the differences are one arm; a single run stands for itself. Two variances add
+    up: that from drawing images, known well (influence of the mean run, less what of it is noise of
+    single runs), and that between runs over their number, with R - 1 degrees of freedom. The
+    squared half-width is their sum times t2_images + (t2_seeds - t2_images) part^1.75: the seeds'
+    part of the sum, squared t quantiles. Welch-Satterthwaite covers too seldom with two runs,
+    Cochran-Cox too often (benchmarks/coverage.py). It is at least half as wide as from images only.
     """
-    from m3ae.scoring.metrics import confusion, macro_f1
+    images = arms[0][1].shape[1]
+    mean, change, noise, seeds = 0.0, np.zeros(images), 0.0, []
+    for sign, (values, influence) in zip((1, -1), arms, strict=False):
+        runs, middle = len(values), influence.mean(axis=0)
+        mean, change = mean + sign * values.mean(), change + sign * middle
+        if runs > 1:
+            noise += ((influence - middle) ** 2).sum() / (runs * (runs - 1))
+            seeds.append((values.var(ddof=1) / runs, runs - 1))
+    drawn, noise = (images / (images - 1) * x for x in ((change**2).sum(), noise))
+    t2_images = stdtrit(images - 1, (1 + LEVEL) / 2) ** 2
+    square = t2_images * drawn
+    if seeds:
+        between, freedom = (sum(column) for column in zip(*seeds, strict=True))
+        total = max(drawn - noise, 0.0) + between
+        if len({df for _, df in seeds}) > 1 and between:  # of equal numbers, pooled covers best
+            freedom = between**2 / sum(variance**2 / df for variance, df in seeds)  # Satterthwaite
+        t2_seeds = stdtrit(freedom, (1 + LEVEL) / 2) ** 2
+        part = between / total if between else 0.0
+        wider = total * (t2_images + (t2_seeds - t2_images) * part**_POWER)
+        square = max(wider, square / 4)
+    half = float(np.sqrt(square))
+    return [max(low, float(mean) - half), min(high, float(mean) + half)]
 
-    out = evaluate(runs, "paper", **options)
-    runs = align(runs)
-    truth = [reference(row) for row in runs[0]]
-    predicted = [[row["prediction"] for row in run] for run in runs]
-    values = [macro_f1(truth, names) for names in predicted]
-    mean, sd = mean_and_sd(values)
-    bootstrap = Bootstrap([row["image"] for row in runs[0]], out["samples"], out["seed"])
-    resampled = np.stack([resampled_macro_f1(bootstrap, truth, names) for names in predicted])
-    weights = bootstrap.run_weights(len(runs), 0).T
-    out["macro_f1"] = {
-        "value": mean,
-        "interval": interval((weights * resampled).sum(axis=0), bootstrap.images),
-        **({"values": values, "sd": sd} if len(runs) > 1 else {}),
-    }
-    flat = [name for names in predicted for name in names]
-    classes, matrix = confusion(truth * len(runs), flat)
-    out["confusion"] = {"classes": classes, "matrix": matrix.tolist()}
-    return out
+
+def wilson(fraction: float, count: float) -> list[float]:
+    """Wilson's 95 % interval (1927) of a fraction of `count` independent trials.
+
+    Of questions in images, count = questions / design effect: where all or none are right, the
+    correlation within an image, which cannot be estimated, is taken as 1, so count = images.
+    """
+    z2 = stdtrit(np.inf, (1 + LEVEL) / 2) ** 2 / count
+    half = np.sqrt(z2 * (fraction * (1 - fraction) + z2 / 4))
+    low, high = ((fraction + z2 / 2 + side * half) / (1 + z2) for side in (-1, 1))
+    return [max(0.0, float(low)), min(1.0, float(high))]
 
 
-def resampled_macro_f1(
-    bootstrap: Bootstrap, truth: Sequence[str], predicted: Sequence[str | None]
-) -> np.ndarray:
-    """Macro-F1 of each resample, (S,): over the classes that occur in it."""
-    classes = sorted({*truth, *predicted} - {None})
-    true = np.array([[name == other for other in classes] for name in truth])  # (Q, C)
-    said = np.array([[name == other for other in classes] for name in predicted])
-    sums = bootstrap.sums(np.concatenate([true & said, true, said], axis=1))
-    hits, of_true, of_said = np.split(sums, 3, axis=1)
-    both = of_true + of_said
-    f1 = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)
-    return f1.sum(axis=1) / (both > 0).sum(axis=1)
+# ------------------------------------------------------------------ tests
+
+
+def sign_flips(differences: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Two-sided p (K,) of sums of differences (K, I) against flips of whole images' signs.
+
+    Under the null an image could as well have come out the other way round. Counted exactly where
+    fewer than 14 images differ; else (1 + k) / (1 + n) over n = 10,000 random flips. The runs are
+    taken as they are: the p tells nothing of other seeds, which the interval does.
+    """
+    images = differences.shape[1]
+    size = np.abs(differences).sum(axis=1)
+    observed = np.abs(differences.sum(axis=1)) - 1e-9 * size  # ties count, whatever the rounding
+    reached = np.zeros(len(differences))
+    rng, block = np.random.default_rng([seed, 1]), max(1, _BLOCK // images)
+    for begin in range(0, FLIPS, block):
+        flips = rng.integers(0, 2, (min(block, FLIPS - begin), images), dtype=np.int8)
+        sums = (2.0 * flips - 1) @ differences.T
+        reached += (np.abs(sums) >= observed).sum(axis=0)
+    p = (1 + reached) / (1 + FLIPS)
+    for column, row in enumerate(differences):
+        row = row[np.abs(row) > 1e-12 * size[column]]  # what rounding leaves is no difference
+        if len(row) < _EXACT:
+            signs = 1 - 2.0 * (np.arange(2 ** len(row))[:, None] >> np.arange(len(row)) & 1)
+            p[column] = (np.abs(signs @ row) >= observed[column]).mean()
+    return p
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """McNemar's test (1947), exact and two-sided, of two runs on the same questions.
+
+    first, second bool (Q,): right or not. What only one of them has right is as often either under
+    the null. It takes the questions of an image as independent: `sign_flips` is the safer of both.
+    """
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    total = only_first + only_second
+    p = min(1.0, 2 * float(bdtr(min(only_first, only_second), total, 0.5))) if total else 1.0
+    return {"only_first": only_first, "only_second": only_second, "p": p}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjustment (1979) of the p values of one family, in their order."""
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    return np.minimum(1.0, steps)[np.argsort(order)].tolist()

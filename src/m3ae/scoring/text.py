@@ -1,0 +1,212 @@
+"""Measures as lines of text: percentages with intervals, aligned tables."""
+
+from collections.abc import Iterator
+from typing import Any
+
+SHOWN_CLASSES = 20  # a larger confusion matrix is in the JSON only
+STRATA = {
+    "leaked_twin": "leaked twin",
+    "image_in_train": "image in training",
+    "answer_in_train": "answer in training",
+    "near_duplicate": "near-duplicate",
+}
+ARMS = {"other": "another's image", "none": "mean image"}
+RELAXED = {
+    "token_recall": "token recall",
+    "token_f1": "token F1",
+    "bleu_1": "BLEU-1",
+    "yes_no": "yes or no, read from the prediction",
+}
+COVERAGES = (1.0, 0.9, 0.75, 0.5, 0.25)
+SIGMOIDS = (
+    "a score of questions is the sigmoid of one answer alone: those of all answers do not add up "
+    "to 1, and it is trained to say whether that answer is right"
+)
+
+
+def percent(value: float | None, sign: str = "") -> str:
+    """A fraction as a percentage with two digits; "-" for none."""
+    return "-" if value is None else f"{100 * value:{sign}.2f}"
+
+
+def with_interval(value: float | None, interval: list[float] | None, sign: str = "") -> str:
+    """A percentage and its interval, where it has one."""
+    ends = "" if interval is None else " [" + ", ".join(percent(x, sign) for x in interval) + "]"
+    return percent(value, sign) + ends
+
+
+def probability(p: float | None) -> str:
+    """A p value with three digits; "-" for none."""
+    return "-" if p is None else f"{p:.3g}"
+
+
+def aligned(lines: list[list[str]]) -> list[str]:
+    """Cells as columns, the first one to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]).rstrip()
+        for cells in lines
+    ]
+
+
+# ------------------------------------------------------------------ answers and classes
+
+
+def entries(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and entry of each part that has questions, in the order of the table."""
+    parts = [(name, result[name]) for name in ("overall", "open", "closed") if name in result]
+    parts += [(f"type {name}", entry) for name, entry in result.get("question_type", {}).items()]
+    for flag, sides in result.get("strata", {}).items():
+        parts += [(f"{STRATA[flag]}: {side}", entry) for side, entry in sides.items()]
+    yield from ((name, entry) for name, entry in parts if entry["questions"])
+
+
+def compared(entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a part is compared with, by the names that are printed."""
+    out = {f"blind {name}": figures for name, figures in entry.get("blind", {}).items()}
+    out |= {ARMS.get(name, name): figures for name, figures in entry.get("arms", {}).items()}
+    return out | ({"against": entry["against"]} if "against" in entry else {})
+
+
+def accuracies(result: dict[str, Any]) -> list[str]:
+    """The parts, with a column for the accuracy of all that they are compared with."""
+    several = result["runs"] > 1
+    head = ["", "questions", "images", "accuracy [95 %]", *(["sd"] if several else [])]
+    lines, explored = [[*head, *compared(result["overall"])]], False
+    for name, entry in entries(result):
+        if entry.get("exploratory") and not explored:
+            lines.append(["exploratory:"] + [""] * (len(lines[0]) - 1))
+            explored = True
+        cells = [name, str(entry["questions"]), str(entry["images"])]
+        cells.append(with_interval(entry["accuracy"], entry["interval"]))
+        cells += [percent(entry["sd"])] if several else []
+        lines.append([*cells, *(percent(c["accuracy"]) for c in compared(entry).values())])
+    return aligned(lines)
+
+
+def differences(result: dict[str, Any]) -> list[str]:
+    """Each comparison of all questions, open and closed ones; of `against`, of all with a p."""
+    lines = [["difference from", "difference [95 %]", "p", "Holm p"]]
+    for other in compared(result["overall"]):
+        for name, entry in entries(result):
+            figures = compared(entry)[other]
+            if entry.get("exploratory") and (other != "against" or figures["p"] is None):
+                continue
+            cells = [f"{other}: {name}"]
+            cells.append(with_interval(figures["difference"], figures["difference_interval"], "+"))
+            lines.append([*cells, probability(figures["p"]), probability(figures.get("p_holm"))])
+    if len(lines) == 1:
+        return []
+    out = ["", *aligned(lines), "p: sign flips of whole images; Holm p: among the exploratory ones"]
+    if test := result["overall"].get("against", {}).get("mcnemar"):
+        out.append(
+            f"McNemar, exact, questions as independent: {test['only_first']} right "
+            f"here only, {test['only_second']} there only, p = {test['p']:.4g}"
+        )
+    return out
+
+
+def result_lines(name: str, result: dict[str, Any]) -> list[str]:
+    """What is printed of a result of `measures`, and of what `m3ae.score` adds to it."""
+    if name == "ranks":
+        return rank_lines(result)
+    title = f"classes, protocol {result['protocol']}" if name == "classes" else f"protocol {name}"
+    lines = ["", f"{title}, {runs_of(result)}", *accuracies(result), *differences(result)]
+    if inside := result.get("strata", {}).get("answer_in_train", {}).get("yes"):
+        fraction = inside["questions"] / result["overall"]["questions"]
+        lines.append(f"ceiling of a list of training answers: {percent(fraction)}")
+    if macro := result.get("macro_f1"):
+        sd = f", sd {percent(macro['sd'])}" if "sd" in macro else ""
+        lines.append(f"macro-F1 {with_interval(macro['value'], macro['interval'])}{sd}")
+        for other, figures in compared(macro).items():
+            difference = with_interval(figures["difference"], figures["difference_interval"], "+")
+            p = probability(figures["p"])
+            lines.append(f"macro-F1 less {other}'s: {difference}, p = {p}")
+    if "confusion" in result:
+        lines += confusion_lines(result["confusion"])
+    if relaxed := result.get("relaxed"):
+        lines += relaxed_lines(relaxed)
+    for side, figures in result.get("calibration", {}).items():
+        lines += calibration_lines(side, figures)
+    if name != "classes" and result.get("calibration"):
+        lines.append(f"note: {SIGMOIDS}")
+    return lines
+
+
+def runs_of(result: dict[str, Any]) -> str:
+    """How many runs and resamples, and whether the compared runs share their seeds."""
+    text = f"{result['runs']} run(s), {result['samples']} resamples"
+    if result["runs"] > 1 and result["paired_seeds"] is not None:
+        paired = "paired file by file" if result["paired_seeds"] else "taken as drawn apart"
+        text += f"; seeds of the two sides {paired}"
+    return text
+
+
+def confusion_lines(confusion: dict[str, Any]) -> list[str]:
+    """The matrix as lines, if it is not too large."""
+    classes = confusion["classes"]
+    if len(classes) > SHOWN_CLASSES:
+        return [f"confusion of {len(classes)} classes: --json has it"]
+    head = ["answer \\ prediction", *(str(k) for k in range(1, len(classes) + 1))]
+    rows = [
+        [f"{k} {name}", *map(str, row)]
+        for k, (name, row) in enumerate(zip(classes, confusion["matrix"], strict=True), start=1)
+    ]
+    return aligned([head, *rows])
+
+
+# ------------------------------------------------------------------ ranks, relaxed, calibration
+
+
+def rank_lines(result: dict[str, Any]) -> list[str]:
+    """Recalls of both ways, with intervals, and what they are compared with."""
+    lines = [["", "queries", "recall [95 %]", "sd", "against", "difference [95 %]", "p"]]
+    pools = []
+    for way, title in (("t2i", "text to image"), ("i2t", "image to text")):
+        for k in (1, 5, 10) if way in result else ():
+            entry = result[way][f"r{k}"]
+            cells = [f"{title} R@{k}", str(entry["questions"])]
+            cells += [with_interval(entry["value"], entry["interval"]), percent(entry.get("sd"))]
+            other = entry.get("against", dict.fromkeys(("value", "difference", "p")))
+            difference = other["difference"], other.get("difference_interval")
+            cells += [percent(other["value"]), with_interval(*difference, "+")]
+            lines.append([*cells, probability(other["p"])])
+        if way in result:
+            median, pool = result[way]["median_rank"], result[way]["pool"]
+            pools.append(f"{title}: median rank {median:g} of {pool}")
+    return ["", f"ranks, {runs_of(result)}", *aligned(lines), *pools]
+
+
+def relaxed_lines(relaxed: dict[str, Any]) -> list[str]:
+    """The second table, and what its measures are."""
+    lines = [["", "questions", "value [95 %]", "against", "difference [95 %]"]]
+    for name, parts in relaxed["measures"].items():
+        for part, entry in parts.items():
+            cells = [f"{RELAXED[name]}: {part}", str(entry["questions"])]
+            cells.append(with_interval(entry["value"], entry["interval"]))
+            other = entry.get("against", {"value": None, "difference": None})
+            difference = other["difference"], other.get("difference_interval")
+            lines.append([*cells, percent(other["value"]), with_interval(*difference, "+")])
+    unparsed = ", ".join(map(str, relaxed["unparsed"]))
+    asked = relaxed["measures"]["yes_no"]["overall"]["questions"]
+    return [
+        "",
+        "relaxed measures, for answers in sentences; not exact match, nor to be mixed with it",
+        *aligned(lines),
+        *(f"{RELAXED[name]}: {text}" for name, text in relaxed["definitions"].items()),
+        f"neither yes nor no in the prediction of {unparsed} of {asked} such questions: wrong",
+    ]
+
+
+def calibration_lines(side: str, figures: dict[str, Any]) -> list[str]:
+    """Calibration error, and accuracy where the least certain answers are withheld."""
+    error = with_interval(figures["error"], figures["interval"])
+    at = {point["coverage"]: percent(point["accuracy"]) for point in figures["coverage"]}
+    kept = ", ".join(f"{at[coverage]} at {100 * coverage:g} %" for coverage in COVERAGES)
+    return [
+        "",
+        f"calibration of {side}: expected calibration error {error}, {len(figures['bins'])} bins "
+        f"of equal numbers; by chance alone {percent(figures['by_chance'])}",
+        f"accuracy where only the most certain answers count: {kept}; area "
+        f"{percent(figures['area'])}",
+    ]
