@@ -12,37 +12,30 @@ import logging
 import math
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
-from m3ae.config import to_yaml
 from m3ae.data.sampler import Plan
 from m3ae.data.shards import read_manifest
 from m3ae.data.texts import check_tokenizer, load_tokenizer
 from m3ae.downstream.config import FinetuneConfig, load_finetune_config
-from m3ae.downstream.data import read_splits, train_loader
+from m3ae.downstream.data import Questions, read_splits, train_loader
 from m3ae.downstream.evaluation import Evaluation
 from m3ae.downstream.frozen import encode_frozen
 from m3ae.downstream.model import Downstream, Init, build_downstream, read_init, write_facts
-from m3ae.files import write_json
 from m3ae.models.heads import start_answer_head
+from m3ae.models.param_groups import param_groups
 from m3ae.scoring.protocols import Protocol, protocols_of
 from m3ae.strict_yaml import parse
-from m3ae.training.checkpoint import (
-    check_same_config,
-    checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-)
+from m3ae.training.checkpoint import check_same_config, resume, save_checkpoint
 from m3ae.training.command import run_script
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer, resolve_precision
-from m3ae.training.logs import RunLog, environment, peak_memory_gib, read_log
-from m3ae.training.optim import build_optimizer, set_lr
+from m3ae.training.logs import RunLog, log_facts, read_log, record_run
+from m3ae.training.loop import Loop
+from m3ae.training.optim import build_optimizer
 
 log = logging.getLogger("m3ae")
 
@@ -52,164 +45,141 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_script(__doc__, load_finetune_config, finetune_all, argv)
 
 
-def finetune_all(config: FinetuneConfig, group: Processes, dry_run: bool = False) -> None:
+def finetune_all(config: FinetuneConfig, processes: Processes, dry_run: bool = False) -> None:
     """The runs that a config stands for, one after the other."""
-    for part in runs_of(config):
-        finetune(part, group, dry_run)
+    for one in runs_of(config):
+        finetune(one, processes, dry_run)
 
 
 def runs_of(config: FinetuneConfig) -> list[FinetuneConfig]:
     """One training run serves both protocols where they train on the same rows, else two do."""
     if config.protocol != "both" or config.eval_only:
         return [config]
-    source = read_manifest(Path(config.data.train))["source"]
-    protocols = protocols_of("both", source, bool(config.data.valid))
-    if all(rules.select != "held_out" for rules in protocols):
+    if all(rules.select != "held_out" for rules in read_protocols(config, "both")):
         return [config]
-    log.info("protocol=both: %s trains on other rows under each, so there are two runs", source)
+    log.info("protocol=both: each trains on other rows, so there are two runs")
     return [
         dataclasses.replace(config, protocol=name, output=str(Path(config.output) / name))
         for name in ("paper", "strict")
     ]
 
 
-def finetune(config: FinetuneConfig, group: Processes, dry_run: bool = False) -> None:
-    """A whole run: data, model, optimiser, resume, loop, final evaluation."""
-    run = Path(config.output)
-    if finished(run, config) and not dry_run:
-        log.info("%s is finished; nothing to do (another output= starts a new run)", run)
+def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False) -> None:
+    """A whole run: weights, data, model, optimiser, resume, loop, final evaluation."""
+    run, train = Path(config.output), config.train
+    if not dry_run and finished(run, config):
         return
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
 
     # ---------------------------------------------------------------- weights, data
     init = read_init(config)
     tokenizer = load_tokenizer(tokenizer_source(config, init))
     check_tokenizer(tokenizer, init.model.text_encoder, config.data.text_length)
-    source = read_manifest(Path(config.data.train))["source"]
-    protocols = protocols_of(config.protocol, source, bool(config.data.valid))
+    protocols = read_protocols(config, config.protocol)
     splits, answers, known = read_splits(config, tokenizer, protocols)
-    train = splits["train"]
-    per_epoch = math.ceil(len(train) / config.train.batch_global)
-    plan = Plan(
-        len(train),
-        per_epoch * config.train.epochs,
-        config.train.batch_global,
-        config.train.batch_per_process,
-        group.count,
-    )
+    rows = splits["train"]
+    plan, per_epoch = plan_of(config, len(rows), processes)
 
     # ---------------------------------------------------------------- model, optimiser
-    precision = resolve_precision(config.train.precision, group.device)
+    model = build_downstream(config, init, answers).to(processes.device)
+    start_head(config, model, rows, answers)
+    precision = resolve_precision(train.precision, processes.device)
+    facts = facts_of(config, init, model, splits, answers, protocols, plan, precision)
+    log_facts(facts)
+    if dry_run:
+        return
+    evaluation = Evaluation(config, model, splits, answers, known, protocols, processes, precision)
+    if config.eval_only:
+        record_run(run, config, facts, processes)
+        evaluation.finish({rules.name: 0 for rules in protocols}, {0: evaluation.run(epoch=0)})
+        return
+    encode_frozen(model, splits, config, processes, precision)
+    torch.manual_seed(config.seed + processes.rank)  # dropout differs between processes
+    optimizer = build_optimizer(param_groups(model, config.optim), config.optim)
+    trainer = Trainer(model, optimizer, processes, precision, config.optim.clip_norm)
+
+    # ---------------------------------------------------------------- resume
+    step = resume(run, trainer, config)
+    record_run(run, config, facts, processes)
+    run_log = RunLog(run, step, active=processes.first)
+    best = best_epochs(read_history(run, processes), protocols, config) if step else {}
+
+    # ---------------------------------------------------------------- loop
+    loader = train_loader(config, rows, plan, processes.rank, step, processes.device)
+    loop = Loop(trainer, loader, plan, config.optim, step, lambda index: rows.pairs[index].key)
+    for step in loop:
+        if loop.due(train.log_every, per_epoch):
+            loop.log(run_log)
+        if loop.due(per_epoch):
+            epoch = step // per_epoch
+            measures = evaluation.run(epoch)
+            run_log.write("eval", step, epoch=epoch, **measures)
+            log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4f}" for k, v in measures.items()))
+            for name in keep_best(best, measures, epoch, protocols, config):
+                save_best(run / f"best-{name}", trainer, config, tokenizer, answers, known, epoch)
+        if loop.due(per_epoch * train.checkpoint_every):
+            save_checkpoint(run, step, trainer, config, tokenizer)
+
+    # ---------------------------------------------------------------- final evaluation
+    selected = {name: epoch for name, (_, epoch) in best.items()}
+    evaluation.finish(selected, read_history(run, processes))
+    run_log.close()
+
+
+def read_protocols(config: FinetuneConfig, name: str) -> list[Protocol]:
+    """The rules that a name stands for on this run's data."""
+    source = read_manifest(Path(config.data.train))["source"]
+    return protocols_of(name, source, bool(config.data.valid))
+
+
+def plan_of(config: FinetuneConfig, rows: int, processes: Processes) -> tuple[Plan, int]:
+    """The plan and the steps an epoch, whose last batch is filled from the next epoch."""
+    train = config.train
+    per_epoch = math.ceil(rows / train.batch_global)
+    sizes = (per_epoch * train.epochs, train.batch_global, train.batch_per_process, processes.count)
+    return Plan(rows, *sizes), per_epoch
+
+
+def start_head(
+    config: FinetuneConfig, model: Downstream, rows: Questions, answers: list[str]
+) -> None:
+    """With `answer_bias: prior`, the head starts at the answers' log odds in the training rows."""
+    if config.train.answer_bias == "prior" and not config.eval_only:
+        labels = rows.labels()
+        start_answer_head(model.head, torch.tensor([labels[answer] for answer in answers]))
+
+
+def facts_of(
+    config: FinetuneConfig,
+    init: Init,
+    model: Downstream,
+    splits: dict[str, Questions],
+    answers: list[str],
+    protocols: list[Protocol],
+    plan: Plan,
+    precision: str,
+) -> dict[str, object]:
+    """Figures of a run, by name."""
+    parameters = list(model.parameters())
     facts = {
         "run": config.output,
         "init": init.source,
-        "source": source,
+        "source": read_manifest(Path(config.data.train))["source"],
         "protocols": [rules.name for rules in protocols],
         "answers": len(answers),
         **{f"{name}_rows": len(split) for name, split in splits.items()},
         "steps": plan.steps,
-        "steps_an_epoch": per_epoch,
+        "steps_an_epoch": plan.steps // config.train.epochs,
         "batch_global": plan.batch_global,
         "accumulation": plan.accumulation,
-        "processes": group.count,
+        "processes": plan.processes,
         "precision": precision,
         "image_px": config.data.image_px,
+        "parameters": sum(parameter.numel() for parameter in parameters),
     }
-    model = build_downstream(config, init, answers).to(group.device)
-    if config.train.answer_bias == "prior" and not config.eval_only:
-        labels = train.labels()
-        start_answer_head(model.head, torch.tensor([labels[answer] for answer in answers]))
-    facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     if model.frozen:
-        facts["frozen"] = ", ".join(model.frozen)
-        facts["trained_parameters"] = sum(
-            parameter.numel() for parameter in model.parameters() if parameter.requires_grad
-        )
-    for name, value in facts.items():
-        log.info("%-16s %s", name.replace("_", " "), value)
-    if dry_run:
-        return
-    run.mkdir(parents=True, exist_ok=True)
-    if group.first:
-        (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        write_json(
-            run / "environment.json",
-            {"seed": config.seed} | facts | environment(group.device, group.count),
-        )
-    described = {
-        "task": config.task,
-        "field": config.data.field,
-        "answers": answers,
-        "known": {name: sorted(labels) for name, labels in known.items()},
-        "protocol": config.protocol,
-        "source": source,
-        "image_px": config.data.image_px,
-        "text_length": config.data.text_length,
-    }
-    evaluation = Evaluation(config, model, splits, answers, known, protocols, group, precision)
-    if config.eval_only:
-        measures = evaluation.run(epoch=0)
-        log.info("%s", ", ".join(f"{key} {value:.4f}" for key, value in measures.items()))
-        evaluation.finish(dict.fromkeys((rules.name for rules in protocols), 0), {0: measures})
-        return
-
-    encode_frozen(model, splits, config, group, precision)
-    torch.manual_seed(config.seed + group.rank)  # dropout differs between processes
-    optimizer = build_optimizer(model, config.optim)
-    trainer = Trainer(model, optimizer, group, precision, config.optim.clip_norm)
-
-    # ---------------------------------------------------------------- resume
-    step = 0
-    if saved := checkpoints(run):
-        step = load_checkpoint(saved[-1], model, optimizer, trainer.scaler, config, group)
-        log.info("resuming from %s", saved[-1])
-    run_log = RunLog(run, step, active=group.first)
-    best = best_epochs(run, protocols, config) if step else {}
-
-    # ---------------------------------------------------------------- loop
-    loader = iter(train_loader(config, train, plan, group.rank, step, group.device))
-    model.train()
-    bar = tqdm(total=plan.steps, initial=step, unit="step", disable=not group.first)
-    started, since = time.perf_counter(), step
-    while step < plan.steps:
-        set_lr(optimizer, step, plan.steps, config.optim)
-        trainer.train_step([next(loader) for _ in range(plan.accumulation)])
-        step += 1
-        bar.update()
-        ends, epoch = step % per_epoch == 0, step // per_epoch
-        if ends or step % config.train.log_every == 0:
-            if trainer.failed.item():
-                raise ValueError(
-                    f"a loss or gradient is not finite at or just before step {step}; lower "
-                    "optim.lr, set optim.clip_norm or use train.precision=fp32"
-                )
-            values = trainer.read()
-            speed = (step - since) * plan.batch_global / (time.perf_counter() - started)
-            rates = {entry["name"]: entry["lr"] for entry in optimizer.param_groups}
-            memory = peak_memory_gib(group.device)
-            run_log.write(
-                "train", step, **values, lr=rates, samples_per_s=speed, peak_memory_gib=memory
-            )
-            bar.set_postfix_str(f"loss {values['loss']:.3f}")
-            started, since = time.perf_counter(), step
-        if not ends:
-            continue
-        measures = evaluation.run(epoch)
-        run_log.write("eval", step, epoch=epoch, **measures)
-        log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4f}" for k, v in measures.items()))
-        for name in keep_best(best, measures, epoch, protocols, config):
-            if group.first:
-                save_best(model, run / f"best-{name}", tokenizer, described, epoch)
-        if step == plan.steps or epoch % config.train.checkpoint_every == 0:
-            save_checkpoint(run, step, model, optimizer, trainer.scaler, config, tokenizer, group)
-        started, since = time.perf_counter(), step
-    bar.close()
-
-    # ---------------------------------------------------------------- final evaluation
-    history = {entry["epoch"]: entry for entry in read_log(run, "eval")} if group.first else None
-    evaluation.finish({name: epoch for name, (_, epoch) in best.items()}, group.from_first(history))
-    run_log.close()
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        facts |= {"frozen": ", ".join(model.frozen), "trained_parameters": trained}
+    return facts
 
 
 def finished(run: Path, config: FinetuneConfig) -> bool:
@@ -218,6 +188,7 @@ def finished(run: Path, config: FinetuneConfig) -> bool:
         return False
     saved = parse((run / "config.yaml").read_text(encoding="utf-8"), str(run / "config.yaml"))
     check_same_config(saved, config, 0, run)
+    log.info("%s is finished; nothing to do (another output= starts a new run)", run)
     return True
 
 
@@ -229,13 +200,19 @@ def tokenizer_source(config: FinetuneConfig, init: Init) -> str:
     return source
 
 
+def read_history(run: Path, processes: Processes) -> dict[int, dict[str, float]]:
+    """The measures of every epoch so far, from the first process's log."""
+    lines = processes.from_first(read_log(run, "eval") if processes.first else None)
+    return {line["epoch"]: line for line in lines}
+
+
 def best_epochs(
-    run: Path, protocols: list[Protocol], config: FinetuneConfig
+    history: dict[int, dict[str, float]], protocols: list[Protocol], config: FinetuneConfig
 ) -> dict[str, tuple[float, int]]:
-    """Value and number of the best epoch so far under each protocol, by the run's log."""
+    """Value and number of the best epoch so far under each protocol."""
     best: dict[str, tuple[float, int]] = {}
-    for entry in read_log(run, "eval"):
-        keep_best(best, entry, entry["epoch"], protocols, config)
+    for epoch, measures in history.items():
+        keep_best(best, measures, epoch, protocols, config)
     return best
 
 
@@ -258,13 +235,32 @@ def keep_best(
 
 
 def save_best(
-    model: Downstream, folder: Path, tokenizer: object, described: dict, epoch: int
+    folder: Path,
+    trainer: Trainer,
+    config: FinetuneConfig,
+    tokenizer: object,
+    answers: list[str],
+    known: dict[str, set[str]],
+    epoch: int,
 ) -> None:
     """The model of the best epoch so far, as `python -m m3ae.predict` reads it."""
+    if not trainer.processes.first:
+        return
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part, tokenizer)
-    write_facts(part, **described, epoch=epoch)
+    trainer.model.save_pretrained(part, tokenizer)
+    write_facts(
+        part,
+        task=config.task,
+        field=config.data.field,
+        answers=answers,
+        known={name: sorted(labels) for name, labels in known.items()},
+        protocol=config.protocol,
+        source=read_manifest(Path(config.data.train))["source"],
+        image_px=config.data.image_px,
+        text_length=config.data.text_length,
+        epoch=epoch,
+    )
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 

@@ -24,7 +24,7 @@ from m3ae.downstream.config import load_finetune_config
 from m3ae.files import write_json
 from m3ae.installation import check_installation
 from m3ae.scoring.predictions import is_right, read_predictions
-from m3ae.training.distributed import processes
+from m3ae.training.distributed import join_processes
 from m3ae.training.logs import start_logging
 from run_finetune import finetune
 
@@ -39,13 +39,13 @@ EXPECTED = {
 }
 
 
-def evaluated(config_file: str, checkpoint: str, out: Path, overrides: Sequence[str]) -> list[dict]:
+def predicted(config_file: str, checkpoint: str, out: Path, overrides: Sequence[str]) -> list[dict]:
     """Test predictions of a checkpoint under the paper's protocol."""
     own = [f"init={checkpoint}", f"output={out}", "eval_only=true", "protocol=paper"]
     config = load_finetune_config(config_file, [*overrides, *own])
-    with processes() as group:
-        start_logging(group.first)
-        finetune(config, group)
+    with join_processes(config.train.threads) as processes:
+        start_logging(processes.first)
+        finetune(config, processes)
     return read_predictions(out / "predictions-paper.jsonl")
 
 
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results: list[dict[str, Any]] = []
         for number, checkpoint in enumerate(args.checkpoints):
             folder = args.out / f"{number}-{Path(checkpoint).stem}"
-            rows = evaluated(args.config, checkpoint, folder, args.set)
+            rows = predicted(args.config, checkpoint, folder, args.set)
             right = sum(is_right(row, "paper") for row in rows)
             results.append({"checkpoint": Path(checkpoint).name, "right": right, "of": len(rows)})
             if args.predictions:

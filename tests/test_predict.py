@@ -346,6 +346,25 @@ def test_a_split_of_classes(corpus, models, tmp_path, capsys):
     assert row["answer"] == "lung" and row["prediction"] in ("liver", "lung") and "type" not in row
 
 
+def test_a_question_only_model_sees_no_image(corpus, models, tmp_path, capsys):
+    """A picture shown to a model that was trained on the mean image alone."""
+    folder = tmp_path / "best-paper"
+    shutil.copytree(models / "vqa/best-paper", folder)
+    facts = json.loads((folder / "downstream.json").read_text())
+    (folder / "downstream.json").write_text(json.dumps(facts | {"image": "none"}))
+    asked = ["--question", QUESTIONS[0], "--json"]
+    tops = []
+    for image in ("2.png", "3.png"):
+        code, out, err = run(capsys, "--model", folder, "--image", corpus / "raw" / image, *asked)
+        assert code == 0 and "question-only model" in err, err
+        tops.append(json.loads(out)["top"])
+    assert tops[0] == tops[1]
+    path = tmp_path / "p.jsonl"
+    assert run(capsys, "--model", folder, "--data", corpus / "vqa/test", "--out", path)[0] == 0
+    scores = {row["score"] for row in read_predictions(path) if row["question"] == QUESTIONS[0]}
+    assert scores == {tops[0][0][1]}
+
+
 # ------------------------------------------------------------------ mistakes
 
 

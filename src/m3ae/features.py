@@ -19,9 +19,8 @@ The file: `features` float32 (rows, D); in its metadata `keys`, a JSON list with
 import argparse
 import json
 import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from m3ae.command import exit_status
-from m3ae.data.datasets import Pairs, stack_images, text_keep, trim
+from m3ae.data.datasets import Pairs, stack_images, trim
 from m3ae.data.shards import read_manifest
 from m3ae.downstream.trained import (
     Trained,
@@ -41,6 +40,7 @@ from m3ae.downstream.trained import (
     pick_device,
     shards_px,
 )
+from m3ae.files import replacing
 from m3ae.models.m3ae import M3AE
 from m3ae.training.engine import autocast, evaluating, resolve_precision, to_device
 from m3ae.training.logs import start_logging
@@ -52,8 +52,8 @@ WHAT, POOLS = ("image", "text", "pair"), ("cls", "mean")
 
 def masked_mean(x: Tensor, keep: Tensor) -> Tensor:
     """Mean over the tokens that are real: x (B, L, D), keep bool (B, L) -> (B, D) float32."""
-    weights = keep[..., None].float()
-    return (x.float() * weights).sum(dim=1) / weights.sum(dim=1)
+    real = keep[..., None].float()
+    return (x.float() * real).sum(dim=1) / real.sum(dim=1)
 
 
 def image_features(model: M3AE, image: Tensor, pool: str) -> Tensor:
@@ -92,32 +92,19 @@ def extract(
     shards, model = pairs.corpora[0], trained.model
     device = model.pixel_mean.device
 
-    def images(rows: Sequence[int]) -> Tensor:
-        return stack_images([shards.image(int(row), trained.image_px) for row in rows])
+    def compute(rows: list[int]) -> Tensor:
+        shown = rows if what == "image" else shards.image_of_text[rows]
+        if what != "text":
+            images = [shards.image(int(row), trained.image_px) for row in shown]
+            image = stack_images(images).to(device)
+        if what == "image":
+            return image_features(model, image, pool)
+        texts = to_device(trim(pairs.texts(rows)), device)
+        ids, keep = texts["text_ids"], texts["text_keep"]
+        if what == "text":
+            return text_features(model, ids, keep, pool)
+        return pair_features(model, image, ids, keep, pool)
 
-    def texts(rows: Sequence[int]) -> dict[str, Tensor]:
-        tokens = [pairs.tokens(row) for row in rows]
-        return trim(
-            {
-                "text_ids": torch.from_numpy(np.stack([ids for ids, _ in tokens])),
-                "text_keep": torch.from_numpy(np.stack([text_keep(words) for _, words in tokens])),
-            }
-        )
-
-    def of_images(rows: Sequence[int]) -> Tensor:
-        return image_features(model, images(rows).to(device), pool)
-
-    def of_texts(rows: Sequence[int]) -> Tensor:
-        batch = to_device(texts(rows), device)
-        return text_features(model, batch["text_ids"], batch["text_keep"], pool)
-
-    def of_pairs(rows: Sequence[int]) -> Tensor:
-        batch = to_device(texts(rows), device)
-        image = images(shards.image_of_text[rows]).to(device)
-        return pair_features(model, image, batch["text_ids"], batch["text_keep"], pool)
-
-    compute: Callable[[Sequence[int]], Tensor]
-    compute = {"image": of_images, "text": of_texts, "pair": of_pairs}[what]
     key, count = (
         (shards.image_key, shards.num_images) if what == "image" else (shards.text_key, len(shards))
     )
@@ -139,16 +126,12 @@ def extract(
 
 
 def write_features(path: Path, features: np.ndarray, keys: list[str], **facts: object) -> None:
-    """Write the file under a temporary name, then rename it; `facts` go to the metadata."""
+    """Write the file, whole or not at all; `facts` go to the metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {name: str(value) for name, value in facts.items()}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(
-        {"features": features},
-        temporary,
-        metadata={**metadata, "keys": json.dumps(keys, ensure_ascii=False)},
-    )
-    os.replace(temporary, path)
+    metadata["keys"] = json.dumps(keys, ensure_ascii=False)
+    with replacing(path) as temporary:
+        save_file({"features": features}, temporary, metadata=metadata)
 
 
 def read_features(path: str | Path) -> tuple[np.ndarray, list[str]]:

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from m3ae.command import exit_status
 from m3ae.data.datasets import text_keep
@@ -29,9 +28,14 @@ from m3ae.data.images import decode, resize_crop
 from m3ae.data.shards import WITH_FIELDS, read_manifest
 from m3ae.data.texts import assemble, encode, special_ids
 from m3ae.downstream.attention import draw_words
-from m3ae.downstream.config import DownstreamData
-from m3ae.downstream.data import Questions, collate
-from m3ae.downstream.evaluation import prediction_rows, probabilities
+from m3ae.downstream.data import EvalQuestions, Questions
+from m3ae.downstream.predictions import (
+    predict,
+    prediction_rows,
+    probabilities,
+    rank_answers,
+    scores_of,
+)
 from m3ae.downstream.trained import (
     Trained,
     add_model_arguments,
@@ -41,7 +45,8 @@ from m3ae.downstream.trained import (
 )
 from m3ae.files import is_unicode
 from m3ae.scoring.predictions import write_predictions
-from m3ae.training.engine import autocast, evaluating, resolve_precision, to_device
+from m3ae.training.distributed import Processes
+from m3ae.training.engine import resolve_precision
 from m3ae.training.logs import start_logging
 
 log = logging.getLogger("m3ae")
@@ -79,33 +84,14 @@ def make_batch(trained: Trained, image: np.ndarray, texts: Sequence[str]) -> dic
             log.info("cut to the %d tokens that the model takes: %s", trained.text_length - 2, text)
         rows.append(assemble(np.array(ids), np.array(words), trained.text_length, special))
     keep = np.stack([text_keep(words) for _, words in rows])
+    shown = torch.from_numpy(image)
+    if trained.image == "none":
+        shown = torch.zeros(3, trained.image_px, trained.image_px)
     return {
-        "image": torch.from_numpy(image)[None].expand(len(rows), -1, -1, -1),
+        "image": shown.expand(len(rows), -1, -1, -1),
         "text_ids": torch.from_numpy(np.stack([ids for ids, _ in rows])),
         "text_keep": torch.from_numpy(keep),
     }
-
-
-def scores_of(trained: Trained, batch: dict[str, Any], precision: str) -> np.ndarray:
-    """Logits float32 of a batch: (B, A), or (B,) match scores."""
-    device = trained.model.pixel_mean.device
-    batch = to_device(batch, device)
-    if trained.task == "retrieval":
-        batch = batch | {name: batch[name][:, None] for name in ("text_ids", "text_keep")}
-    with evaluating(trained.model), autocast(device, precision):
-        scores = trained.model.scores(batch)
-    scores = scores.float().cpu().numpy()
-    return scores[:, 0] if trained.task == "retrieval" else scores
-
-
-def rank_answers(trained: Trained, scores: np.ndarray, top: int) -> list[list[tuple[str, float]]]:
-    """Logits (B, A) -> for each row the `top` answers with their probabilities, best first."""
-    chances, known, out = probabilities(scores, trained.task), trained.known, []
-    answers = trained.facts["answers"]
-    for row in chances:
-        order = [k for k in np.argsort(-row, kind="stable") if known is None or answers[k] in known]
-        out.append([(answers[k], round(float(row[k]), 6)) for k in order[:top]])
-    return out
 
 
 def answer(
@@ -116,15 +102,20 @@ def answer(
     vqa and classification: question, prediction, score (probability 0-1: of that answer alone for
     vqa, among all classes else), top. retrieval: text and score, a logit.
     """
-    scores = scores_of(trained, make_batch(trained, image, texts), precision)
-    if trained.task == "retrieval":
+    batch = make_batch(trained, image, texts)
+    device = trained.model.pixel_mean.device
+    if trained.task == "retrieval":  # each image with one text
+        batch |= {name: batch[name][:, None] for name in ("text_ids", "text_keep")}
+        scores = scores_of(trained.model, batch, device, precision)[:, 0]
         return [
             {"text": text, "score": round(float(score), 6)}
             for text, score in zip(texts, scores, strict=True)
         ]
+    chances = probabilities(scores_of(trained.model, batch, device, precision), trained.task)
+    ranked = rank_answers(chances, trained.facts["answers"], trained.known, top)
     return [
-        {"question": text, "prediction": ranked[0][0], "score": ranked[0][1], "top": ranked}
-        for text, ranked in zip(texts, rank_answers(trained, scores, top), strict=True)
+        {"question": text, "prediction": best[0][0], "score": best[0][1], "top": best}
+        for text, best in zip(texts, ranked, strict=True)
     ]
 
 
@@ -142,30 +133,19 @@ def predict_split(
             f"{folder}: holds image-text pairs without answers or classes; prepare it "
             "with data_prep/table.py, or a script of questions"
         )
-    facts = trained.facts
-    data = DownstreamData(
-        train=folder,
-        valid=None,
-        test=folder,
-        answers=None,
-        field=facts.get("field", "label"),
-        held_out=0.1,
-        image_px=trained.image_px,
-        text_length=trained.text_length,
-        tokenizer=None,
-        augmentation="none",
-        crop_scale=1.0,
-        false_texts=0,
-        workers=0,
+    facts, model = trained.facts, trained.model
+    questions = Questions(
+        folder,
+        trained.tokenizer,
+        trained.text_length,
+        trained.image_px,
+        facts.get("field", "label"),
     )
-    questions = Questions(folder, trained.tokenizer, data)
     questions.set_answers(facts["answers"])
-    logits = []
-    for begin in tqdm(range(0, len(questions), batch), unit="batch", desc=str(folder)):
-        rows = [int(row) for row in questions.rows[begin : begin + batch]]
-        samples = [questions.pairs[row] for row in rows]
-        logits.append(scores_of(trained, collate(questions, samples, rows), precision))
-    chances = probabilities(np.concatenate(logits), trained.task)
+    data = EvalQuestions(questions, batch, trained.image)
+    alone = Processes(0, 0, 1, model.pixel_mean.device)
+    logits = predict(model, data, alone, precision, title=str(folder))
+    chances = probabilities(logits, trained.task)
     return prediction_rows(questions, chances, facts["answers"], trained.known, top)
 
 
@@ -266,6 +246,8 @@ def _say_model(trained: Trained, drawing: bool) -> None:
         what += f", {len(answers)} {'answers' if trained.task == 'vqa' else 'classes'}"
         if known is not None:
             what += f", of which {len(known)} may be given under the {trained.protocol} protocol"
+        if trained.image == "none":
+            what += "; a question-only model, which sees no image"
     log.info("model: %s (%s)", trained.folder, what)
 
 

@@ -4,12 +4,24 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from data_prep import pairs as pairs_script
+from data_prep import table
 from m3ae.data.sampler import Plan
 from m3ae.data.texts import load_tokenizer
 from m3ae.downstream.config import load_finetune_config
-from m3ae.downstream.data import UNKNOWN, EvalQuestions, Questions, TrainQuestions, augmented
+from m3ae.downstream.data import (
+    UNKNOWN,
+    EvalQuestions,
+    Questions,
+    TrainQuestions,
+    augmented,
+    next_other,
+    read_splits,
+)
+from m3ae.scoring.protocols import protocols_of
 from tests.recipe import ROOT
 
 
@@ -21,7 +33,7 @@ def config(task: str = "vqa", **changes):
         [
             f"task={task}",
             f"eval={{metric: {metric}, batch: 5}}",
-            "data={image_px: 64, text_length: 24, false_texts: 3}",
+            "data={image_px: 64, text_length: 24, false_texts: 3, valid: valid}",
         ],
     )
     return dataclasses.replace(made, data=dataclasses.replace(made.data, **changes))
@@ -32,12 +44,16 @@ def tokenizer(shards):
     return load_tokenizer(shards / "tokenizer")
 
 
+def read(folder, tokenizer, **more) -> Questions:
+    return Questions(str(folder), tokenizer, 24, 64, **more)
+
+
 def test_targets(questions, tokenizer):
     """A target that is another answer's number, or an unknown one taken for the first answer."""
-    test = Questions(str(questions / "test"), tokenizer, config().data)
+    test = read(questions / "test", tokenizer)
     answers = sorted(test.labels())[1:]
     test.set_answers(answers)
-    batches = list(EvalQuestions(test, config()))
+    batches = list(EvalQuestions(test, 5))
     rows = np.concatenate([batch["index"] for batch in batches])
     assert rows.tolist() == test.rows.tolist()
     for batch in batches:
@@ -49,7 +65,7 @@ def test_targets(questions, tokenizer):
 
 def test_training_batches_do_not_depend_on_processes(questions, tokenizer):
     """Another order or sample when the same step is split over processes."""
-    train = Questions(str(questions / "train"), tokenizer, config().data)
+    train = read(questions / "train", tokenizer)
     train.set_answers(sorted(train.labels()))
     one = TrainQuestions(train, config(), Plan(len(train), 3, 8, 8, 1), 0)
     two = [TrainQuestions(train, config(), Plan(len(train), 3, 8, 2, 2), rank) for rank in (0, 1)]
@@ -61,8 +77,8 @@ def test_training_batches_do_not_depend_on_processes(questions, tokenizer):
 
 def test_false_texts_are_of_other_images(shards, tokenizer):
     """A false text of the same image, the true one not first, or draws that change."""
-    captions = Questions(str(shards / "train"), tokenizer, config("retrieval").data)
-    data = EvalQuestions(captions, config("retrieval"))
+    captions = read(shards / "train", tokenizer)
+    data = EvalQuestions(captions, 5, false_texts=3)
     batch = data[0]
     assert batch["text_ids"].shape[:2] == (5, 4) and not batch["target"].any()
     for k, row in enumerate(batch["index"].tolist()):
@@ -107,10 +123,8 @@ def jpegs(shards, tmp_path_factory):
 @pytest.mark.parametrize("kind", ["resized_crop", "rand_augment"])
 def test_augmentation_follows_from_the_generator(jpegs, tokenizer, kind):
     """A crop drawn from the global generator, which another sample or process moves on."""
-    import torch
-
     data = config(augmentation=kind).data
-    shards = Questions(str(jpegs), tokenizer, data).shards
+    shards = read(jpegs, tokenizer).shards
     first = augmented(shards, 0, data, np.random.default_rng(3))
     torch.rand(5)
     state = torch.get_rng_state()
@@ -124,7 +138,7 @@ def test_augmentation_follows_from_the_generator(jpegs, tokenizer, kind):
 def test_a_crop_keeps_most_of_the_image(jpegs, tokenizer):
     """crop_scale taken for the share that is cut off."""
     data = config(augmentation="resized_crop", crop_scale=0.9).data
-    questions = Questions(str(jpegs), tokenizer, data)
+    questions = read(jpegs, tokenizer)
     whole = questions.pairs.image(0).astype(float).mean(axis=0)
     crops = [augmented(questions.shards, 0, data, np.random.default_rng(k)) for k in range(8)]
     likeness = [
@@ -136,6 +150,62 @@ def test_a_crop_keeps_most_of_the_image(jpegs, tokenizer):
 def test_a_split_without_rows_or_field(questions, tokenizer):
     """An empty split that passes, or a field that nobody has."""
     with pytest.raises(ValueError, match="no row is left"):
-        Questions(str(questions / "test"), tokenizer, config().data, np.array([], dtype=int))
+        read(questions / "test", tokenizer, rows=np.array([], dtype=int))
     with pytest.raises(ValueError, match="has no 'colour', only answer, "):
-        Questions(str(questions / "test"), tokenizer, config(field="colour").data)
+        read(questions / "test", tokenizer, field="colour")
+
+
+@pytest.mark.parametrize("protocol", ["strict", "image_disjoint"])
+def test_held_out_rows_do_not_depend_on_the_preparation(tmp_path, tokenizer, protocol):
+    """Other rows held out where grey and coloured images are in one shard, or in another order."""
+    rng, rows = np.random.default_rng(0), []
+    for number in range(30):
+        shape = (70, 80, 3) if number % 3 == 1 else (70, 80)
+        name = f"synpic{number}.png"
+        array = rng.integers(0, 256, shape, dtype=np.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(array).save(tmp_path / "images" / name)
+        rows += [f"{name},is it {word},yes,train" for word in ("grey", "coloured")]
+        rows += [f"{name},what is it,a picture,test"] * (number > 27)
+
+    def held_out(name: str, lines: list[str], encoding: str) -> list[str]:
+        head = "image,question,answer,split"
+        (tmp_path / f"{name}.csv").write_text("\n".join([head, *lines]) + "\n")
+        prepare = ["--table", str(tmp_path / f"{name}.csv"), "--raw", str(tmp_path / "images")]
+        prepare += ["--out", str(tmp_path / name), "--px", "64", "--workers", "0"]
+        assert table.main([*prepare, "--encoding", encoding]) == 0
+        data = {split: str(tmp_path / name / split) for split in ("train", "test")}
+        made = config(**data, valid=None, held_out=0.3)
+        splits, _, _ = read_splits(made, tokenizer, protocols_of(protocol, "own", False))
+        kept, held = splits["train"], splits["held_out"]
+        assert not set(images(kept)) & set(images(held))
+        return sorted(zip(images(held), map(held.shards.text, held.rows.tolist()), strict=True))
+
+    def images(split: Questions) -> list[str]:
+        return [split.shards.image_key(int(split.shards.image_of_text[row])) for row in split.rows]
+
+    wanted = held_out("raw", rows, "raw")
+    assert len(wanted) == 18
+    assert held_out("jpeg", rows, "jpeg") == wanted
+    assert held_out("turned", rows[::-1], "raw") == wanted
+
+
+def test_the_other_image(questions, tokenizer):
+    """One's own image as another's: at the end, or among several questions on one image."""
+    assert next_other(np.array([3, 3, 5, 3])).tolist() == [2, 2, 3, 2]
+    assert next_other(np.array([4, 4, 1])).tolist() == [2, 2, 0]
+    with pytest.raises(ValueError, match="one image only"):
+        next_other(np.array([2, 2]))
+    test = read(questions / "test", tokenizer, rows=np.arange(3, 20))
+    own, other, none = (list(EvalQuestions(test, 5, arm)) for arm in ("own", "other", "none"))
+    owners = test.shards.image_of_text
+    for batch, turned, empty in zip(own, other, none, strict=True):
+        for key in ("index", "text_ids", "text_keep", "target"):
+            assert torch.equal(batch[key], turned[key]) and torch.equal(batch[key], empty[key])
+        assert empty["image"].shape == (len(batch["index"]), 3, 64, 64)
+        assert empty["image"].dtype == torch.float32 and not empty["image"].any()
+        for k, row in enumerate(batch["index"].tolist()):
+            assert np.array_equal(batch["image"][k], test.pairs.image(int(owners[row])))
+            after = [*range(row + 1, 20), *range(3, row)]
+            shown = next(owners[j] for j in after if owners[j] != owners[row])
+            assert np.array_equal(turned["image"][k], test.pairs.image(int(shown)))

@@ -10,7 +10,7 @@ from m3ae.downstream.config import FinetuneConfig, load_finetune_config
 from m3ae.downstream.model import build_downstream, read_init, write_facts
 from m3ae.models import M3AE
 from m3ae.models.heads import AnswerHead, start_answer_head
-from m3ae.training.optim import part_of
+from m3ae.models.param_groups import part_of
 from tests.recipe import (
     ROOT,
     TINY,
@@ -31,7 +31,7 @@ def config(task: str = "vqa", **changes) -> FinetuneConfig:
     metric = {"vqa": "overall", "classification": "accuracy", "retrieval": "loss"}[task]
     made = load_finetune_config(
         ROOT / "configs/finetune/finetune.yaml",
-        [f"task={task}", f"eval.metric={metric}", "data.image_px=64"],
+        [f"task={task}", f"eval.metric={metric}", "data={image_px: 64, valid: valid}"],
     )
     architecture = str(ROOT / "configs/pretrain/m3ae.yaml")
     changes = {"architecture": architecture, "architecture_set": tuple(SETS)} | changes

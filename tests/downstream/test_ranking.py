@@ -20,7 +20,7 @@ from m3ae.downstream.retrieval import draw_false_texts, match_score, retrieval_s
 from m3ae.models import M3AE
 from m3ae.models.heads import ITMHead, RetrievalHead, start_retrieval_head
 from m3ae.scoring.metrics import ranks_by_rule, recall_at_k, recalls, same_words
-from m3ae.training.distributed import Processes, processes
+from m3ae.training.distributed import Processes, join_processes
 from tests.recipe import close, golden, golden_model, tiny_config
 
 ALONE = Processes(0, 0, 1, torch.device("cpu"))
@@ -253,7 +253,7 @@ def _worker(rank: int, port: int, folder) -> None:
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
-    with processes() as group:
+    with join_processes(None) as group:
         found = {"memory": ranked(group=group), "resumed": ranked(folder / "out", group=group)}
         try:
             ranked(folder / "other", group=group)

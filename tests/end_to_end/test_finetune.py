@@ -16,9 +16,13 @@ from safetensors.torch import load_file
 import run_finetune
 import run_pretrain
 from m3ae.config import load_config
+from m3ae.data.datasets import Pairs
+from m3ae.data.questions import read_questions
 from m3ae.data.shards import Shards
+from m3ae.downstream import evaluation
+from m3ae.downstream.trained import load_trained
 from m3ae.models import build_model
-from m3ae.scoring.predictions import read_predictions
+from m3ae.scoring.predictions import read_predictions, read_trained_on, write_trained_on
 from m3ae.training.checkpoint import checkpoints
 from m3ae.training.logs import read_log
 from tests.recipe import ROOT
@@ -44,11 +48,21 @@ def test_both_protocols(tune, tmp_path, questions):
         right = sum(row["prediction"] == row["label"] for row in rows)
         assert entry["test"]["overall"]["accuracy"] == pytest.approx(right / len(rows))
         assert {"majority", "nearest"} == entry["test"]["overall"]["blind"].keys()
+        assert {"other", "none"} == entry["test"]["overall"]["arms"].keys()
         assert "leaked_twin" in entry["test"]["strata"]
         assert (run / f"best-{name}" / "downstream.json").is_file()
     assert facts["paper"]["train_rows"] == len(train) and leaked
     assert facts["strict"]["train_rows"] + facts["strict"]["held_out_rows"] == len(train) - leaked
     assert scores(tmp_path / "run/paper")["paper"]["selected_on"] == "test"
+    logs = {name: read_log(tmp_path / "run" / name, "eval") for name in facts}
+    overall = [line["test/paper/overall"] for line in logs["paper"]]
+    assert scores(tmp_path / "run/paper")["paper"]["best_on_test"] == max(overall)
+    assert len(list((tmp_path / "run/paper/predictions").glob("*-test-paper.jsonl"))) == 2
+    # Under strict nobody sees the test set before the end.
+    assert {key for line in logs["strict"] for key in line if "/" in key} == {
+        f"held_out/strict/{part}" for part in ("overall", "open", "closed")
+    }
+    assert not list((tmp_path / "run/strict/predictions").glob("*test*"))
     assert scores(tmp_path / "run/strict")["strict"]["selected_on"] == "held_out"
 
 
@@ -75,6 +89,136 @@ def test_one_run_serves_both_where_there_is_a_valid_split(tune, tmp_path, questi
     assert "an answer of the test set alone" not in facts["known"]["strict"]
     for row in read_predictions(tmp_path / "run/predictions-strict.jsonl"):
         assert row["prediction"] in facts["known"]["strict"]
+    measured = {key.rpartition("/")[0] for key in read_log(tmp_path / "run", "eval")[0]} - {""}
+    assert measured == {"valid/paper", "valid/strict", "test/paper"}
+
+
+def test_strict_is_the_default(tune, tmp_path):
+    """A figure selected on the test set by whoever names no protocol."""
+    assert tune("train.epochs=1") == 0
+    assert (tmp_path / "run/predictions-strict.jsonl").is_file()
+
+
+def test_rows_trained_on(tune, tmp_path, questions):
+    """Strata and baselines over rows that the run held out, or was not allowed to see."""
+    assert tune("protocol=strict", "train.epochs=1", "data.held_out=0.4") == 0
+    ids = read_trained_on(tmp_path / "run/trained_on.txt")
+    first = (tmp_path / "run/trained_on.txt").read_text().splitlines()[0]
+    facts = json.loads((tmp_path / "run/environment.json").read_text())
+    train = read_questions(questions / "train")
+    assert first == f"# {questions}/train: {len(ids)} of {len(train)} rows"
+    assert len(ids) == facts["train_rows"] < len(train) - facts["held_out_rows"]
+    held = {row["id"] for row in read_predictions_of(tmp_path / "run", "held_out", "strict")}
+    leaked = {row["id"] for row in train if row["leaked"]}
+    assert {*ids} == {row["id"] for row in train} - held - leaked and held and leaked
+    images = {row["image"] for row in train if row["id"] in ids}
+    allowed = {row["image"] for row in train if row["id"] not in leaked}
+    rows = read_predictions(tmp_path / "run/predictions-strict.jsonl")
+    seen = sum(row["image"] in images for row in rows)
+    test = scores(tmp_path / "run")["strict"]["test"]
+    assert test["strata"]["image_in_train"]["yes"]["questions"] == seen
+    assert seen < sum(row["image"] in allowed for row in rows)
+    # An evaluation alone takes them from the run that trained, whatever its own config allows.
+    write_trained_on(tmp_path / "run/trained_on.txt", "split", ids[:9], len(train))
+    more = [f"init={tmp_path}/run/best-strict", "eval_only=true", "data.held_out=0.4"]
+    assert tune(*more, name="check") == 0
+    assert read_trained_on(tmp_path / "check/trained_on.txt") == ids[:9]
+    strata = scores(tmp_path / "check")["strict"]["test"]["strata"]
+    assert strata["image_in_train"]["yes"]["questions"] < seen
+
+
+def test_rows_of_another_split(tune, tmp_path, questions, capsys):
+    """Strata of an evaluated model over rows of a split that it never saw."""
+    assert tune("protocol=strict", "train.epochs=1") == 0
+    known = tmp_path / "run/trained_on.txt"
+    known.write_text(known.read_text().replace("synpic", "other", 1))
+    more = [f"init={tmp_path}/run/best-strict", "eval_only=true"]
+    assert tune(*more, name="check") == 2
+    assert "lacks 1 of the" in capsys.readouterr().err
+
+
+def read_predictions_of(run, split: str, protocol: str) -> list[dict]:
+    return read_predictions(run / f"predictions/epoch-0001-{split}-{protocol}.jsonl")
+
+
+def test_arms(tune, tmp_path, questions, shards):
+    """Another arm's picture, one's own picture as another's, or a mean image that is not 0."""
+    run = tmp_path / "run"
+    assert tune("protocol=strict", "train.epochs=4", "optim.lr=1.0e-2") == 0
+    trained = load_trained(run / "best-strict")
+    test = Shards(questions / "test")
+    owners = test.image_of_text
+    told = {}
+    for name, suffix in (("own", ""), ("other", "-other"), ("none", "-none")):
+        rows = read_predictions(run / f"predictions-strict{suffix}.jsonl")
+        told[name] = {row["id"]: row["score"] for row in rows}
+        assert len(rows) == len(test) and {row["image"] for row in rows} == {
+            test.image_key(j) for j in range(test.num_images)
+        }
+    assert told["own"] != told["other"] != told["none"] != told["own"]
+    for row in (0, 7, len(test) - 1):
+        after = [*range(row + 1, len(test)), *range(row)]
+        other = next(owners[k] for k in after if owners[k] != owners[row])
+        pixels = {
+            "own": torch.from_numpy(test.image(int(owners[row]), 64)),
+            "other": torch.from_numpy(test.image(int(other), 64)),
+            "none": torch.zeros(3, 64, 64),
+        }
+        words = trained.tokenizer(test.text(row), add_special_tokens=False)["input_ids"]
+        ids = [trained.tokenizer.cls_token_id, *words[:22], trained.tokenizer.sep_token_id]
+        for name, image in pixels.items():
+            batch = {"image": image[None], "text_ids": torch.tensor([ids])}
+            batch["text_keep"] = torch.ones_like(batch["text_ids"]).bool()
+            with torch.no_grad():
+                chances = trained.model.scores(batch)[0].sigmoid()
+            answers = trained.facts["answers"]
+            best = max(float(chances[answers.index(answer)]) for answer in trained.known)
+            assert told[name][test.text_key(row)] == pytest.approx(best, abs=1e-5), (row, name)
+
+
+def test_the_question_only_model(tune, tmp_path, monkeypatch, capsys):
+    """A picture that it sees all the same; other steps; a comparison with another protocol's."""
+    alone = tmp_path / "alone"
+    assert tune(f"eval.question_only={alone}", name="early") == 2
+    assert "data.image=none and protocol=strict" in capsys.readouterr().err
+    assert not (tmp_path / "early").exists()
+    real = Pairs.image
+    monkeypatch.setattr(Pairs, "image", lambda *_: pytest.fail("an image was read"))
+    assert tune("data.image=none", "data.augmentation=resized_crop", name="alone") == 0
+    assert "question-only model" in capsys.readouterr().err
+    monkeypatch.setattr(Pairs, "image", real)
+    assert "arms" not in scores(alone)["strict"]["test"]["overall"]
+    assert not list(alone.glob("predictions-strict-*"))
+    assert tune(f"eval.question_only={alone}", name="run") == 0
+    assert read_log(alone, "train")[-1]["step"] == read_log(tmp_path / "run", "train")[-1]["step"]
+    said = capsys.readouterr().err
+    for line in ("another's image", "mean image", "question-only"):
+        assert re.search(rf"{line}: overall  +[+-][0-9.]+ \[", said), line
+    entry = scores(tmp_path / "run")["strict"]["test"]["overall"]["arms"]["question-only"]
+    assert entry["accuracy"] == scores(alone)["strict"]["test"]["overall"]["accuracy"]
+
+
+def test_interrupted_at_the_very_end(tune, tmp_path, monkeypatch):
+    """A final evaluation that cannot be repeated, or is of the last weights and not the best."""
+    assert tune("train.epochs=3", "protocol=strict", name="whole") == 0
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    real = evaluation.write_json
+    monkeypatch.setattr(evaluation, "write_json", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tune("train.epochs=3", "protocol=strict", name="cut")
+    monkeypatch.setattr(evaluation, "write_json", real)
+    assert tune("train.epochs=3", "protocol=strict", name="cut") == 0
+    assert scores(tmp_path / "whole") == scores(tmp_path / "cut")
+    best = json.loads((tmp_path / "cut/best-strict/downstream.json").read_text())["epoch"]
+    assert scores(tmp_path / "cut")["strict"]["epoch"] == best
+    # Weights of another epoch than the log's best are not taken for it.
+    facts = tmp_path / "cut/best-strict/downstream.json"
+    facts.write_text(facts.read_text().replace(f'"epoch": {best}', '"epoch": 9'))
+    (tmp_path / "cut/evaluation.json").unlink()
+    assert tune("train.epochs=3", "protocol=strict", name="cut") == 2
 
 
 def test_resumed_is_uninterrupted(tune, tmp_path, monkeypatch):
@@ -111,11 +255,11 @@ def test_resumed_is_uninterrupted(tune, tmp_path, monkeypatch):
 def test_evaluation_alone_repeats_the_run(tune, tmp_path, capsys):
     """An evaluation that reads other weights, another answer order, or writes over the run."""
     assert tune(name="run") == 0
-    best = f"init={tmp_path}/run/best-paper"
+    best = f"init={tmp_path}/run/best-strict"
     assert tune(best, "eval_only=true", name="check") == 0
-    mine, theirs = (scores(tmp_path / name)["paper"]["test"] for name in ("run", "check"))
+    mine, theirs = (scores(tmp_path / name)["strict"]["test"] for name in ("run", "check"))
     assert mine == theirs
-    assert tune(best, "eval_only=true", "protocol=strict", name="strict") == 2
+    assert tune(best, "eval_only=true", "protocol=paper", name="paper") == 2
     assert "another answer list" in capsys.readouterr().err
 
 
@@ -160,19 +304,34 @@ def test_retrieval(small_run, tune, shards, tmp_path):
     assert (
         tune(
             *more,
+            "protocol=both",
             "train={batch_global: 8, batch_per_process: 4}",
             name="irtr",
             config="roco_retrieval",
         )
         == 0
     )
-    entry = scores(tmp_path / "irtr")["paper"]
-    assert entry["test"]["images"] == 16 and set(entry["test"]["id"]) == {
-        f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)
-    }
+    for name, pool, images in (("paper", "valid", 4), ("strict", "test", 16)):
+        entry = scores(tmp_path / "irtr")[name]
+        assert (entry["pool"], entry["same"]) == (pool, {"valid": "id", "test": "text"}[pool])
+        ranks = read_predictions(tmp_path / f"irtr/ranks-{name}.jsonl")
+        split = Shards(shards / pool)
+        for way, keys in (
+            ("t2i", [split.text_key(k) for k in range(len(split))]),
+            ("i2t", [split.image_key(k) for k in range(images)]),
+        ):
+            rows = [row for row in ranks if row["way"] == way]
+            assert [row["id"] for row in rows] == keys
+            assert {row["pool"] for row in rows} == {images if way == "t2i" else len(split)}
+            for k in (1, 5, 10):
+                wanted = sum(row["rank"] <= k for row in rows) / len(rows)
+                assert entry["recalls"][way][f"r{k}"]["value"] == pytest.approx(wanted)
+    logged = {key for line in read_log(tmp_path / "irtr", "eval") for key in line if "/" in key}
+    assert logged == {"valid/paper/loss", "valid/strict/loss"}
     zero = [*more, "eval_only=true"]
     assert tune(*zero, name="zero", config="roco_retrieval") == 0
-    assert scores(tmp_path / "zero")["paper"]["test"]["id"]["t2i_r10"] >= 0
+    assert scores(tmp_path / "zero")["strict"]["recalls"]["t2i"]["r10"]["value"] >= 0
+    assert not (tmp_path / "zero/trained_on.txt").exists()  # nothing was trained on
 
 
 def test_augmentation_is_repeatable_and_needs_whole_images(questions, tune, tmp_path, capsys):
@@ -193,6 +352,7 @@ def test_augmentation_is_repeatable_and_needs_whole_images(questions, tune, tmp_
         (["data.answers=nowhere.json"], "nowhere.json does not exist"),
         (["protocol=lenient"], "protocol"),
         (["train.batch_global=30"], "train.batch_global: 30 is no multiple"),
+        (["task=retrieval", "eval.metric=loss"], "data.valid: retrieval selects"),
         (["task=retrieval", "eval.metric=loss", "train.answer_bias=prior"], "train.answer_bias"),
     ],
 )
@@ -224,7 +384,7 @@ def test_two_processes(tune, tmp_path, capfd, freeze):
     ]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     one, two = (
-        read_predictions(tmp_path / name / "predictions-paper.jsonl") for name in ("one", "two")
+        read_predictions(tmp_path / name / "predictions-strict.jsonl") for name in ("one", "two")
     )
     assert [row["id"] for row in one] == [row["id"] for row in two]
     for row, other in zip(one, two, strict=True):
@@ -252,7 +412,7 @@ def test_a_head_that_starts_at_the_prior(tune, tmp_path, questions):
 def test_labels_outside_the_list(tune, tmp_path, capsys):
     """Training rows that silently teach nothing."""
     (tmp_path / "short.json").write_text(json.dumps(["yes", "no"]))
-    assert tune(f"data.answers={tmp_path}/short.json") == 2
+    assert tune(f"data.answers={tmp_path}/short.json", "protocol=paper") == 2
     assert "training labels are not in the answer list" in capsys.readouterr().err
 
 

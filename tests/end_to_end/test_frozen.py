@@ -11,6 +11,7 @@ from m3ae.downstream.config import load_finetune_config
 from m3ae.downstream.data import Questions
 from m3ae.downstream.frozen import FrozenFeatures
 from m3ae.downstream.model import build_downstream, read_init
+from m3ae.scoring.predictions import read_predictions
 from m3ae.training.checkpoint import checkpoints
 from m3ae.training.distributed import Processes
 from m3ae.training.logs import read_log
@@ -36,17 +37,24 @@ def test_frozen_parts_keep_their_weights(tune, tmp_path, frozen):
         assert torch.equal(tensor, after[name]) == stays, name
 
 
-def test_features_computed_once_change_nothing(tune, tmp_path, monkeypatch):
-    """Features of another text or image, cut elsewhere, or drawn with the encoder's dropout."""
-    assert tune(ENCODERS, "train.log_every=1", name="once") == 0
+@pytest.mark.parametrize("image", ["own", "none"])
+def test_features_computed_once_change_nothing(tune, tmp_path, monkeypatch, image):
+    """Features of another text or image, cut elsewhere, or drawn with the encoder's dropout; in
+    the arms, those of one's own image."""
+    more = [ENCODERS, "train.log_every=1", f"data.image={image}"]
+    assert tune(*more, name="once") == 0
     monkeypatch.setattr(run_finetune, "encode_frozen", lambda *_: None)
-    assert tune(ENCODERS, "train.log_every=1", name="always") == 0
+    assert tune(*more, name="always") == 0
     logs = [read_log(tmp_path / name, "train") for name in ("once", "always")]
     assert len(logs[0]) > 10
     for one, other in zip(*logs, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
     evaluated = [read_log(tmp_path / name, "eval") for name in ("once", "always")]
     assert evaluated[0] == evaluated[1]
+    for name in ("", "-other", "-none") if image == "own" else ("",):
+        files = [tmp_path / run / f"predictions-strict{name}.jsonl" for run in ("once", "always")]
+        for one, other in zip(*map(read_predictions, files), strict=True):
+            assert one["score"] == pytest.approx(other["score"], abs=2e-6), name
     always = weights(tmp_path / "always")
     for name, tensor in weights(tmp_path / "once").items():
         torch.testing.assert_close(tensor, always[name], rtol=1e-4, atol=1e-4)
@@ -84,10 +92,13 @@ def test_augmented_images_are_not_kept(questions, shards):
         ],
     )
     model = build_downstream(config, read_init(config), ["yes", "no"])
-    split = Questions(str(questions / "test"), load_tokenizer(shards / "tokenizer"), config.data)
+    split = Questions(str(questions / "test"), load_tokenizer(shards / "tokenizer"), 24, 64)
     alone = Processes(0, 0, 1, torch.device("cpu"))
     features = FrozenFeatures(model, split, config, alone, "fp32")
     assert features.image is None and len(features.text) == len(split)
+    rows = split.rows[:2].tolist()
+    assert "image_features" not in features.of(rows, rows, 24)
+    assert len(features.of(rows, None, 24)["image_features"]) == 2  # the mean image is no crop
 
 
 def test_retrieval_with_frozen_encoders(small_run, tune, shards, tmp_path):

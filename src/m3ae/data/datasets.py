@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from m3ae.config import Config, ModelConfig
+from m3ae.config import Architecture, Config
 from m3ae.data.exclusions import listed, read_lists
 from m3ae.data.masking import (
     draw_in_batch_negatives,
@@ -103,6 +103,12 @@ class Pairs:
             tokens = np.array(ids, dtype=np.int64), np.array(words, dtype=np.int64)
         return assemble(*tokens, self.text_length, self.special)
 
+    def texts(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """`text_ids` int64 and `text_keep` bool of these samples, both (B, L)."""
+        ids, words = zip(*(self.tokens(int(index)) for index in indices), strict=True)
+        keep = np.stack([text_keep(row) for row in words])
+        return {"text_ids": torch.from_numpy(np.stack(ids)), "text_keep": torch.from_numpy(keep)}
+
     def __getitem__(self, index: int) -> Sample:
         corpus, row = self.find(index)
         shards = self.corpora[corpus]
@@ -138,9 +144,9 @@ def _kept(corpus: Shards, left_out: set[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Assembler:
-    """Samples -> a batch with masks, patch orders and ITM pairs drawn ."""
+    """Samples -> a batch with masks, patch orders and ITM pairs drawn."""
 
-    def __init__(self, model: ModelConfig, pairs: Pairs) -> None:
+    def __init__(self, model: Architecture, pairs: Pairs) -> None:
         self.model, self.pairs = model, pairs
         self.patches = (model.image_encoder.image_px // model.image_encoder.patch_px) ** 2
         self.ordinary = ordinary_ids(pairs.tokenizer)
@@ -244,7 +250,7 @@ class TrainBatches(Dataset):
     """Item i = the i-th micro-batch of one process, counted from step 0."""
 
     def __init__(
-        self, pairs: Pairs, order: Order, plan: Plan, model: ModelConfig, seed: int, rank: int
+        self, pairs: Pairs, order: Order, plan: Plan, model: Architecture, seed: int, rank: int
     ) -> None:
         self.pairs, self.order, self.plan = pairs, order, plan
         self.seed, self.rank, self.group = seed, rank, model.itm.group
@@ -271,7 +277,7 @@ class EvalBatches(Dataset):
     """
 
     def __init__(
-        self, pairs: Pairs, model: ModelConfig, seed: int, samples: int, batch: int, draw: int = 0
+        self, pairs: Pairs, model: Architecture, seed: int, samples: int, batch: int, draw: int = 0
     ) -> None:
         self.pairs, self.seed, self.draw, self.group = pairs, seed, draw, model.itm.group
         indices = keyed(seed, SUBSET).permutation(len(pairs))
@@ -299,18 +305,22 @@ def train_loader(
     """Micro-batches of process `rank` from `start_step` to the end, in order."""
     order = Order(pairs.sizes, config.data.train_weights, config.seed)
     dataset = TrainBatches(pairs, order, plan, config.model, config.seed, rank)
+    return loader_from(dataset, start_step * plan.accumulation, config.data.workers, device)
+
+
+def loader_from(dataset: Dataset, item: int, workers: int, device: torch.device) -> DataLoader:
+    """The items of a data set, which are batches, from one on."""
     return DataLoader(
         dataset,
         batch_size=None,
-        sampler=range(start_step * plan.accumulation, len(dataset)),
-        num_workers=config.data.workers,
-        prefetch_factor=4 if config.data.workers else None,
+        sampler=range(item, len(dataset)),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator().manual_seed(config.seed),  # leaves the global one alone
+        generator=torch.Generator().manual_seed(0),  # leaves the global one alone
     )
 
 
-def eval_batches(dataset: EvalBatches, rank: int, processes: int) -> Iterator[dict[str, Tensor]]:
+def eval_batches(dataset: Dataset, rank: int, processes: int) -> Iterator[dict[str, Tensor]]:
     """The batches of process `rank`: every `processes`-th."""
-    for item in range(rank, len(dataset), processes):
-        yield dataset[item]
+    return (dataset[item] for item in range(rank, len(dataset), processes))

@@ -22,13 +22,18 @@ def read_lists(files: Sequence[str]) -> set[str]:
     return {name for file in files for name in read_exclusions(Path(file))}
 
 
-def listed(split: Shards, ids: set[str]) -> np.ndarray:
-    """Which images of a split are listed, by their key or its stem: bool (images,)."""
-    keys = (
+def image_keys(split: Shards) -> list[str]:
+    """The key of every image of a split."""
+    return [
         row_bytes(split.shard(k), "image_key", row).decode()
         for k, file in enumerate(split.files)
         for row in range(file["images"])
-    )
+    ]
+
+
+def listed(split: Shards, ids: set[str]) -> np.ndarray:
+    """Which images of a split are listed, by their key or its stem: bool (images,)."""
+    keys = image_keys(split)
     return np.fromiter((key in ids or image_stem(key) in ids for key in keys), bool)
 
 

@@ -139,32 +139,16 @@ def draw_attention(
 
     image uint8 (C, H, H), attention (W, S), each row of sum 1 with CLS first.
     """
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).float() / 255
     grid = round((attention.shape[1] - 1) ** 0.5)
-    original = tile(pixels.expand(3, -1, -1))
-    if original.width > PANEL_PX:
-        original = original.resize((PANEL_PX, PANEL_PX), Image.Resampling.LANCZOS)
-    side = original.width
-    times = attention[:, 1:] * attention.shape[1]  # 1 = the even share
-    heat = F.interpolate(
-        times.reshape(-1, 1, grid, grid), size=(side, side), mode="bilinear", align_corners=False
-    )[:, 0]
+    times = attention[:, 1:] * attention.shape[1]  # 1 = what each token has if all have the same
     top = max(2.0, float(times.max()))  # so that even attention does not look like a finding
-    grey = np.asarray(original.convert("L"), dtype=np.float32) / 255
-    # Logarithmic: one word with a single bright patch would leave all others without colour.
-    levels = (heat.clamp(min=1).log() / math.log(top)).numpy()
-    peaks = [f"{shorten(peak)}x" for peak in times.amax(dim=1).tolist()]
-    panels = [
-        (word, peak, paint(grey, level))
-        for word, peak, level in zip(words, peaks, levels, strict=True)
-    ]
-    panels = [("image", "", original), *panels]
+    panels = make_panels(image, words, times.reshape(-1, grid, grid), top)
+    side = panels[0][2].width
 
     columns = min(MOST_COLUMNS, max(LEAST_COLUMNS, round(len(panels) ** 0.5 + 0.5)))
     width = columns * side + (columns - 1) * GAP
-    shares = dict.fromkeys(f"{share:.0%}" for share in attention[:, 0].sort().values.tolist())
-    shares = list(shares) if len(shares) == 1 else [next(iter(shares)), next(reversed(shares))]
-    note = NOTE.format(tokens=attention.shape[1], source=source, grid=grid, cls=" to ".join(shares))
+    ends = dict.fromkeys(f"{float(end):.0%}" for end in attention[:, 0].aminmax())
+    note = NOTE.format(tokens=attention.shape[1], source=source, grid=grid, cls=" to ".join(ends))
     head_lines = wrap(text, width, TEXT_SIZE)
     below = wrap(subtitle, width, WORD_SIZE, lines=2)
     note_lines = wrap(note, width, NOTE_SIZE, lines=100)
@@ -191,6 +175,27 @@ def draw_attention(
     write_lines(draw, note_lines, notes_top, NOTE_SIZE, MUTED)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, format="PNG", optimize=True)
+
+
+def make_panels(
+    image: np.ndarray, words: list[str], times: Tensor, top: float
+) -> list[tuple[str, str, Image.Image]]:
+    """The image, and for each word the image under its patches: title, highest patch, picture.
+
+    image uint8 (C, H, H), times (W, grid, grid): 1 has no colour, `top` the strongest.
+    """
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).float() / 255
+    original = tile(pixels.expand(3, -1, -1))
+    if original.width > PANEL_PX:
+        original = original.resize((PANEL_PX, PANEL_PX), Image.Resampling.LANCZOS)
+    size = (original.width, original.width)
+    heat = F.interpolate(times[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    grey = np.asarray(original.convert("L"), dtype=np.float32) / 255
+    # Logarithmic: one word with a single bright patch would leave all others without colour.
+    levels = (heat.clamp(min=1).log() / math.log(top)).numpy()
+    peaks = [f"{shorten(peak)}x" for peak in times.amax(dim=(1, 2)).tolist()]
+    drawn = [paint(grey, level) for level in levels]
+    return [("image", "", original), *zip(words, peaks, drawn, strict=True)]
 
 
 def paint(grey: np.ndarray, heat: np.ndarray) -> Image.Image:

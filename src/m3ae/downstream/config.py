@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from m3ae.config import OptimConfig, read_with_overrides
+from m3ae.config import OptimConfig, Switches, read_with_overrides
 from m3ae.strict_yaml import build
 
 
@@ -22,6 +22,7 @@ class DownstreamData:
     answers: str | None
     field: str
     held_out: float
+    image: Literal["own", "none"]
     image_px: int
     text_length: int
     tokenizer: str | None
@@ -55,6 +56,7 @@ class DownstreamEval:
     metric: str
     top: int
     samples: int
+    question_only: str | None
     text_block: int
 
 
@@ -70,6 +72,7 @@ class FinetuneConfig:
     architecture_set: tuple[str, ...]
     eval_only: bool
     protocol: Literal["paper", "strict", "image_disjoint", "both"]
+    model: Switches
     data: DownstreamData
     optim: OptimConfig
     train: DownstreamTrain
@@ -122,6 +125,14 @@ def _check(config: FinetuneConfig) -> None:
     require(
         config.task != "retrieval" or data.false_texts >= 1,
         f"data.false_texts: {data.false_texts} is below 1",
+    )
+    require(
+        config.task != "retrieval" or data.valid is not None,
+        "data.valid: retrieval selects its epoch on it; give a folder",
+    )
+    require(
+        config.task != "retrieval" or (data.image == "own" and evaluation.question_only is None),
+        "data.image, eval.question_only: retrieval ranks images, so it has no arm without them",
     )
     require(len(config.optim.betas) == 2, f"optim.betas: expected two, got {config.optim.betas}")
     require(

@@ -6,7 +6,7 @@ Letters: `B` pairs, `F` false texts an image, `L` text tokens.
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
 
-from m3ae.data.datasets import Pairs, Sample, stack_images, text_keep, trim
+from m3ae.data.datasets import Pairs, loader_from, stack_images, trim
+from m3ae.data.exclusions import image_keys
 from m3ae.data.images import to_array
 from m3ae.data.sampler import SAMPLE, SUBSET, Order, Plan, keyed
 from m3ae.data.shards import WITH_FIELDS, Shards
 from m3ae.downstream.config import DownstreamData, FinetuneConfig
+from m3ae.downstream.papers import check_disjoint
 from m3ae.downstream.retrieval import draw_false_texts
 from m3ae.scoring.protocols import Protocol, select_rows
 
 log = logging.getLogger(__name__)
 
 UNKNOWN = -1  # the right answer is not in the list
+ARMS = ("own", "other", "none")  # the image shown: its own, another's, the mean image
 
 
 class Questions:
@@ -37,10 +40,16 @@ class Questions:
     """
 
     def __init__(
-        self, folder: str, tokenizer: Any, data: DownstreamData, rows: np.ndarray | None = None
+        self,
+        folder: str,
+        tokenizer: Any,
+        text_length: int,
+        image_px: int,
+        field: str = "label",
+        rows: np.ndarray | None = None,
     ) -> None:
-        self.folder, self.name = folder, data.field
-        self.pairs = Pairs([folder], tokenizer, data.text_length, data.image_px)
+        self.folder, self.name = folder, field
+        self.pairs = Pairs([folder], tokenizer, text_length, image_px)
         shards = self.shards = self.pairs.corpora[0]
         everything = np.arange(len(shards))
         self.fields: list[dict[str, Any]] = []
@@ -59,8 +68,8 @@ class Questions:
         if not len(self.rows):
             raise ValueError(f"{folder}: no row is left of this split")
         self.targets = np.zeros(len(shards), dtype=np.int64)
-        # What frozen encoders give for rows whose texts are cut to a length: see `encode_frozen`.
-        self.features: Callable[[list[int], int], dict[str, Tensor]] | None = None
+        # What frozen encoders give for texts cut to a length and images: see `FrozenFeatures.of`.
+        self.features: Callable[[list[int], list[int] | None, int], dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,25 +96,35 @@ class Questions:
         """How often each label occurs."""
         return Counter(self.label(row) for row in self.rows)
 
+    def ids(self) -> list[str]:
+        """The text keys of the rows."""
+        return [self.shards.text_key(int(row)) for row in self.rows]
+
 
 def read_splits(
     config: FinetuneConfig, tokenizer: Any, protocols: list[Protocol]
 ) -> tuple[dict[str, Questions], list[str], dict[str, set[str]]]:
     """The splits of a run, the answers of the head, and those that each protocol may give."""
     data = config.data
-    whole = Questions(data.train, tokenizer, data)
-    splits = {"test": Questions(data.test, tokenizer, data)}
+
+    def read(folder: str, rows: np.ndarray | None = None) -> Questions:
+        return Questions(folder, tokenizer, data.text_length, data.image_px, data.field, rows)
+
+    whole, splits = read(data.train), {"test": read(data.test)}
     if data.valid:
-        splits["valid"] = Questions(data.valid, tokenizer, data)
+        splits["valid"] = read(data.valid)
     if config.task == "retrieval":
+        if any(rules.name != "paper" for rules in protocols):
+            check_disjoint(config)
         return {"train": whole} | splits, [], {rules.name: set() for rules in protocols}
     rows = select_rows(protocols[0], whole.fields)
     if any(not np.array_equal(select_rows(rules, whole.fields), rows) for rules in protocols):
         raise ValueError("protocol=both: the two train on other rows; run paper and strict apart")
     if any(rules.select == "held_out" for rules in protocols):
-        rows, held = hold_out(rows, whole.shards.image_of_text, data.held_out)
-        splits["held_out"] = Questions(data.train, tokenizer, data, held)
-    train = Questions(data.train, tokenizer, data, rows)
+        keys = np.array(image_keys(whole.shards))[whole.shards.image_of_text]
+        rows, held = hold_out(rows, keys, data.held_out)
+        splits["held_out"] = read(data.train, held)
+    train = read(data.train, rows)
     released = config.task == "vqa" and config.init and Path(config.init).is_file()
     name = "reference_order" if released and config.eval_only else "paper"
     everything = read_answers(data.train, data.answers, data.field, name)
@@ -150,18 +169,28 @@ def augmented(
     return to_array(picture.convert("RGB") if picture.mode == "RGBA" else picture)
 
 
-def collate(questions: Questions, samples: list[Sample], rows: list[int]) -> dict[str, Tensor]:
-    """Samples of these rows of the shards -> a batch."""
-    batch = {
-        "index": torch.tensor(rows),
-        "image": stack_images([sample.image for sample in samples]),
-        "text_ids": torch.from_numpy(np.stack([sample.ids for sample in samples])),
-        "text_keep": torch.from_numpy(np.stack([text_keep(sample.words) for sample in samples])),
-        "target": torch.from_numpy(questions.targets[rows]),
-    }
+def collate(
+    questions: Questions,
+    rows: list[int],
+    shown: list[int] | None,
+    images: list[np.ndarray] | None = None,
+) -> dict[str, Tensor]:
+    """The texts of rows of the shards, each with the image of the row at its place in `shown`.
+
+    shown None: with the mean image, which normalised is 0. images: what those rows' images became
+    by augmentation.
+    """
+    pairs = questions.pairs
+    batch = {"index": torch.tensor(rows), **pairs.texts(rows)}
+    batch["target"] = torch.from_numpy(questions.targets[rows])
+    if shown is None:
+        batch["image"] = torch.zeros(len(rows), 3, pairs.image_px, pairs.image_px)
+    else:
+        owners = questions.shards.image_of_text
+        batch["image"] = stack_images(images or [pairs.image(int(owners[row])) for row in shown])
     batch = trim(batch)
     if questions.features is not None:
-        batch |= questions.features(rows, batch["text_ids"].shape[1])
+        batch |= questions.features(rows, shown, batch["text_ids"].shape[1])
     return batch
 
 
@@ -177,10 +206,8 @@ def add_false_texts(
     owners = questions.shards.image_of_text
     false = draw_false_texts(owners, owners[rows], count, seed, positions)  # (B, F)
     chosen = np.concatenate([np.array(rows)[:, None], false], axis=1)
-    texts = [[questions.pairs.tokens(int(number)) for number in numbers] for numbers in chosen]
-    ids = np.array([[ids for ids, _ in row] for row in texts])
-    keep = np.array([[text_keep(words) for _, words in row] for row in texts])
-    return trim(batch | {"text_ids": torch.from_numpy(ids), "text_keep": torch.from_numpy(keep)})
+    texts = questions.pairs.texts(chosen.ravel())
+    return trim(batch | {key: value.view(*chosen.shape, -1) for key, value in texts.items()})
 
 
 class TrainQuestions(Dataset):
@@ -190,7 +217,8 @@ class TrainQuestions(Dataset):
         self.questions, self.data, self.plan = questions, config.data, plan
         self.order = Order([len(questions)], None, config.seed)
         self.seed, self.rank, self.task = config.seed, rank, config.task
-        if self.data.augmentation != "none" and questions.shards.manifest["encoding"] == "raw":
+        self.augments = self.data.augmentation != "none" and self.data.image == "own"
+        if self.augments and questions.shards.manifest["encoding"] == "raw":
             raise ValueError(
                 f"data.augmentation: {questions.folder} holds pixels already cropped; prepare it "
                 "with --encoding jpeg or original, or set none"
@@ -202,28 +230,33 @@ class TrainQuestions(Dataset):
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         step, micro = divmod(item, self.plan.accumulation)
         positions = self.plan.positions(step, self.rank, micro)
-        questions, samples, rows = self.questions, [], []
-        for position in positions:
-            row = int(questions.rows[self.order[position]])
-            rng = keyed(self.seed, SAMPLE, position)
-            sample = questions.pairs[row]
-            if self.data.augmentation != "none":
-                image = int(questions.shards.image_of_text[row])
-                sample.image = augmented(questions.shards, image, self.data, rng)
-            samples.append(sample)
-            rows.append(row)
-        batch = collate(questions, samples, rows)
+        questions, images = self.questions, None
+        rows = [int(questions.rows[self.order[position]]) for position in positions]
+        if self.augments:
+            owners = questions.shards.image_of_text[rows]
+            images = [
+                augmented(questions.shards, int(image), self.data, keyed(self.seed, SAMPLE, place))
+                for image, place in zip(owners, positions, strict=True)
+            ]
+        batch = collate(questions, rows, rows if self.data.image == "own" else None, images)
         if self.task != "retrieval":
             return batch
         return add_false_texts(batch, questions, rows, self.data.false_texts, self.seed, positions)
 
 
 class EvalQuestions(Dataset):
-    """All rows in order, `batch` at a time; false texts, if any, are fixed."""
+    """All rows in order, `batch` at a time, with the images of an arm; false texts are fixed."""
 
-    def __init__(self, questions: Questions, config: FinetuneConfig) -> None:
-        self.questions, self.data, self.task = questions, config.data, config.task
-        self.batch = config.eval.batch
+    def __init__(
+        self, questions: Questions, batch: int, arm: str = "own", false_texts: int = 0
+    ) -> None:
+        self.questions, self.batch, self.false_texts = questions, batch, false_texts
+        rows = questions.rows
+        if arm == "other":
+            owners = questions.shards.image_of_text[rows]
+            self.shown = rows[next_other(owners)]
+        else:
+            self.shown = None if arm == "none" else rows
 
     def __len__(self) -> int:
         return -(-len(self.questions) // self.batch)
@@ -231,12 +264,29 @@ class EvalQuestions(Dataset):
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         if item >= len(self):
             raise IndexError(item)
-        questions = self.questions
-        rows = [int(row) for row in questions.rows[item * self.batch : (item + 1) * self.batch]]
-        batch = collate(questions, [questions.pairs[row] for row in rows], rows)
-        if self.task != "retrieval":
+        some = slice(item * self.batch, (item + 1) * self.batch)
+        rows = self.questions.rows[some].tolist()
+        shown = None if self.shown is None else self.shown[some].tolist()
+        batch = collate(self.questions, rows, shown)
+        if not self.false_texts:
             return batch
-        return add_false_texts(batch, questions, rows, self.data.false_texts, 0, rows)
+        return add_false_texts(batch, self.questions, rows, self.false_texts, 0, rows)
+
+
+def next_other(images: np.ndarray) -> np.ndarray:
+    """For each row the next one, the first after the last, of another image: int64 (Q,).
+
+    images int64 (Q,). Raises ValueError where there is one image only.
+    """
+    if len(np.unique(images)) < 2:
+        raise ValueError("one image only, so there is no other one to show")
+    following = np.empty(len(images), dtype=np.int64)
+    found = 0
+    for row in [*range(len(images))[::-1], *range(len(images))[::-1]]:  # twice: it goes round
+        after = (row + 1) % len(images)
+        found = after if images[after] != images[row] else found
+        following[row] = found
+    return following
 
 
 def train_loader(
@@ -249,32 +299,22 @@ def train_loader(
 ) -> DataLoader:
     """Micro-batches of process `rank` from `step` to the end, in order."""
     dataset = TrainQuestions(questions, config, plan, rank)
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(step * plan.accumulation, len(dataset)),
-        num_workers=config.data.workers,
-        prefetch_factor=4 if config.data.workers else None,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    return loader_from(dataset, step * plan.accumulation, config.data.workers, device)
 
 
-def share(dataset: EvalQuestions, rank: int, processes: int) -> Iterator[dict[str, Tensor]]:
-    """The batches of process `rank`: every `processes`-th."""
-    return (dataset[item] for item in range(rank, len(dataset), processes))
-
-
-def hold_out(rows: np.ndarray, images: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    rows: np.ndarray, image_keys: np.ndarray, fraction: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Split rows into those to train on and a held-out part, no image in both.
 
-    images int64: the image of every row of the split. About `share` of the images are held out,
-    the same ones for every seed of a run, so that runs can be compared.
+    image_keys: text (Q,), the image of every row of the split. About `fraction` of the images are
+    held out: the same ones for every seed of a run, so that runs can be compared, and whatever the
+    encoding of the shards and the order of the rows in them.
     """
-    known = np.unique(images[rows])
+    known = np.unique(image_keys[rows])  # sorted
     shuffled = keyed(0, SUBSET).permutation(known)
-    chosen = shuffled[: max(1, round(share * len(known)))]
-    held = np.isin(images[rows], chosen)
+    chosen = shuffled[: max(1, round(fraction * len(known)))]
+    held = np.isin(image_keys[rows], chosen)
     return rows[~held], rows[held]
 
 

@@ -1,109 +1,83 @@
 """What fine-tuning predicts after every epoch and at the end, and its measures by protocol.
 
-Letters: `Q` questions, `A` answers.
+Under `paper` all splits are predicted after every epoch. Under the others the test set is seen
+once, at the end, by the selected weights; an epoch is measured on what selects it alone.
 """
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from m3ae.data.datasets import eval_batches
 from m3ae.data.questions import read_questions
 from m3ae.downstream.config import FinetuneConfig
-from m3ae.downstream.data import EvalQuestions, Questions, share
-from m3ae.downstream.model import Downstream
+from m3ae.downstream.data import ARMS, EvalQuestions, Questions
+from m3ae.downstream.model import Downstream, read_facts
+from m3ae.downstream.papers import check_disjoint
+from m3ae.downstream.predictions import predict, prediction_rows, probabilities, rank_rows
 from m3ae.downstream.ranking import read_pool, score_all
 from m3ae.files import write_json
-from m3ae.models.pretrained import read_pretrained
 from m3ae.scoring.baselines import blind_baselines
-from m3ae.scoring.metrics import ranks_by_rule, recalls
+from m3ae.scoring.measures import measure_answers, measure_classes, measure_ranks
+from m3ae.scoring.metrics import ranks_by_rule
 from m3ae.scoring.predictions import (
+    PROTOCOLS,
     annotate,
     complete,
     read_predictions,
-    training_rows,
+    read_trained_on,
+    rows_trained_on,
     write_predictions,
+    write_trained_on,
 )
 from m3ae.scoring.protocols import Protocol
-from m3ae.scoring.statistics import evaluate_classes, evaluate_vqa
+from m3ae.scoring.text import percent, result_lines
 from m3ae.training.distributed import Processes
-from m3ae.training.engine import autocast, evaluate, evaluating, summarise, to_device
+from m3ae.training.engine import evaluate, summarise
 
 log = logging.getLogger(__name__)
 
-_ASIDE = ("question_id", "answer", "label", "answer_type", "question_type")  # have their own names
+TRAINED_ON = "trained_on.txt"
 
 
-def predict(
-    model: Downstream, data: EvalQuestions, processes: Processes, precision: str
-) -> np.ndarray:
-    """Logits float32 (Q, A) of all rows of a split, in its order; every process must call it."""
-    rows, logits = [], []
-    with evaluating(model):
-        for batch in share(data, processes.rank, processes.count):
-            batch = to_device(batch, processes.device)
-            with autocast(processes.device, precision):
-                scores = model.scores(batch)
-            rows.append(batch["index"].cpu().numpy())
-            logits.append(scores.float().cpu().numpy())
-    mine = (np.concatenate(rows), np.concatenate(logits)) if rows else None
-    found = [part for part in processes.gather(mine) if part is not None]
-    rows = np.concatenate([part[0] for part in found])
-    logits = np.concatenate([part[1] for part in found])
-    return logits[np.argsort(rows)]  # no row is read twice, so the order is that of `data`
+def measure(rows: list[dict[str, Any]], protocol: str, **options: Any) -> dict[str, Any]:
+    """`measure_answers` of questions, `measure_classes` of classes."""
+    measured = measure_answers if "type" in rows[0] else measure_classes
+    return measured([complete(rows, "predictions")], protocol, **options)
 
 
-def probabilities(logits: np.ndarray, task: str) -> np.ndarray:
-    """Logits (Q, A) -> probabilities: of each answer alone (VQA), or of one of the classes."""
-    values = torch.from_numpy(logits)
-    return (values.sigmoid() if task == "vqa" else values.softmax(dim=1)).numpy()
-
-
-def prediction_rows(
-    questions: Questions, scores: np.ndarray, answers: list[str], known: set[str] | None, top: int
-) -> list[dict[str, Any]]:
-    """One object a question for the predictions file; `known` restricts what may be answered."""
-    allowed = np.array([known is None or answer in known for answer in answers])
-    scores = np.where(allowed, scores, -1.0)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, : min(top, int(allowed.sum()))]
-    shards, rows = questions.shards, []
-    for row, order, values in zip(questions.rows, best, scores, strict=True):
-        fields = questions.fields[row]
-        label = questions.label(row)
-        ranked = [[answers[k], round(float(values[k]), 6)] for k in order]
-        entry = {
-            "id": shards.text_key(int(row)),
-            "image": shards.image_key(int(shards.image_of_text[row])),
-            "question": shards.text(int(row)),
-            "answer": str(fields.get("answer", label)),
-            "label": label,
-            "prediction": ranked[0][0],
-            "score": ranked[0][1],
-            "top": ranked,
-        }
-        if "answer_type" in fields:
-            entry |= {"type": fields["answer_type"], "question_type": fields["question_type"]}
-        rows.append(entry | {key: fields[key] for key in fields if key not in _ASIDE})
-    return rows
-
-
-def score(rows: list[dict[str, Any]], protocol: str, **options: Any) -> dict[str, Any]:
-    """`evaluate_vqa` of questions, `evaluate_classes` of classes."""
-    rows = complete(rows, "predictions")
-    if "type" in rows[0]:
-        return evaluate_vqa(rows, protocol, **options)
-    return evaluate_classes([rows], **options)
-
-
-def headline(scored: dict[str, Any]) -> dict[str, float]:
+def headline(measured: dict[str, Any]) -> dict[str, float]:
     """The measures that may select an epoch: see `METRICS` in the config."""
-    if "macro_f1" in scored:
-        return {"accuracy": scored["overall"]["accuracy"], "macro_f1": scored["macro_f1"]["value"]}
-    parts = {name: scored[name]["accuracy"] for name in ("overall", "open", "closed")}
+    if "macro_f1" in measured:
+        accuracy = measured["overall"]["accuracy"]
+        return {"accuracy": accuracy, "macro_f1": measured["macro_f1"]["value"]}
+    parts = {name: measured[name]["accuracy"] for name in ("overall", "open", "closed")}
     return {name: value for name, value in parts.items() if value is not None}
+
+
+def find_trained_on(config: FinetuneConfig, train: Questions) -> list[str] | None:
+    """Ids of the rows that the model trained on; None where an evaluated one does not say it.
+
+    ValueError where `data.train` lacks one that an evaluated model's run wrote down.
+    """
+    if not config.eval_only:
+        return train.ids()
+    init = Path(config.init)
+    # A run's folder, its best-PROTOCOL, its checkpoints/step-...
+    places = [] if init.is_file() else [init, init.parent, init.parent.parent]
+    path = next((p / TRAINED_ON for p in places if (p / TRAINED_ON).is_file()), None)
+    if path is None:
+        return None
+    ids = read_trained_on(path)
+    known = {train.shards.text_key(row) for row in range(len(train.shards))}
+    if unknown := set(ids) - known:
+        raise ValueError(
+            f"data.train: {train.folder} lacks {len(unknown)} of the {len(ids)} rows that {init} "
+            f"trained on, e.g. {min(unknown)!r}; give the split that it was trained on"
+        )
+    return ids
 
 
 class Evaluation:
@@ -117,16 +91,25 @@ class Evaluation:
         answers: list[str],
         known: dict[str, set[str]],
         protocols: list[Protocol],
-        group: Processes,
+        processes: Processes,
         precision: str,
     ) -> None:
         self.config, self.model, self.answers, self.known = config, model, answers, known
-        self.protocols, self.group, self.precision = protocols, group, precision
+        self.protocols, self.processes, self.precision = protocols, processes, precision
         self.splits = {name: split for name, split in splits.items() if name != "train"}
         self.train = splits["train"]
         self.output = Path(config.output)
-        if group.first:
+        self.arms = ARMS if config.data.image == "own" else ("none",)
+        if self.splits["test"].shards.num_images == 1:
+            self.arms = tuple(arm for arm in self.arms if arm != "other")
+        for rules in protocols if config.eval.question_only else ():
+            self._question_only(rules.name)  # its mistakes before training
+        self.trained_on = find_trained_on(config, self.train)
+        if processes.first:
             (self.output / "predictions").mkdir(parents=True, exist_ok=True)
+            if self.trained_on is not None:
+                folder, total = config.data.train, len(self.train.shards)
+                write_trained_on(self.output / TRAINED_ON, folder, self.trained_on, total)
 
     def run(self, epoch: int) -> dict[str, float]:
         """Measures by `split/protocol/measure`, after an epoch; predictions go to files."""
@@ -135,125 +118,169 @@ class Evaluation:
     def _losses(self) -> dict[str, float]:
         """Retrieval: the loss over fixed false texts selects the epoch (reference, fact 14)."""
         measures = {}
-        for name, split in self.splits.items():
-            batches = share(EvalQuestions(split, self.config), self.group.rank, self.group.count)
-            arrays = evaluate(self.model, batches, self.group, self.precision)
-            loss = summarise(arrays, self.model.weights)["loss"]
-            measures |= {f"{name}/{rules.name}/loss": loss for rules in self.protocols}
+        for name in {rules.select: None for rules in self.protocols}:
+            false_texts = self.config.data.false_texts
+            data = EvalQuestions(self.splits[name], self.config.eval.batch, "own", false_texts)
+            batches = eval_batches(data, self.processes.rank, self.processes.count)
+            arrays = evaluate(self.model, batches, self.processes, self.precision)
+            loss = summarise(arrays, self.model.loss_weights)["loss"]
+            chosen = [rules for rules in self.protocols if rules.select == name]
+            measures |= {f"{name}/{rules.name}/loss": loss for rules in chosen}
         return measures
 
     def _answers(self, epoch: int) -> dict[str, float]:
         """Accuracies, and a file of predictions by split and protocol."""
         measures = {}
-        for name, split in self.splits.items():
-            data = EvalQuestions(split, self.config)
-            scores = predict(self.model, data, self.group, self.precision)
-            scores = probabilities(scores, self.config.task)
-            for rules in self.protocols:
-                rows = prediction_rows(
-                    split, scores, self.answers, self.known[rules.name], self.config.eval.top
-                )
-                if self.group.first:
-                    write_predictions(self._file(epoch, name, rules.name), rows)
-                values = headline(score(rows, rules.name, samples=0))
+        for name in self.splits:
+            looking = [
+                rules for rules in self.protocols if rules.name == "paper" or rules.select == name
+            ]
+            if not looking:
+                continue
+            chances = self._chances(name, self.arms[0])
+            for rules in looking:
+                rows = self._rows(name, chances, rules)
+                if self.processes.first:
+                    file = f"epoch-{epoch:04d}-{name}-{rules.name}.jsonl"
+                    write_predictions(self.output / "predictions" / file, rows)
+                values = headline(measure(rows, rules.name, samples=0))
                 measures |= {f"{name}/{rules.name}/{key}": value for key, value in values.items()}
         return measures
 
-    def _file(self, epoch: int, split: str, protocol: str) -> Path:
-        return self.output / "predictions" / f"epoch-{epoch:04d}-{split}-{protocol}.jsonl"
+    def _chances(self, split: str, arm: str) -> np.ndarray:
+        data = EvalQuestions(self.splits[split], self.config.eval.batch, arm)
+        logits = predict(self.model, data, self.processes, self.precision)
+        return probabilities(logits, self.config.task)
+
+    def _rows(self, split: str, chances: np.ndarray, rules: Protocol) -> list[dict[str, Any]]:
+        known, top = self.known[rules.name], self.config.eval.top
+        return prediction_rows(self.splits[split], chances, self.answers, known, top)
 
     def finish(self, best: dict[str, int], history: dict[int, dict[str, float]]) -> None:
-        """Write evaluation.json and, by protocol, predictions-PROTOCOL.jsonl of the best epoch.
+        """Write evaluation.json and, by protocol, the test predictions of the selected weights.
 
-        best: the selected epoch by protocol. history: the measures of every epoch, of which "best
-        on test" and "last epoch" show what selecting on the test set would have gained.
+        best: the selected epoch by protocol. history: the measures of every epoch, of which, under
+        `paper`, "best on test" and "last epoch" show what selecting on the test set gains.
         """
-        result: dict[str, Any] = {"task": self.config.task, "epochs": max(history)}
+        result: dict[str, Any] = {
+            "task": self.config.task,
+            "epochs": max(history),
+            "image": self.config.data.image,
+            "trained_on": None,  # not known
+        }
+        if self.trained_on is not None:
+            rows = {"rows": len(self.trained_on), "of": len(self.train.shards)}
+            result["trained_on"] = rows
         for rules in self.protocols:
-            epoch = best[rules.name]
-            entry: dict[str, Any] = {"epoch": epoch, "selected_on": rules.select}
+            self._load(rules.name, best[rules.name])
+            entry: dict[str, Any] = {"epoch": best[rules.name], "selected_on": rules.select}
             if self.config.task == "retrieval":
                 entry |= self._rank(rules)
-            elif self.group.first:
-                metric = f"test/{rules.name}/{self.config.eval.metric}"
-                entry["last_epoch"] = history[max(history)].get(metric)
-                entry["best_on_test"] = max(row[metric] for row in history.values())
-                entry["test"] = self._score(self._file(epoch, "test", rules.name), rules.name)
-                shutil.copyfile(
-                    self._file(epoch, "test", rules.name),
-                    self.output / f"predictions-{rules.name}.jsonl",
-                )
+            else:
+                entry |= self._test(rules)
+                if rules.name == "paper":
+                    metric = f"test/paper/{self.config.eval.metric}"
+                    entry["last_epoch"] = history[max(history)].get(metric)
+                    entry["best_on_test"] = max(row[metric] for row in history.values())
             result[rules.name] = entry
-        if self.group.first:
+        if self.processes.first:
             write_json(self.output / "evaluation.json", result)
-            log.info("%s", "\n".join(table(result)))
+            log.info("%s", "\n".join(report(result)))
 
-    def _score(self, file: Path, protocol: str) -> dict[str, Any]:
-        """Test measures with intervals, strata and blind baselines."""
+    def _load(self, protocol: str, epoch: int) -> None:
+        """The weights of the selected epoch; ValueError where those kept are of another one."""
+        if self.config.eval_only:
+            return
+        folder = self.output / f"best-{protocol}"
+        kept = (read_facts(folder) or {}).get("epoch")
+        if kept != epoch:
+            raise ValueError(
+                f"{folder}: of epoch {kept}, but the log selects {epoch}; this run cannot be "
+                "evaluated, start it again with another output="
+            )
+        self.model.load_weights(folder)
+
+    def _test(self, rules: Protocol) -> dict[str, Any]:
+        """Predict the test set with the images of each arm; in the first process, its measures."""
+        found = {}
+        for arm in self.arms:
+            found[arm] = self._rows("test", self._chances("test", arm), rules)
+            if self.processes.first:
+                name = f"-{arm}" if arm != self.arms[0] else ""
+                write_predictions(self.output / f"predictions-{rules.name}{name}.jsonl", found[arm])
+        return {"test": self._measure(found, rules.name)} if self.processes.first else {}
+
+    def _measure(self, found: dict[str, list[dict[str, Any]]], protocol: str) -> dict[str, Any]:
+        """Test measures with intervals, strata, blind baselines and arms."""
         train = read_questions(self.config.data.train, self.config.data.field)
-        rows, notes = annotate(read_predictions(file), train, protocol)
-        rows = complete(rows, str(file))
-        blind, more = blind_baselines(training_rows(train, protocol), rows)
+        ids = self.train.ids() if self.trained_on is None else self.trained_on
+        trained_on = rows_trained_on(train, ids, TRAINED_ON)
+        own, *others = [complete(rows, f"arm {arm}") for arm, rows in found.items()]
+        own, notes = annotate(own, trained_on, train, protocol)
+        blind, more = blind_baselines(trained_on, own)
         for note in [*notes, *more]:
             log.info("%s", note)
-        return score(rows, protocol, samples=self.config.eval.samples, blind=blind)
+        arms = {name: [rows] for name, rows in zip(self.arms[1:], others, strict=True)}
+        if self.config.eval.question_only:
+            arms["question-only"] = [complete(self._question_only(protocol), "question-only")]
+        samples = self.config.eval.samples
+        return measure(own, protocol, samples=samples, blind=blind, arms=arms)
+
+    def _question_only(self, protocol: str) -> list[dict[str, Any]]:
+        """Test predictions of the question-only model that `eval.question_only` names."""
+        run, name = Path(self.config.eval.question_only), f"predictions-{protocol}.jsonl"
+        path = next((p for p in (run / name, run / protocol / name) if p.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(
+                f"eval.question_only: {run / name} is not there; train that model first, with "
+                f"data.image=none and protocol={protocol}"
+            )
+        return read_predictions(path)
 
     def _rank(self, rules: Protocol) -> dict[str, Any]:
-        """Recalls of every evaluated pool, ranked by the selected weights."""
-        recalled = {}
-        weights = self.output / f"best-{rules.name}"
-        if weights.is_dir():
-            self.model.load_state_dict(read_pretrained(weights)[1])
-        for name, split in self.splits.items():
-            pool = read_pool(split.pairs)
-            scores = score_all(
-                self.model,
-                self.model.head,
-                pool,
-                self.group,
-                self.precision,
-                self.output / "ranking" / f"{name}-{rules.name}",
-                text_block=self.config.eval.text_block,
-            )
-            places = ranks_by_rule(scores, pool.image_of_text, pool.texts)
-            by_rule = {rule: recalls(place) for rule, place in places.items()}
-            recalled[name] = {"images": len(pool.images), "texts": len(pool.texts), **by_rule}
-        return recalled
+        """Rank a protocol's pool by its rule; in the first process, its recalls.
 
-
-def table(result: dict[str, Any]) -> list[str]:
-    """The result as lines of text, percent with 95 % intervals."""
-    lines = []
-    for name in [key for key, value in result.items() if isinstance(value, dict)]:
-        entry = result[name]
-        lines.append(f"protocol {name}: epoch {entry['epoch']}, selected on {entry['selected_on']}")
-        if result["task"] == "retrieval":
-            for pool in [key for key, value in entry.items() if isinstance(value, dict)]:
-                for rule in ("id", "text"):
-                    recalled = entry[pool][rule].items()
-                    values = ", ".join(f"{key} {100 * value:.2f}" for key, value in recalled)
-                    size = entry[pool]["images"]
-                    lines.append(f"  {pool} ({size} images), same {rule}: {values}")
-            continue
-        for part in ("overall", "open", "closed"):
-            if part in entry["test"]:
-                lines.append(f"  {part:8} {percent(entry['test'][part])}")
-        blind = entry["test"]["overall"].get("blind", {})
-        lines += [f"  blind {key}: {percent(value)}" for key, value in blind.items()]
-        if "macro_f1" in entry["test"]:
-            lines.append(f"  macro F1 {100 * entry['test']['macro_f1']['value']:.2f}")
-        lines.append(
-            f"  last epoch {100 * entry['last_epoch']:.2f}, best on test "
-            f"{100 * entry['best_on_test']:.2f}"
+        paper: the valid pool, where only an image's own captions are hits. The others: the test
+        pool, where identical captions are hits too, and whose articles pre-training has not seen.
+        """
+        name, same = ("valid", "id") if rules.name == "paper" else ("test", "text")
+        split = self.splits[name]
+        pool = read_pool(split.pairs)
+        scores = score_all(
+            self.model,
+            self.model.head,
+            pool,
+            self.processes,
+            self.precision,
+            self.output / "ranking" / f"{name}-{rules.name}",
+            text_block=self.config.eval.text_block,
         )
+        if not self.processes.first:
+            return {}
+        rows = rank_rows(split, ranks_by_rule(scores, pool.image_of_text, pool.texts)[same])
+        write_predictions(self.output / f"ranks-{rules.name}.jsonl", rows)
+        entry = {"pool": name, "same": same}
+        if rules.name != "paper":
+            entry["articles"] = check_disjoint(self.config)
+        return entry | {"recalls": measure_ranks([rows], samples=self.config.eval.samples)}
+
+
+def report(result: dict[str, Any]) -> list[str]:
+    """The result as lines of text."""
+    lines = ["rows trained on: not known, taken as those that the protocol allows"]
+    if result["trained_on"]:
+        lines = ["trained on {rows} of {of} rows".format(**result["trained_on"])]
+    if result["image"] == "none":
+        lines.append("question-only model: trained and evaluated on the mean image (data.image)")
+    for name in (rules for rules in PROTOCOLS if rules in result):
+        entry = result[name]
+        lines += ["", f"{name}: epoch {entry['epoch']}, selected on {entry['selected_on']}"]
+        if "recalls" in entry:
+            lines.append(f"pool: {entry['pool']}; a hit has the same {entry['same']}")
+            lines += result_lines("ranks", entry["recalls"])
+            continue
+        lines += result_lines(name if "open" in entry["test"] else "classes", entry["test"])
+        if "best_on_test" in entry:
+            last, most = percent(entry["last_epoch"]), percent(entry["best_on_test"])
+            lines.append(f"last epoch {last}, best on test {most}")
     return lines
-
-
-def percent(entry: dict[str, Any]) -> str:
-    """Accuracy and interval of an entry of `statistics.evaluate`."""
-    if entry["accuracy"] is None:
-        return "no question"
-    text = f"{100 * entry['accuracy']:.2f}"
-    if entry["interval"]:
-        text += f" [{100 * entry['interval'][0]:.1f}, {100 * entry['interval'][1]:.1f}]"
-    return f"{text} of {entry['questions']}" if "questions" in entry else text

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from m3ae.data.datasets import stack_images, text_keep
+from m3ae.data.datasets import stack_images
 from m3ae.downstream.config import FinetuneConfig
 from m3ae.downstream.data import Questions
 from m3ae.downstream.model import Downstream
 from m3ae.training.distributed import Processes
-from m3ae.training.engine import DTYPES, autocast, evaluating
+from m3ae.training.engine import DTYPES, autocast, evaluating, to_device
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class FrozenFeatures:
         model: Downstream,
         questions: Questions,
         config: FinetuneConfig,
-        group: Processes,
+        processes: Processes,
         precision: str,
     ) -> None:
         self.rows = questions.rows
@@ -41,22 +41,25 @@ class FrozenFeatures:
         self.images = np.unique(self.image_of_text[self.rows])
         self.text: Tensor | None = None  # (rows, L, W)
         self.image: Tensor | None = None  # (images, S, W)
-        pairs, device = questions.pairs, group.device
+        self.mean: Tensor | None = None  # (1, S, W), of the mean image
+        pairs, device = questions.pairs, processes.device
 
         def encode_texts(rows: np.ndarray) -> Tensor:
-            tokens = [pairs.tokens(int(row)) for row in rows]
-            ids = torch.from_numpy(np.stack([ids for ids, _ in tokens]))
-            keep = torch.from_numpy(np.stack([text_keep(words) for _, words in tokens]))
-            return model.text_encoder(ids.to(device), keep.to(device))
+            texts = to_device(pairs.texts(rows), device)
+            return model.text_encoder(texts["text_ids"], texts["text_keep"])
 
         def encode_images(images: np.ndarray) -> Tensor:
             pixels = stack_images([pairs.image(int(image)) for image in images])
             return model.image_encoder(model.normalise(pixels.to(device)))
 
+        def encode_mean(_: np.ndarray) -> Tensor:
+            pixels = torch.zeros(1, 3, pairs.image_px, pairs.image_px, device=device)
+            return model.image_encoder(pixels)
+
         def encode(name: str, numbers: np.ndarray, encoder: Callable) -> Tensor:
             parts = []
             with evaluating(model), autocast(device, precision):
-                for some in batches(numbers, config.eval.batch, name, group.first):
+                for some in batches(numbers, config.eval.batch, name, processes.first):
                     parts.append(encoder(some).to("cpu", DTYPES[precision]))
             whole = torch.cat(parts)
             log.info("%s: %s encoded once, %.0f MiB", questions.folder, name, whole.nbytes / 2**20)
@@ -64,19 +67,24 @@ class FrozenFeatures:
 
         if "text_encoder" in model.frozen:
             self.text = encode(f"{len(self.rows)} texts", self.rows, encode_texts)
-        if "image_encoder" in model.frozen and config.data.augmentation == "none":
-            self.image = encode(f"{len(self.images)} images", self.images, encode_images)
+        if "image_encoder" in model.frozen:
+            self.mean = encode("the mean image", np.zeros(1), encode_mean)
+            if config.data.augmentation == "none" and config.data.image == "own":
+                self.image = encode(f"{len(self.images)} images", self.images, encode_images)
 
-    def of(self, rows: list[int], length: int) -> dict[str, Tensor]:
+    def of(self, rows: list[int], shown: list[int] | None, length: int) -> dict[str, Tensor]:
         """What a batch of these rows of the shards holds more, its texts cut to `length` tokens.
 
-        `text_features` (B, length, W) and `image_features` (B, S, W), where they are known.
+        `text_features` (B, length, W) and, of the images of the rows `shown` or of the mean image
+        where that is None, `image_features` (B, S, W): where they are known.
         """
         found = {}
         if self.text is not None:
             found["text_features"] = self.text[np.searchsorted(self.rows, rows), :length]
-        if self.image is not None:
-            places = np.searchsorted(self.images, self.image_of_text[rows])
+        if shown is None and self.mean is not None:
+            found["image_features"] = self.mean.expand(len(rows), -1, -1)
+        if shown is not None and self.image is not None:
+            places = np.searchsorted(self.images, self.image_of_text[shown])
             found["image_features"] = self.image[places]
         return found
 
@@ -93,7 +101,7 @@ def encode_frozen(
     model: Downstream,
     splits: dict[str, Questions],
     config: FinetuneConfig,
-    group: Processes,
+    processes: Processes,
     precision: str,
 ) -> None:
     """Give every split the features of the encoders that `train.freeze` names.
@@ -103,4 +111,4 @@ def encode_frozen(
     if not {"text_encoder", "image_encoder"} & set(model.frozen) or config.task == "retrieval":
         return
     for questions in splits.values():
-        questions.features = FrozenFeatures(model, questions, config, group, precision).of
+        questions.features = FrozenFeatures(model, questions, config, processes, precision).of

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3ae.config import ModelConfig, load_config
+from m3ae.config import Architecture, load_config
 from m3ae.downstream.config import FinetuneConfig
 from m3ae.downstream.retrieval import retrieval_scores
 from m3ae.models.heads import AnswerHead, ITMHead, RetrievalHead, start_retrieval_head
@@ -44,7 +44,7 @@ class Downstream(M3AE):
     right answer is not in the list. For retrieval the texts are (B, 1+F, L), the true one first.
     """
 
-    def __init__(self, config: ModelConfig, task: str, classes: int) -> None:
+    def __init__(self, config: Architecture, task: str, classes: int) -> None:
         bare = {
             name: dataclasses.replace(getattr(config, name), weight=0.0)
             for name in ("mlm", "mim", "itm")
@@ -55,7 +55,7 @@ class Downstream(M3AE):
         head = RetrievalHead(width) if task == "retrieval" else AnswerHead(width, classes)
         initialise(head)
         setattr(self, HEADS[task], head)
-        self.weights = {self.name: 1.0}
+        self.loss_weights = {self.name: 1.0}
         self.frozen: tuple[str, ...] = ()
 
     def freeze(self, parts: Sequence[str]) -> None:
@@ -115,7 +115,7 @@ class Downstream(M3AE):
             f"{self.name}_count": torch.ones_like(target),
             f"{self.name}_correct": correct,
         }
-        return sums if per_sample else reduce_losses(sums, self.weights, totals)
+        return sums if per_sample else reduce_losses(sums, self.loss_weights, totals)
 
     def counts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss's denominator: pairs."""
@@ -134,7 +134,7 @@ class Init:
     """What fine-tuning starts from: sizes, all tensors found, facts of a fine-tuned one."""
 
     source: str
-    model: ModelConfig
+    model: Architecture
     state: State
     facts: dict[str, Any] | None
     tokenizer: str | None
@@ -151,13 +151,8 @@ def read_init(config: FinetuneConfig) -> Init:
     if config.init is None:
         whole = load_config(config.architecture, config.architecture_set)
         whole = dataclasses.replace(whole, model=at_size(whole.model, px))
-        return Init(
-            config.architecture,
-            whole.model,
-            build_model(whole).state_dict(),
-            None,
-            whole.data.tokenizer,
-        )
+        state = build_model(whole).state_dict()
+        return Init(config.architecture, whole.model, state, None, whole.data.tokenizer)
     if Path(config.init).is_file():
         model = load_config(config.architecture, config.architecture_set).model
         state = convert_reference(read_checkpoint(config.init))
@@ -167,7 +162,7 @@ def read_init(config: FinetuneConfig) -> Init:
     return Init(str(folder), at_size(model, px), state, read_facts(folder), str(folder))
 
 
-def at_size(model: ModelConfig, image_px: int) -> ModelConfig:
+def at_size(model: Architecture, image_px: int) -> Architecture:
     """The same sizes for images of another side; ValueError if the patches do not fill it."""
     image = dataclasses.replace(model.image_encoder, image_px=image_px)
     if image_px % image.patch_px:
@@ -202,7 +197,8 @@ def build_downstream(config: FinetuneConfig, init: Init, answers: list[str]) -> 
 
     Encoders, fusion and poolers are taken from it, strictly. For training the head is new (for
     retrieval it starts as the "match" row of the ITM head) and follows from `config.seed`; with
-    `eval_only` it must be `init`'s and of the same answers. `train.freeze` is applied.
+    `eval_only` it must be `init`'s and of the same answers. `train.freeze` and the switches of
+    `model` are applied.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -210,9 +206,8 @@ def build_downstream(config: FinetuneConfig, init: Init, answers: list[str]) -> 
     name = HEADS[config.task]
     state = {key: tensor for key, tensor in init.state.items() if "head." not in key}
     positions = state["image_encoder.position_embedding"]
-    state["image_encoder.position_embedding"] = resize_positions(
-        positions, model.image_encoder.grid
-    )
+    positions = resize_positions(positions, model.image_encoder.grid)
+    state["image_encoder.position_embedding"] = positions
     found = {key: tensor for key, tensor in init.state.items() if key.startswith(f"{name}.")}
     if config.eval_only and (found or config.task != "retrieval"):
         check_facts(config, init, answers, found)
@@ -228,7 +223,7 @@ def build_downstream(config: FinetuneConfig, init: Init, answers: list[str]) -> 
         log.info("%s: not used here: %s", init.source, ", ".join(sorted(dropped)))
     check_state(model, state, init.source)
     model.load_state_dict(state)
-    wrap_blocks(model)
+    wrap_blocks(model, config.model)
     model.freeze(config.train.freeze or ())
     return model
 
@@ -237,11 +232,8 @@ def _start_from_itm(model: Downstream, init: Init) -> None:
     """The retrieval head from the ITM head of `init` (reference, fact 14)."""
     itm = ITMHead(init.model.fusion.width)
     prefix = "itm_head."
-    state = {
-        key.removeprefix(prefix): tensor
-        for key, tensor in init.state.items()
-        if key.startswith(prefix)
-    }
+    found = {key: tensor for key, tensor in init.state.items() if key.startswith(prefix)}
+    state = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
     if not state:
         raise ValueError(
             f"{init.source}: no itm_head in it, from which retrieval starts; give a "

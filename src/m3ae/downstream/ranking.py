@@ -14,19 +14,19 @@ Letters: `I` images, `T` texts, `L` text tokens, `S` image tokens, `D` fusion wi
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from m3ae.data.datasets import Pairs, stack_images, text_keep, trim
+from m3ae.data.datasets import Pairs, stack_images, trim
 from m3ae.downstream.retrieval import match_score
-from m3ae.files import write_json
+from m3ae.files import replacing, write_json
 from m3ae.models.m3ae import M3AE
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import autocast, evaluating
@@ -62,17 +62,15 @@ class _Images(Sequence):
 
 def read_pool(pairs: Pairs) -> Pool:
     """All images and texts of prepared folders, e.g. a test split."""
-    ids, keep, owners, texts = [], [], [], []
+    owners = []
     for index in range(len(pairs)):
         corpus, row = pairs.find(index)
         place = np.searchsorted(pairs.images[corpus], pairs.corpora[corpus].image_of_text[row])
         owners.append(int(place + pairs.image_starts[corpus]))
-        texts.append(pairs.text(index))
-        padded, words = pairs.tokens(index)
-        ids.append(padded)
-        keep.append(text_keep(words))
-    arrays = (torch.from_numpy(np.stack(rows)) for rows in (ids, keep))
-    return Pool(_Images(pairs), *arrays, torch.tensor(owners), texts)
+    tokens = pairs.texts(range(len(pairs)))
+    texts = [pairs.text(index) for index in range(len(pairs))]
+    owner = torch.tensor(owners)
+    return Pool(_Images(pairs), tokens["text_ids"], tokens["text_keep"], owner, texts)
 
 
 # ------------------------------------------------------------------------------------- scores
@@ -153,23 +151,15 @@ def score_all(
     block, with any number of processes. Raises ValueError when `out` belongs to other weights or
     another pool, or a score is not finite.
     """
-    out = None if out is None else Path(out)
     images, texts = len(pool.images), len(pool.text_ids)
     blocks = [range(i, min(i + image_block, images)) for i in range(0, images, image_block)]
     found: dict[int, np.ndarray] = {}
-    error = None
-    if out is not None and processes.first:
-        try:
-            facts = fingerprint(model, head, pool) | {
-                "precision": precision,
-                "image_block": image_block,
-            }
-            found = _open(out, facts, blocks, texts)
-        except (ValueError, OSError) as problem:
-            error = str(problem)  # raised by all processes, so that none waits for the others
-    error, finished = processes.from_first((error, set(found)))
-    if error is not None:
-        raise ValueError(error)
+    finished: set[int] = set()
+    if out is not None:
+        out, settings = Path(out), {"precision": precision, "image_block": image_block}
+        found, finished = _resume(
+            out, lambda: fingerprint(model, head, pool) | settings, blocks, texts, processes
+        )
     missing = [number for number in range(len(blocks)) if number not in finished]
     mine = missing[processes.rank :: processes.count]
     title = "ranking" if processes.count == 1 else f"ranking, process 1 of {processes.count}"
@@ -197,8 +187,8 @@ def score_all(
             if out is not None:
                 _write_block(_path(out, number), scores)
     whole: dict[int, np.ndarray] = {}
-    for share in processes.gather(found):
-        whole |= share
+    for part in processes.gather(found):
+        whole |= part
     return torch.from_numpy(np.concatenate([whole[number] for number in range(len(blocks))]))
 
 
@@ -233,6 +223,26 @@ def fingerprint(model: M3AE, head: nn.Module, pool: Pool) -> dict[str, str]:
 
 def _path(out: Path, number: int) -> Path:
     return out / f"scores-{number:05d}.npy"
+
+
+def _resume(
+    out: Path,
+    facts: Callable[[], dict[str, Any]],
+    blocks: list[range],
+    texts: int,
+    processes: Processes,
+) -> tuple[dict[int, np.ndarray], set[int]]:
+    """The whole blocks of a ranking's folder, {} but in the first process, and their numbers."""
+    found, error = {}, None
+    if processes.first:
+        try:
+            found = _open(out, facts(), blocks, texts)
+        except (ValueError, OSError) as problem:
+            error = str(problem)  # raised by all processes, so that none waits for the others
+    error, finished = processes.from_first((error, set(found)))
+    if error is not None:
+        raise ValueError(error)
+    return found, finished
 
 
 def _open(out: Path, facts: dict, blocks: list[range], texts: int) -> dict[int, np.ndarray]:
@@ -274,12 +284,5 @@ def _open(out: Path, facts: dict, blocks: list[range], texts: int) -> dict[int, 
 
 def _write_block(path: Path, scores: np.ndarray) -> None:
     """The whole file or none."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, scores)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-# ------------------------------------------------------------------------------------- recall

@@ -42,6 +42,11 @@ class Trained:
         return self.facts["task"] if self.facts else None
 
     @property
+    def image(self) -> str:
+        """`data.image` of its fine-tuning: own, or none (the question-only model)."""
+        return (self.facts or {}).get("image", "own")
+
+    @property
     def known(self) -> set[str] | None:
         """The answers that it may give; None: all."""
         known = (self.facts or {}).get("known") or {}

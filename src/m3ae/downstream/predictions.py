@@ -1,0 +1,108 @@
+"""From a model and a split to what stands in its file of predictions or of ranks.
+
+Letters: `Q` questions, `A` answers.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from m3ae.data.datasets import eval_batches
+from m3ae.downstream.data import EvalQuestions, Questions
+from m3ae.downstream.model import Downstream
+from m3ae.training.distributed import Processes
+from m3ae.training.engine import autocast, evaluating, to_device
+
+_ASIDE = ("question_id", "answer", "label", "answer_type", "question_type")  # have their own names
+
+
+def scores_of(
+    model: Downstream, batch: dict[str, Any], device: torch.device, precision: str
+) -> np.ndarray:
+    """Logits float32 of a batch: (B, A); for retrieval (B, 1+F)."""
+    with evaluating(model), autocast(device, precision):
+        return model.scores(to_device(batch, device)).float().cpu().numpy()
+
+
+def predict(
+    model: Downstream,
+    data: EvalQuestions,
+    processes: Processes,
+    precision: str,
+    title: str | None = None,
+) -> np.ndarray:
+    """Logits float32 (Q, A) of all rows of a split, in its order; every process must call it.
+
+    With a title, under a progress bar.
+    """
+    rows, logits = [], []
+    own = eval_batches(data, processes.rank, processes.count)
+    for batch in tqdm(own, desc=title, total=len(data), unit="batch", disable=title is None):
+        rows.append(batch["index"].numpy())
+        logits.append(scores_of(model, batch, processes.device, precision))
+    mine = (np.concatenate(rows), np.concatenate(logits)) if rows else None
+    found = [part for part in processes.gather(mine) if part is not None]
+    rows = np.concatenate([part[0] for part in found])
+    logits = np.concatenate([part[1] for part in found])
+    return logits[np.argsort(rows)]  # no row is read twice, so the order is that of `data`
+
+
+def probabilities(logits: np.ndarray, task: str) -> np.ndarray:
+    """Logits (Q, A) -> probabilities: of each answer alone (VQA), or of one of the classes."""
+    values = torch.from_numpy(logits)
+    return (values.sigmoid() if task == "vqa" else values.softmax(dim=1)).numpy()
+
+
+def rank_answers(
+    chances: np.ndarray, answers: list[str], known: set[str] | None, top: int
+) -> list[list[list[Any]]]:
+    """(Q, A) -> for each row its `top` answers, each with its chance, best first.
+
+    `known` restricts what may be answered.
+    """
+    columns = [k for k, answer in enumerate(answers) if known is None or answer in known]
+    best = np.argsort(-chances[:, columns], axis=1, kind="stable")[:, :top]
+    return [
+        [[answers[columns[k]], round(float(row[columns[k]]), 6)] for k in order]
+        for row, order in zip(chances, best, strict=True)
+    ]
+
+
+def prediction_rows(
+    questions: Questions, chances: np.ndarray, answers: list[str], known: set[str] | None, top: int
+) -> list[dict[str, Any]]:
+    """One object a question for the predictions file; see `rank_answers`."""
+    shards, rows = questions.shards, []
+    for row, ranked in zip(questions.rows, rank_answers(chances, answers, known, top), strict=True):
+        fields = questions.fields[row]
+        label = questions.label(row)
+        entry = {
+            "id": shards.text_key(int(row)),
+            "image": shards.image_key(int(shards.image_of_text[row])),
+            "question": shards.text(int(row)),
+            "answer": str(fields.get("answer", label)),
+            "label": label,
+            "prediction": ranked[0][0],
+            "score": ranked[0][1],
+            "top": ranked,
+        }
+        if "answer_type" in fields:
+            entry |= {"type": fields["answer_type"], "question_type": fields["question_type"]}
+        rows.append(entry | {key: fields[key] for key in fields if key not in _ASIDE})
+    return rows
+
+
+def rank_rows(questions: Questions, places: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """`metrics.ranks` of a pool as objects for the file of ranks: of each text, of each image."""
+    shards = questions.shards
+    pool = {"t2i": shards.num_images, "i2t": len(shards)}
+    images = [shards.image_key(image) for image in range(shards.num_images)]
+    owners = {"t2i": [images[k] for k in shards.image_of_text], "i2t": images}
+    keys = {"t2i": [shards.text_key(text) for text in range(len(shards))], "i2t": images}
+    return [
+        {"id": key, "image": image, "way": way, "rank": int(rank), "pool": pool[way]}
+        for way in pool
+        for key, image, rank in zip(keys[way], owners[way], places[way], strict=True)
+    ]
