@@ -1,7 +1,8 @@
 # make quickstart   generate phantoms, prepare shards, pre-train a small M3AE, fine-tune it and its
 #                   initial weights on phantom questions, write a report
 # make test         lint and the whole test suite
-# Both set up $(VENV) first: a virtual environment with the pinned packages (5.5 GB, 2-4 minutes).
+# make results      the tables of docs/results that rest on predictions, from the kept files
+# All set up $(VENV) first: a virtual environment with the pinned packages (5.5 GB, 2-4 minutes).
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 FINETUNE = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 run_finetune.py \
   --config configs/finetune/quickstart.yaml
 
-.PHONY: quickstart test environment
+.PHONY: quickstart test results environment
 
 environment: $(VENV)/.installed
 	@$(BIN)/python -c "import m3ae, pathlib, sys; \
@@ -34,8 +35,10 @@ quickstart: environment
 	  --px 144 --tokenizer $(PHANTOMS)/shards/tokenizer
 	$(FINETUNE) init=runs/quickstart
 	$(FINETUNE) architecture=runs/quickstart/config.yaml output=runs/quickstart_scratch
+	$(FINETUNE) architecture=runs/quickstart/config.yaml output=runs/quickstart_scratch_longer train.epochs=33
 	$(BIN)/python -m m3ae.score runs/quickstart_vqa/predictions-image_disjoint.jsonl \
 	  --against runs/quickstart_scratch/predictions-image_disjoint.jsonl \
+	  --arm steps=runs/quickstart_scratch_longer/predictions-image_disjoint.jsonl \
 	  --train $(PHANTOMS)/questions/train --protocol image_disjoint --json runs/quickstart/fine_tuning.json
 	$(BIN)/python -m m3ae.reports.pretraining runs/quickstart
 	@echo "Open runs/quickstart/report.html"
@@ -44,3 +47,6 @@ test: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+results: environment
+	$(BIN)/python benchmarks/results.py

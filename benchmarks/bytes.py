@@ -75,24 +75,9 @@ def write_items(paths: list[Path]) -> list[prepare.Item]:
 
 def prepare_shards(items: list[prepare.Item], out: Path, encoding: str, px: int) -> Shards:
     """The items as split `train` of `out`, with tokens."""
-    parser = argparse.ArgumentParser()
-    prepare.add_arguments(parser)
-    args = parser.parse_args(
-        [
-            "--raw",
-            str(out.parent),
-            "--out",
-            str(out),
-            "--px",
-            str(px),
-            "--encoding",
-            encoding,
-            "--tokenizer",
-            "train:2000",
-            "--workers",
-            "0",
-        ]
-    )
+    options = f"--px {px} --encoding {encoding} --tokenizer train:2000 --workers 0".split()
+    places = ["--raw", str(out.parent), "--out", str(out)]
+    args = prepare.corpus_parser(None).parse_args([*places, *options])
     with contextlib.redirect_stdout(sys.stderr):
         prepare.prepare({"train": items}, {}, args, source="benchmark")
     return Shards(out / "train")

@@ -82,21 +82,9 @@ def prepared(
     paths: list[Path], images: int, workers: int, out: Path, more: Sequence[str] = ()
 ) -> np.ndarray:
     """Seconds (clock, core) to prepare a corpus of that many images, which is then deleted."""
-    parser = argparse.ArgumentParser()
-    prepare.add_arguments(parser)
-    args = parser.parse_args(
-        [
-            "--raw",
-            str(paths[0].parent),
-            "--out",
-            str(out),
-            "--px",
-            str(PX),
-            "--workers",
-            str(workers),
-            *more,
-        ]
-    )
+    places = ["--raw", str(paths[0].parent), "--out", str(out)]
+    options = ["--px", str(PX), "--workers", str(workers), *more]
+    args = prepare.corpus_parser(None).parse_args([*places, *options])
     text = "A generated picture of nothing, number {}, without findings."
     items = [
         prepare.Item(f"image-{number}", paths[number % len(paths)], (text.format(number),))

@@ -69,24 +69,9 @@ def write_corpus(folder: Path, images: int) -> list[prepare.Item]:
 
 def prepare_shards(items: list[prepare.Item], out: Path, encoding: str, px: int) -> None:
     """Prepare the items as split `train` of `out`, with tokens."""
-    parser = argparse.ArgumentParser()
-    prepare.add_arguments(parser)
-    args = parser.parse_args(
-        [
-            "--raw",
-            str(items[0].image.parent),
-            "--out",
-            str(out),
-            "--px",
-            str(px),
-            "--encoding",
-            encoding,
-            "--tokenizer",
-            TOKENIZER,
-            "--workers",
-            "0",
-        ]
-    )
+    options = f"--px {px} --encoding {encoding} --tokenizer {TOKENIZER} --workers 0".split()
+    places = ["--raw", str(items[0].image.parent), "--out", str(out)]
+    args = prepare.corpus_parser(None).parse_args([*places, *options])
     with contextlib.redirect_stdout(sys.stderr):
         prepare.prepare({"train": items}, {}, args, source="generated")
 

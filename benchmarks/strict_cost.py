@@ -17,7 +17,7 @@ named differs between a line and the next:
     no shared images      nor is there a training question on a test image (and fewer rows)
 
 `cost` is by how much a line's accuracy is below that of the line before, 0-1, with a 95 % interval
-over images and seeds (`m3ae.scoring.statistics`). Prints JSON, and leaves out an arm that is not
+over images and seeds (`m3ae.scoring.measures`). Prints JSON, and leaves out an arm that is not
 given.
 """
 
@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from m3ae.data.questions import read_questions
+from m3ae.scoring.measures import measure_answers
 from m3ae.scoring.predictions import Row, complete, read_predictions, reference, training_rows
-from m3ae.scoring.statistics import evaluate
 
 
 def epoch_file(run: Path, epoch: int, protocol: str) -> Path:
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table: list[dict[str, Any]] = []
     before: list[list[Row]] = []
     for name, runs in ladder(args):
-        scored = evaluate(runs, "paper", against=before)
+        scored = measure_answers(runs, "paper", against=before)
         entry = {part: summary(scored[part]) for part in ("overall", "open", "closed")}
         table.append({"line": name, "runs": len(runs), **entry})
         before = runs

@@ -4,7 +4,8 @@ The corpus: the release's jsonl (s2_full_figures_oa_nonroco_combined_medical_top
 `figures/` beside it. Kept are figures marked radiology; texts are the caption and the sentences
 that refer to the figure. The split is the reference's: a seeded shuffle of the kept figures in
 file order, before texts are looked at; the last N are test, the N before valid (N = 1,000). It puts
-figures of one paper into different splits; --split-by paper shuffles papers instead.
+figures of one paper into different splits; --split-by paper shuffles papers instead. With --pmc-ids
+OUT/papers.tsv names the article (PMC id) of each figure, for the strict protocol of retrieval.
 
 example: python data_prep/medicat.py --raw medicat/release --out data/medicat \
              --tokenizer roberta-base
@@ -22,7 +23,8 @@ from typing import Any, NamedTuple
 
 from m3ae.command import exit_status
 from m3ae.corpora.items import Drops, Item, is_inside
-from m3ae.corpora.prepare import add_arguments, prepare
+from m3ae.corpora.papers import medicat_papers, write_papers
+from m3ae.corpora.prepare import corpus_parser, prepare
 from m3ae.files import need
 
 SEED = 42  # reference, data fact 21
@@ -125,14 +127,11 @@ def split_papers(kept: list[Kept], held_out: int) -> dict[str, list[Kept]]:
 
 def split_kept(rule: str, kept: list[Kept], held_out: int) -> dict[str, list[Kept]]:
     """Each part in file order, empty ones left out. ValueError where train would be empty."""
-    parts: dict[str, list[Kept]] = {"train": []}
-    if 0 <= held_out and 2 * held_out < len(kept):
-        parts = SPLIT_BY[rule](kept, held_out)
+    enough = 0 <= held_out and 2 * held_out < len(kept)
+    parts = SPLIT_BY[rule](kept, held_out) if enough else {"train": []}
     if not parts["train"]:
-        raise ValueError(
-            f"--held-out {held_out} for valid and for test leaves none of "
-            f"{len(kept)} figures to train on; give a smaller number"
-        )
+        left = f"leaves none of {len(kept)} figures to train on; give a smaller number"
+        raise ValueError(f"--held-out {held_out} for valid and for test {left}")
     return {name: sorted(part) for name, part in parts.items() if part}
 
 
@@ -159,47 +158,39 @@ def find_metadata(raw: Path) -> Path:
     return found[0]
 
 
+def make_shards(args: argparse.Namespace) -> None:
+    """The whole work."""
+    metadata = need(args.metadata or find_metadata(args.raw), "MedICaT's jsonl")
+    need(metadata.parent / "figures", "the folder of MedICaT's figures")
+    drops, table = Drops(), args.pmc_ids and need(args.pmc_ids, "NCBI's PMC-ids.csv.gz")
+    kept = kept_figures(metadata, args.all_figures, drops)
+    parts = split_kept(args.split_by, kept, args.held_out)
+    args.metadata = None  # found or named, it is the same corpus
+    del args.pmc_ids  # nothing in the shards depends on it
+    splits = {
+        name: Figures(metadata, tuple(figure.offset for figure in part))
+        for name, part in parts.items()
+    }
+    facts = {"corpus": {"split_by": args.split_by, **split_facts(parts)}}
+    prepare(splits, {"train": drops}, args, source="MedICaT", facts=facts)
+    if table:
+        write_papers(args.out, medicat_papers(metadata, table, Counter()))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
+    parser = corpus_parser(__doc__)
     add = parser.add_argument
     add("--metadata", type=Path, metavar="FILE", help="the jsonl, with figures/ beside it")
-    add(
-        "--held-out",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="figures in valid, and in test (default: %(default)s, the paper's)",
-    )
-    add(
-        "--split-by",
-        choices=SPLIT_BY,
-        default="figure",
-        help="paper: no paper in two splits, and N figures or a few more in valid, and in test "
-        "(default: %(default)s, the reference's)",
-    )
+    size = "figures in valid, and in test (default: %(default)s, the paper's)"
+    add("--held-out", type=int, default=1000, metavar="N", help=size)
+    rule = "paper: no paper in two splits, and N figures or a few more in valid, and in test "
+    rule += "(default: %(default)s, the reference's)"
+    add("--split-by", choices=SPLIT_BY, default="figure", help=rule)
     add("--all-figures", action="store_true", help="keep figures that are not radiology too")
+    add("--pmc-ids", type=Path, metavar="FILE", help="NCBI's PMC-ids.csv or .csv.gz")
     args = parser.parse_args(argv)
-
-    def body() -> None:
-        metadata = args.metadata or find_metadata(args.raw)
-        need(metadata, "MedICaT's jsonl")
-        need(metadata.parent / "figures", "the folder of MedICaT's figures")
-        drops = Drops()
-        kept = kept_figures(metadata, args.all_figures, drops)
-        parts = split_kept(args.split_by, kept, args.held_out)
-        args.metadata = None  # found or named, it is the same corpus
-        splits = {
-            name: Figures(metadata, tuple(figure.offset for figure in part))
-            for name, part in parts.items()
-        }
-        facts = {"corpus": {"split_by": args.split_by, **split_facts(parts)}}
-        prepare(splits, {"train": drops}, args, source="MedICaT", facts=facts)
-
-    return exit_status(body)
+    return exit_status(lambda: make_shards(args))
 
 
 if __name__ == "__main__":

@@ -19,19 +19,24 @@ example: python data_prep/melinda.py --raw melinda --out data/melinda --tokenize
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from m3ae.command import exit_status
 from m3ae.corpora.items import Drops, is_inside
-from m3ae.corpora.prepare import add_arguments
-from m3ae.corpora.questions import Question, prepare_fields, share, to_items
+from m3ae.corpora.prepare import corpus_parser
+from m3ae.corpora.questions import (
+    Question,
+    class_coverage,
+    class_lists,
+    count_empty,
+    prepare_fields,
+    to_items,
+)
 from m3ae.corpora.tables import read_table
 from m3ae.files import is_unicode, need
 
 FILES = {"train": "train.csv", "valid": "dev.csv", "test": "test.csv"}
-IMAGES = "melinda_images"
 COLUMNS = ("i_meth", "p_meth", "i_meth_label", "p_meth_label")
 
 
@@ -53,55 +58,33 @@ def read_split(path: Path, drops: Drops) -> list[Question]:
     return captions
 
 
-def classes(captions: Iterable[Question], column: str) -> list[str]:
-    """The sorted classes of a column."""
-    found = {caption.fields[column] for caption in captions}
-    return sorted(found - {None})
-
-
-def count_corpus(captions: Sequence[Question]) -> dict[str, Any]:
-    """Of one split: usable rows, figures, and by column the rows whose label is blank."""
-    blank = {name: sum(c.fields[name] is None for c in captions) for name in COLUMNS}
-    figures = len({caption.image for caption in captions})
-    return {"rows": len(captions), "figures": figures, "without_label": blank}
-
-
-def coverage(lists: dict[str, list[str]], test: Sequence[Question], column: str) -> dict[str, Any]:
-    """Numbers of classes, and the share of labelled test rows whose class is a training one."""
-    labels = [c.fields[column] for c in test if c.fields[column] is not None]
-    counts = {name: len(some) for name, some in lists.items()}
-    return {**counts, "test_coverage": share([label in lists["train"] for label in labels])}
+def make_shards(args: argparse.Namespace) -> None:
+    """The whole work."""
+    images = need(args.raw, "the MELINDA corpus") / "melinda_images"
+    need(images, "the folder of its figures")
+    dropped = {split: Drops() for split in FILES}
+    splits = {
+        split: read_split(need(args.raw / name, "a table of MELINDA"), dropped[split])
+        for split, name in FILES.items()
+    }
+    lists = class_lists(splits, COLUMNS)
+    corpus = {
+        split: {
+            "rows": len(some),
+            "figures": len({caption.image for caption in some}),
+            "without_label": count_empty(some, COLUMNS),
+        }
+        for split, some in splits.items()
+    }
+    facts = {"corpus": corpus, "classes": class_coverage(lists, splits["test"])}
+    items = {split: to_items(some, images.joinpath, str) for split, some in splits.items()}
+    prepare_fields(items, dropped, args, "MELINDA", facts, "classes.json", lists)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-
-    def body() -> None:
-        images = need(need(args.raw, "the MELINDA corpus") / IMAGES, "the folder of its figures")
-        dropped = {split: Drops() for split in FILES}
-        splits = {
-            split: read_split(need(args.raw / name, "a table of MELINDA"), dropped[split])
-            for split, name in FILES.items()
-        }
-        train, test = splits["train"], splits["test"]
-        everything = [caption for captions in splits.values() for caption in captions]
-        lists = {
-            name: {"paper": classes(everything, name), "train": classes(train, name)}
-            for name in COLUMNS
-        }
-        facts = {
-            "corpus": {split: count_corpus(some) for split, some in splits.items()},
-            "classes": {name: coverage(lists[name], test, name) for name in COLUMNS},
-        }
-        items = {split: to_items(some, images.joinpath, str) for split, some in splits.items()}
-        prepare_fields(items, dropped, args, "MELINDA", facts, "classes.json", lists)
-
-    return exit_status(body)
+    args = corpus_parser(__doc__).parse_args(argv)
+    return exit_status(lambda: make_shards(args))
 
 
 if __name__ == "__main__":

@@ -24,11 +24,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from m3ae.command import exit_status
 from m3ae.corpora.items import Drops, Item
-from m3ae.corpora.prepare import add_arguments, prepare
+from m3ae.corpora.prepare import corpus_parser, prepare, say_missing
 from m3ae.corpora.tables import read_table
 from m3ae.files import is_unicode, need
 
@@ -149,71 +148,54 @@ def count_corpus(ids: list[Ids], texts: Texts) -> dict[str, int]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    add = parser.add_argument
-    add(
-        "--sections",
-        nargs="+",
-        choices=SECTIONS,
-        default=SECTIONS,
-        help="which to take (default: both)",
-    )
-    add("--join", action="store_true", help="findings and impression as one text")
-    add(
-        "--last-paragraph",
-        action="store_true",
-        help="take the last paragraph of a report that has none of the sections",
-    )
-    add(
-        "--views",
-        nargs="+",
-        metavar="VIEW",
-        help="only images of these ViewPositions, e.g. PA AP (default: all)",
-    )
-    args = parser.parse_args(argv)
+def find_views(args: argparse.Namespace, drops: Drops) -> dict[str, str] | None:
+    """`read_views` where --views is given; ValueError where a view of it is in no row."""
+    if not args.views:
+        return None
+    views = read_views(find_table(args.raw, "mimic-cxr-2.0.0-metadata"), drops)
+    known = set(views.values()) - {""}
+    unknown = set(args.views) - known
+    if unknown:
+        some = ", ".join(sorted(known)[:20]) or "none"
+        raise ValueError(f"--views {min(unknown)}: the metadata have {some}")
+    return views
 
-    def body() -> None:
-        files = need(need(args.raw, "the MIMIC-CXR corpus") / "files", "MIMIC-CXR-JPG's images")
-        args.sections = [name for name in SECTIONS if name in args.sections]
-        args.views = args.views and sorted({view.upper() for view in args.views})
-        drops = Drops()
-        texts = read_texts(
-            find_table(args.raw, "mimic_cxr_sectioned"),
-            args.sections,
-            args.join,
-            args.last_paragraph,
-            drops,
-        )
-        views = None
-        if args.views:
-            views = read_views(find_table(args.raw, "mimic-cxr-2.0.0-metadata"), drops)
-            unknown = set(args.views) - set(views.values())
-            if unknown:
-                some = ", ".join(sorted(set(views.values()) - {""})[:20])
-                raise ValueError(f"--views {min(unknown)}: the metadata have {some or 'none'}")
-        ids = read_ids(find_table(args.raw, "mimic-cxr-2.0.0-split"), drops)
-        common = {f"{why} (any split)": entry for why, entry in drops.as_dict().items()}
-        facts: dict[str, Any] = {"corpus": {}}
-        splits, dropped = {}, {}
-        for name, found in ids.items():
-            if not found:
-                print(f"{args.raw}: the table of splits has none of {name}, which is left out")
-                continue
-            facts["corpus"][name] = count_corpus(found, texts)
-            dropped[name] = Drops()
+
+def make_shards(args: argparse.Namespace) -> None:
+    """The whole work."""
+    files = need(need(args.raw, "the MIMIC-CXR corpus") / "files", "MIMIC-CXR-JPG's images")
+    args.sections = [name for name in SECTIONS if name in args.sections]
+    args.views = args.views and sorted({view.upper() for view in args.views})
+    drops, sections = Drops(), find_table(args.raw, "mimic_cxr_sectioned")
+    texts = read_texts(sections, args.sections, args.join, args.last_paragraph, drops)
+    views = find_views(args, drops)
+    ids = read_ids(find_table(args.raw, "mimic-cxr-2.0.0-split"), drops)
+    common = {f"{why} (any split)": entry for why, entry in drops.as_dict().items()}
+    counts, splits, dropped = {}, {}, {}
+    for name, found in ids.items():
+        if found:
+            counts[name], dropped[name] = count_corpus(found, texts), Drops()
             dropped[name].merge(common)
             kept = keep_usable(found, texts, views, args.views or (), dropped[name])
             splits[name] = Images(files, kept, texts)
-        if not splits:
-            raise ValueError(f"{args.raw}: no image in the table of splits: {common}")
-        prepare(splits, dropped, args, source="MIMIC-CXR", facts=facts)
+    if not splits:
+        raise ValueError(f"{args.raw}: no image in the table of splits: {common}")
+    say_missing(args.raw, splits)
+    prepare(splits, dropped, args, source="MIMIC-CXR", facts={"corpus": counts})
 
-    return exit_status(body)
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = corpus_parser(__doc__)
+    add, which = parser.add_argument, "which to take (default: both)"
+    add("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help=which)
+    add("--join", action="store_true", help="findings and impression as one text")
+    last = "take the last paragraph of a report that has none of the sections"
+    add("--last-paragraph", action="store_true", help=last)
+    views = "only images of these ViewPositions, e.g. PA AP (default: all)"
+    add("--views", nargs="+", metavar="VIEW", help=views)
+    args = parser.parse_args(argv)
+    return exit_status(lambda: make_shards(args))
 
 
 if __name__ == "__main__":

@@ -26,240 +26,18 @@ the same bytes whatever the number of workers. An interrupted run is continued b
 """
 
 import argparse
-import functools
-import hashlib
-import io
 import json
-import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image
-from tqdm import tqdm
-
-from m3ae.corpora.phantom_images import draw_image
-from m3ae.corpora.phantom_texts import (
-    ATTRIBUTES,
-    COARSE,
-    FINE,
-    LAYOUTS,
-    TEXT_ONLY,
-    Facts,
-    ask,
-    draw_facts,
-    generator,
-    write_caption,
-    write_reference,
-)
+from m3ae.command import exit_status, parser_for
+from m3ae.corpora.phantom_texts import LAYOUTS
+from m3ae.corpora.phantoms import write_phantoms
+from m3ae.files import write_json
 
 VERSION = 1
-
-NOTICE = """PHANTOMS: generated pictures and texts, not patients.
-
-Everything in this folder was drawn and written by data_prep/phantoms.py from random numbers.
-No image shows a person, no text describes one, no identifier names a real article or case.
-It exists to exercise software. It must not be used for, or mistaken for, medical evidence.
-"""
-
-
-# ---------------------------------------------------------------- files
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that it is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write text lines, each ended by a newline."""
-    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write indented JSON."""
-    write_lines(path, [json.dumps(content, indent=1)])
-
-
-def make_image(task: tuple[int, str, int, int, str]) -> Facts:
-    """Draw and save one image of (seed, layout, index, px, path) if absent; return its facts."""
-    seed, layout, index, px, path = task
-    facts = draw_facts(generator(seed, layout, index, 0))
-    if not os.path.exists(path):
-        pixels = draw_image(facts, px, generator(seed, layout, index, 1))
-        encoded = io.BytesIO()
-        kind = "PNG" if path.endswith(".png") else "JPEG"
-        Image.fromarray(pixels).save(encoded, kind, quality=92, comment="phantom, not a patient")
-        write_whole(Path(path), encoded.getvalue())
-    return facts
-
-
-def make_images(layout: str, paths: list[Path], options: dict, workers: int) -> list[Facts]:
-    """Make the images of a layout, path i from index i, and return their facts in order."""
-    tasks = [(options["seed"], layout, i, options["px"], str(p)) for i, p in enumerate(paths)]
-    bar = functools.partial(tqdm, total=len(tasks), desc=layout, unit="image")
-    if workers < 2:
-        return list(bar(map(make_image, tasks)))
-    # Spawned, not forked: a caller may hold threads (torch), which do not survive a fork.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        return list(bar(pool.imap(make_image, tasks, chunksize=32)))
-
-
-def group_papers(count: int, seed: int, layout: str) -> list[tuple[int, int]]:
-    """Deal `count` figures to papers of 1 to 4: (paper from 1, figure from 1) of each."""
-    sizes = generator(seed, layout, 0, 3).integers(1, 5, count)
-    return [(p + 1, f + 1) for p, size in enumerate(sizes) for f in range(size)][:count]
-
-
-def write_roco(out: Path, options: dict, workers: int) -> list[dict]:
-    """Write ROCO's layout and the references file beside it; return the records."""
-    counts = {split: options[split] for split in ("train", "validation", "test")}
-    splits = [split for split, count in counts.items() for _ in range(count)]
-    names = [f"ROCO_{i + 1:05d}" for i in range(len(splits))]
-    folders = {split: out / "roco" / split / "radiology" for split in counts}
-    paths = [folders[s] / "images" / f"{n}.jpg" for s, n in zip(splits, names, strict=True)]
-    all_facts = make_images("roco", paths, options, workers)
-    papers = group_papers(len(paths), options["seed"], "roco")
-    files = ("captions", "dlinks", "licences", "keywords", "cuis", "semtypes")
-    lines: dict[str, dict[str, list[str]]] = {s: {f: [] for f in files} for s in counts}
-    references: dict[str, list[str]] = {split: [] for split in counts}
-    records = []
-    for index, (split, name, facts) in enumerate(zip(splits, names, all_facts, strict=True)):
-        rng = generator(options["seed"], "roco", index, 2)
-        caption, stated = write_caption(facts, rng)
-        paper, figure = f"PMC99{papers[index][0]:07d}", papers[index][1]
-        file_name = f"phantom-g{figure:02d}.jpg"
-        link = f"wget -r ftp://phantom.invalid/{paper}.tar.gz -P /path/to/Dir"
-        words = "\t".join(stated.values())
-        rows = (
-            f"{name}\t {caption}",
-            f"{name}\t{link}\t{file_name}",
-            f"{name},{paper}_{file_name},PHANTOM",
-            f"{name}\t\t{words}",
-            "\t".join([name, *(f"PHANTOM_{word}" for word in stated.values())]),
-            "\t".join([name, *(f"PHANTOM_{fact}" for fact in stated)]),
-        )
-        for file, row in zip(files, rows, strict=True):
-            lines[split][file].append(row)
-        draw = rng.random()
-        if draw < 0.2:  # some images have references, some an empty entry, most no entry at all
-            said = [write_reference(stated, rng, figure)] if draw < 0.15 else None
-            entry = {"roco_image_id": f"{paper}_{file_name}", "gorc_references": said}
-            references[split].append(json.dumps(entry))
-        records.append(record("roco", split, f"{name}.jpg", facts, stated))
-    for split, folder in folders.items():
-        lines[split]["licences"].insert(0, "ROCO_ID,PMC_ID,CC")
-        for file in files:
-            write_lines(folder / f"{file}.txt", lines[split][file])
-    beside = out / "roco_references"
-    write_whole(beside / "NOTICE", NOTICE.encode())
-    for split, entries in references.items():
-        short = "val" if split == "validation" else split
-        write_lines(beside / f"roco_{short}_references.jsonl", entries)
-    return records
-
-
-def record(layout: str, split: str, file: str, facts: Facts, stated: Facts) -> dict:
-    """Return the line of records.jsonl for an image."""
-    hidden = {name: word for name, word in facts.items() if name in TEXT_ONLY}
-    shown = {name: word for name, word in facts.items() if name not in TEXT_ONLY}
-    return {
-        "layout": layout,
-        "split": split,
-        "file": file,
-        "shown": shown,
-        "text_only": hidden,
-        "stated": sorted(stated),
-    }
-
-
-def write_medicat(out: Path, options: dict, workers: int) -> list[dict]:
-    """Write MedICaT's layout; return the records."""
-    seed, count = options["seed"], options["medicat"]
-    papers = group_papers(count, seed, "medicat")
-    hashes = [hashlib.sha1(f"phantom {seed} {paper}".encode()).hexdigest() for paper, _ in papers]
-    uris = [f"{figure + 1}-Figure{figure}-1.png" for _, figure in papers]
-    release = out / "medicat" / "release"
-    names = [f"{digest}_{uri}" for digest, uri in zip(hashes, uris, strict=True)]
-    paths = [release / "figures" / name for name in names]
-    lines, records = [], []
-    for index, facts in enumerate(make_images("medicat", paths, options, workers)):
-        rng = generator(seed, "medicat", index, 2)
-        caption, stated = write_caption(facts, rng)
-        figure = papers[index][1]
-        full = f"Figure {figure}. {caption}"
-        said = [write_reference(stated, rng, figure) for _ in range(rng.integers(1, 3))]
-        entry = {
-            "pdf_hash": hashes[index],
-            "fig_key": f"Figure{figure}",
-            "fig_uri": uris[index],
-            "s2_caption": full,
-            "s2orc_caption": full if rng.random() < 0.8 else None,
-            "s2orc_references": said if rng.random() < 0.7 else None,
-            "radiology": bool(rng.random() < 0.95),
-            "scope": False,
-            "predicted_type": "Medical images",
-            "oa_info": {"doi": None, "doi_url": None, "oa": {"is_oa": True, "license": "PHANTOM"}},
-        }
-        lines.append(json.dumps(entry))
-        records.append(record("medicat", "", names[index], facts, stated))
-    write_lines(release / "s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl", lines)
-    return records
-
-
-ORGANS = {"head": "HEAD", "chest": "CHEST", "abdomen": "ABD", "pelvis": "PELVIS", "knee": "KNEE"}
-
-
-def write_vqa_rad(out: Path, options: dict, workers: int) -> list[dict]:
-    """Write VQA-RAD's official layout; return the records.
-
-    As in the original, a question and its re-phrasing share `qid_linked_id`, a frame is given to
-    a part of them, and the test part is drawn by question: test images occur in training too.
-    """
-    folder = out / "vqa_rad" / "VQA_RAD Image Folder"
-    names = [f"synpic{900001 + index}.jpg" for index in range(options["vqa"])]
-    rows: list[dict] = []
-    records = []
-    made = make_images("vqa_rad", [folder / name for name in names], options, workers)
-    for index, (name, facts) in enumerate(zip(names, made, strict=True)):
-        rng = generator(options["seed"], "vqa_rad", index, 2)
-        for number, item in enumerate(ask(facts, rng)):
-            wordings = {"freeform": item.pop("question"), "para": item.pop("para")}
-            frame = item.pop("frame") if rng.random() < 0.6 else "NULL"
-            prefix = "test_" if rng.random() < 0.2 else ""
-            twin = rng.random() < 0.4
-            if not twin:
-                del wordings["para"]
-            for style, question in wordings.items():
-                other = {"freeform": "para", "para": "freeform"}[style]
-                rows.append(
-                    {
-                        "qid": len(rows),
-                        "phrase_type": prefix + style,
-                        "qid_linked_id": f"phantom-{index:05d}-{number}",
-                        "image_case_url": f"https://phantom.invalid/case?id={index}",
-                        "image_name": name,
-                        "image_organ": ORGANS[facts["region"]],
-                        "evaluation": "evaluated" if twin else "not evaluated",
-                        "question": question,
-                        "question_rephrase": wordings.get(other, "NULL"),
-                        "question_relation": "strict agreement" if twin else "NULL",
-                        "question_frame": frame,
-                    }
-                    | item
-                )
-        records.append(record("vqa_rad", "", name, facts, {}))
-    write_json(out / "vqa_rad" / "VQA_RAD Dataset Public.json", rows)
-    return records
-
-
-# ---------------------------------------------------------------- command
-
-WRITERS = {"roco": write_roco, "medicat": write_medicat, "vqa_rad": write_vqa_rad}
 
 
 def claim(out: Path, options: dict) -> bool:
@@ -268,9 +46,8 @@ def claim(out: Path, options: dict) -> bool:
     Raises ValueError if OUT holds phantoms of other options, or a corpus that is not known to be
     phantoms, which must never be mixed with them.
     """
-    state_file = out / "phantoms.json"
-    if state_file.exists():
-        found = json.loads(state_file.read_text())
+    if (out / "phantoms.json").exists():
+        found = json.loads((out / "phantoms.json").read_text())
         had = {"version": found.get("version")} | found.get("options", {})
         asked = {"version": VERSION} | options
         differing = [k for k in asked if had.get(k) != asked[k]]
@@ -288,9 +65,8 @@ def claim(out: Path, options: dict) -> bool:
 
 def save_state(out: Path, options: dict, complete: bool) -> None:
     """Write phantoms.json."""
-    write_json(
-        out / "phantoms.json", {"version": VERSION, "complete": complete, "options": options}
-    )
+    state = {"version": VERSION, "complete": complete, "options": options}
+    write_json(out / "phantoms.json", state)
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -304,11 +80,19 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_phantoms(out: Path, options: dict, workers: int) -> None:
+    """The whole work."""
+    if claim(out, options):
+        print(f"{out} already holds this phantom corpus, complete: nothing to do")
+        return
+    images = write_phantoms(out, options, workers)
+    save_state(out, options, complete=True)
+    print(f"{images} phantom images in {out}: {', '.join(options['layouts'])}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Generate the corpus; return 0, or 2 with one line on stderr if OUT cannot be used."""
+    parser = parser_for(__doc__)
     count, add = at_least(1), parser.add_argument
     add("--out", type=Path, required=True, help="folder to write; made if absent")
     add("--train", type=count, default=9000, help="ROCO training images (default: %(default)s)")
@@ -319,40 +103,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--px", type=at_least(32), default=192, help="image side in pixels (%(default)s)")
     add("--seed", type=at_least(0), default=0, help="another seed, another corpus (0)")
     add("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS, help="which corpora (all three)")
-    add(
-        "--workers",
-        type=count,
-        default=min(8, os.cpu_count() or 1),
-        help="processes; the output does not depend on it (%(default)s)",
-    )
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Generate the corpus; return 0, or 2 with one line on stderr if OUT cannot be used."""
-    arguments = parse_arguments(argv)
-    options = {
-        name: value for name, value in vars(arguments).items() if name not in ("out", "workers")
-    }
-    options["layouts"] = [layout for layout in LAYOUTS if layout in arguments.layouts]
-    out = arguments.out
-    try:
-        if claim(out, options):
-            print(f"{out} already holds this phantom corpus, complete: nothing to do")
-            return 0
-    except (ValueError, OSError) as error:
-        print(f"phantoms.py: error: {error}", file=sys.stderr)
-        return 2
-    records: list[dict] = []
-    for layout in options["layouts"]:
-        write_whole(out / layout / "NOTICE", NOTICE.encode())  # first: a torso has it too
-        records += WRITERS[layout](out, options, arguments.workers)
-    lists = {"coarse": COARSE, "fine": FINE, "text_only": TEXT_ONLY}
-    write_json(out / "attributes.json", ATTRIBUTES | lists)
-    write_lines(out / "records.jsonl", map(json.dumps, records))
-    save_state(out, options, complete=True)
-    print(f"{len(records)} phantom images in {out}: {', '.join(options['layouts'])}")
-    return 0
+    processes = "processes; the output does not depend on it (%(default)s)"
+    add("--workers", type=count, default=min(8, os.cpu_count() or 1), help=processes)
+    options = vars(parser.parse_args(argv))
+    out, workers = options.pop("out"), options.pop("workers")
+    options["layouts"] = [layout for layout in LAYOUTS if layout in options["layouts"]]
+    return exit_status(lambda: make_phantoms(out, options, workers), mistake=2)
 
 
 if __name__ == "__main__":

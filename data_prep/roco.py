@@ -18,12 +18,11 @@ from pathlib import Path, PurePosixPath
 
 from m3ae.command import exit_status
 from m3ae.corpora.items import Drops, Item, is_inside
-from m3ae.corpora.prepare import add_arguments, prepare
-from m3ae.corpora.stored import parquet_pairs, parquet_splits
+from m3ae.corpora.papers import write_roco_papers
+from m3ae.corpora.prepare import corpus_parser, prepare, say_missing
+from m3ae.corpora.stored import SPLIT_NAMES, parquet_pairs, parquet_splits
 from m3ae.corpora.tables import read_lines
 from m3ae.files import need
-
-SPLITS = {"train": ("train",), "valid": ("validation", "val"), "test": ("test",)}
 
 
 def read_captions(path: Path, drops: Drops) -> dict[str, str]:
@@ -111,68 +110,47 @@ def read_split(folder: Path, references: Path | None, drops: Drops) -> list[Item
     ]
 
 
-def read_folders(
-    raw: Path, references: Path | None, dropped: dict[str, Drops]
-) -> dict[str, list[Item]]:
-    """Items by split of the original layout; {} where there is none of its folders."""
+def find_splits(args: argparse.Namespace, dropped: dict[str, Drops]) -> dict[str, list[Item]]:
+    """Items by split of the original layout, else of a hub copy; {} where there is neither."""
     splits = {}
-    for split, names in SPLITS.items():
-        found = [raw / name / "radiology" for name in names]
-        found = [folder for folder in found if folder.is_dir()]
-        if not found:
-            continue
-        short = "val" if split == "valid" else split
-        source = references and references / f"roco_{short}_references.jsonl"
-        dropped[split] = Drops()
-        splits[split] = read_split(found[0], source, dropped[split])
-    return splits
+    for split, names in SPLIT_NAMES.items():
+        folders = [args.raw / name / "radiology" for name in names]
+        for folder in [folder for folder in folders if folder.is_dir()][:1]:
+            file = f"roco_{'val' if split == 'valid' else split}_references.jsonl"
+            references = args.references and args.references / file
+            splits[split] = read_split(folder, references, dropped[split])
+    if splits:
+        return splits
+    hub = parquet_splits(args.raw)
+    if hub and args.references:
+        raise ValueError(
+            f"{args.raw}: the hub's copies name no figures, which --references is joined by; leave "
+            "it out, or give the original layout"
+        )
+    return {split: parquet_pairs(files, dropped[split]) for split, files in hub.items()}
 
 
-def read_parquet(
-    raw: Path, references: Path | None, dropped: dict[str, Drops]
-) -> dict[str, list[Item]]:
-    """Items by split of a hub copy; {} where there is no parquet file of one."""
-    splits = {}
-    for split, files in parquet_splits(raw).items():
-        if references:
-            raise ValueError(
-                f"{files[0]}: the hub's copies name no figures, which --references "
-                "is joined by; leave it out, or give the original layout"
-            )
-        dropped[split] = Drops()
-        splits[split] = parquet_pairs(files, dropped[split])
-    return splits
+def make_shards(args: argparse.Namespace) -> None:
+    """The whole work."""
+    need(args.raw, "the ROCO corpus")
+    dropped = {split: Drops() for split in SPLIT_NAMES}
+    splits = find_splits(args, dropped)
+    if not splits:
+        raise FileNotFoundError(
+            f"{args.raw}: no train/radiology, validation/radiology or test/radiology in it; give "
+            "ROCO's folder `data`, or one of parquet files train-*, validation-*, test-*"
+        )
+    say_missing(args.raw, splits)
+    prepare(splits, dropped, args, source="ROCO radiology")
+    write_roco_papers(args.raw, args.out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    parser.add_argument(
-        "--references", type=Path, metavar="DIR", help="folder of MedICaT's roco_*_references.jsonl"
-    )
+    parser, what = corpus_parser(__doc__), "folder of MedICaT's roco_*_references.jsonl"
+    parser.add_argument("--references", type=Path, metavar="DIR", help=what)
     args = parser.parse_args(argv)
-
-    def body() -> None:
-        need(args.raw, "the ROCO corpus")
-        dropped: dict[str, Drops] = {}
-        splits = read_folders(args.raw, args.references, dropped) or read_parquet(
-            args.raw, args.references, dropped
-        )
-        if not splits:
-            raise FileNotFoundError(
-                f"{args.raw}: no train/radiology, validation/radiology or "
-                "test/radiology in it; give ROCO's folder `data`, or one of "
-                "parquet files train-*, validation-*, test-*"
-            )
-        for split in SPLITS:
-            if split not in splits:
-                print(f"{args.raw}: no split {split} in it, it is left out")
-        prepare(splits, dropped, args, source="ROCO radiology")
-
-    return exit_status(body)
+    return exit_status(lambda: make_shards(args))
 
 
 if __name__ == "__main__":

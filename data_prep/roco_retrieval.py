@@ -21,13 +21,8 @@ example: python data_prep/roco_retrieval.py --raw roco-dataset/data --out data/r
 """
 
 import argparse
-import csv
-import gzip
-import json
 import random
-import re
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -35,11 +30,11 @@ from typing import Any, NamedTuple
 
 from m3ae.command import exit_status
 from m3ae.corpora.items import Drops, Item, is_inside
-from m3ae.corpora.prepare import add_arguments, prepare
-from m3ae.corpora.tables import read_lines
+from m3ae.corpora.papers import medicat_papers, roco_papers
+from m3ae.corpora.prepare import corpus_parser, prepare
+from m3ae.corpora.stored import SPLIT_NAMES
 from m3ae.files import is_unicode, need, write_json
 
-SPLITS = {"train": ("train",), "valid": ("validation", "val"), "test": ("test",)}
 POOLS = ("valid", "test")
 FULL = ("valid_full", "test_full")
 SEED = 42  # the reference's
@@ -68,9 +63,9 @@ def shuffle_lines(lines: dict[str, list[str]]) -> dict[str, list[str]]:
     So what a split's order is depends on the lengths of those before it.
     """
     generator = random.Random(SEED)
-    shuffled = {split: lines[split].copy() for split in SPLITS}
-    for split in SPLITS:
-        generator.shuffle(shuffled[split])
+    shuffled = {split: lines[split].copy() for split in SPLIT_NAMES}
+    for some in shuffled.values():
+        generator.shuffle(some)
     return shuffled
 
 
@@ -103,82 +98,6 @@ def read_pairs(lines: Iterable[str], drops: Drops, limit: int | None = None) -> 
 # ------------------------------------------------------------------ papers
 
 
-def read_papers(folder: Path, drops: Drops) -> dict[str, str]:
-    """PMC id by ROCO id, from licences.txt and, where that has none, dlinks.txt."""
-    papers: dict[str, str] = {}
-    for name, separator, pattern in (
-        ("licences.txt", ",", r"(PMC[0-9]+)_"),
-        ("dlinks.txt", "\t", r".*\b(PMC[0-9]+)\.tar\.gz\b"),
-    ):
-        if not (folder / name).exists():
-            drops.add("papers: no file of them", f"{folder.parent.name}/{name}")
-            continue
-        for number, line in read_lines(folder / name):
-            columns = line.split(separator)
-            paper = re.match(pattern, columns[1].strip()) if len(columns) > 1 else None
-            where = f"{name}:{number}: {line[:60]}"
-            if paper is None:
-                if columns[0] != "ROCO_ID":
-                    drops.add("papers: line without PMC id", where)
-            elif papers.setdefault(columns[0].strip(), paper[1]) != paper[1]:
-                drops.add("papers: two PMC ids, the first one used", where)
-    return papers
-
-
-def plain_doi(doi: str) -> str:
-    """A DOI in lower case without the address before it."""
-    return re.sub(r"^(https?://(dx\.)?doi\.org/|doi:\s*)", "", doi.strip().lower())
-
-
-def papers_by_doi(table: Path, wanted: set[str], facts: Counter) -> dict[str, str]:
-    """PMC id by DOI for the wanted PMC ids, from NCBI's table (csv, gzipped or not)."""
-    found: dict[str, str] = {}
-    opener: Any = gzip.open if need(table, "NCBI's PMC-ids.csv.gz").suffix == ".gz" else open
-    try:
-        with opener(table, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as f:
-            reader = csv.reader(f)
-            header = next(reader, [])
-            for name in ("DOI", "PMCID"):
-                if name not in header:
-                    raise ValueError(
-                        f"{table}: no column {name!r}; it has {', '.join(header) or 'none'}"
-                    )
-            doi, paper = header.index("DOI"), header.index("PMCID")
-            for row in reader:
-                facts["pmc_ids_rows"] += 1
-                if len(row) != len(header):
-                    facts["pmc_ids_rows_malformed"] += 1
-                elif row[paper] in wanted:
-                    facts["pool_papers_in_table"] += 1
-                    facts["pool_papers_with_doi"] += bool(row[doi].strip())
-                    found[plain_doi(row[doi])] = row[paper]
-    except (csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{table}: {error}; download it again") from error
-    found.pop("", None)
-    return found
-
-
-def medicat_figures(metadata: Path, by_doi: dict[str, str], facts: Counter) -> dict[str, str]:
-    """PMC id by figure (its file name) of MedICaT's figures from papers in `by_doi`."""
-    figures: dict[str, str] = {}
-    for _, line in read_lines(need(metadata, "MedICaT's jsonl")):
-        facts["medicat_lines"] += 1
-        try:
-            row = json.loads(line)
-            name = f"{row['pdf_hash']}_{row['fig_uri']}"
-            about = row.get("oa_info") or {}
-            doi = about.get("doi") or about.get("doi_url") or ""
-            doi = plain_doi(doi)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            facts["medicat_lines_malformed"] += 1
-            continue
-        if not doi:
-            facts["medicat_figures_without_doi"] += 1
-        elif doi in by_doi and name.isprintable():
-            figures[name] = by_doi[doi]
-    return figures
-
-
 def pool_facts(
     pairs: list[Pair], papers: dict[str, str], train: set[str], medicat: set[str] | None
 ) -> dict[str, Any]:
@@ -195,11 +114,8 @@ def pool_facts(
 
 def pool_counts(pool: dict[str, Any]) -> dict[str, Any]:
     """The lengths of `pool_facts`."""
-    ids = {
-        what: pool[what] if pool[what] is None else len(pool[what])
-        for what in ("unknown", "in_roco_train", "in_medicat")
-    }
-    return {"pairs": pool["pairs"], "papers": len(set(pool["papers"].values())), **ids}
+    lengths = {what: ids if isinstance(ids, int | None) else len(ids) for what, ids in pool.items()}
+    return {**lengths, "papers": len(set(pool["papers"].values()))}
 
 
 def exclusions(figures: dict[str, str], pools: dict[str, dict[str, Any]]) -> list[str]:
@@ -221,15 +137,12 @@ def exclusions(figures: dict[str, str], pools: dict[str, dict[str, Any]]) -> lis
 
 def find_folders(raw: Path) -> dict[str, Path]:
     """The radiology folder of each split; all are needed, for the shuffle runs through them."""
+    why = "the pools depend on the lines of all three captions.txt, which the hub's copies lack"
     folders = {}
-    for split, names in SPLITS.items():
+    for split, names in SPLIT_NAMES.items():
         found = [raw / name / "radiology" for name in names]
         folders[split] = next((path for path in found if path.is_dir()), found[0])
-        need(
-            folders[split],
-            f"ROCO's {split} split in the original layout: the pools depend on "
-            "the lines of all three captions.txt, which the hub's copies lack",
-        )
+        need(folders[split], f"ROCO's {split} split in the original layout: {why}")
     return folders
 
 
@@ -257,35 +170,28 @@ def find_shared(
     Returns `pool_facts` by pool, the exclusion lists by file name (None without MedICaT), and
     counts for the report.
     """
-    drops, joined = Drops(), Counter()
-    papers = {split: read_papers(path, drops) for split, path in folders.items()}
-    known = papers["train"]
-    train = {pair.key: known[pair.key] for pair in pairs["train"] if pair.key in known}
-    figures = None
+    drops, joined, figures = Drops(), Counter(), None
+    papers = {split: roco_papers(path, drops) for split, path in folders.items()}
+    train = {p.key: papers["train"][p.key] for p in pairs["train"] if p.key in papers["train"]}
     if medicat and pmc_ids:
         wanted = {paper for name in POOLS for paper in papers[name].values()}
-        figures = medicat_figures(medicat, papers_by_doi(pmc_ids, wanted, joined), joined)
-    theirs = None if figures is None else set(figures.values())
+        figures = medicat_papers(medicat, pmc_ids, joined, wanted)
+    ours, theirs = set(train.values()), None if figures is None else set(figures.values())
     pools = {
-        name: pool_facts(
-            pairs[name], papers[name.removesuffix("_full")], set(train.values()), theirs
-        )
+        name: pool_facts(pairs[name], papers[name.removesuffix("_full")], ours, theirs)
         for name in (*POOLS, *FULL)
     }
-    lists = {
-        f"{corpus}_papers_in_{suffix}.txt": None
-        if found is None
-        else exclusions(found, {name: pools[name] for name in names})
-        for suffix, names in (("pools", POOLS), ("full_pools", FULL))
-        for corpus, found in (("train", train), ("medicat", figures))
-    }
+    lists: dict[str, list[str] | None] = {}
+    for suffix, names in (("pools", POOLS), ("full_pools", FULL)):
+        some = {name: pools[name] for name in names}
+        lists[f"train_papers_in_{suffix}.txt"] = exclusions(train, some)
+        lists[f"medicat_papers_in_{suffix}.txt"] = (
+            None if figures is None else exclusions(figures, some)
+        )
+    count, known = len(pairs["train"]), len(train)
     facts = {
         "pools": {name: pool_counts(pool) for name, pool in pools.items()},
-        "train": {
-            "pairs": len(pairs["train"]),
-            "papers": len(set(train.values())),
-            "unknown": len(pairs["train"]) - len(train),
-        },
+        "train": {"pairs": count, "papers": len(ours), "unknown": count - known},
         "exclude": {name: len(lines) for name, lines in lists.items() if lines is not None},
         "medicat": dict(joined),
         "papers_dropped": drops.as_dict(),
@@ -293,58 +199,49 @@ def find_shared(
     return pools, lists, {"corpus": facts}
 
 
+def make_shards(args: argparse.Namespace) -> None:
+    """The whole work."""
+    need(args.raw, "the ROCO corpus")
+    if args.pool < 1:
+        raise ValueError(f"--pool {args.pool}: it should have at least one pair")
+    if (args.medicat is None) != (args.pmc_ids is None):
+        raise ValueError(
+            "--medicat and --pmc-ids go together: MedICaT names papers by DOI, ROCO by PMC id, and "
+            "NCBI's PMC-ids.csv.gz joins them"
+        )
+    folders = find_folders(args.raw)
+    dropped = {name: Drops() for name in ("train", *POOLS, *FULL)}
+    pairs = read_splits(folders, args.pool, dropped)
+    items = {}
+    for name, found in pairs.items():
+        images = folders[name.removesuffix("_full")] / "images"
+        if name in (args.split or pairs):
+            need(images, "the folder of ROCO's images (see its fetch script)")
+        items[name] = [Item(key, images / f"{key}.jpg", (caption,)) for key, caption in found]
+    pools, lists, facts = find_shared(folders, pairs, args.medicat, args.pmc_ids)
+    del args.medicat, args.pmc_ids  # nothing in the shards depends on them
+    # It refuses an OUT of other options; only then may the other files be written.
+    prepare(items, dropped, args, source="ROCO retrieval", facts=facts)
+    write_json(args.out / "papers.json", {"pools": pools, **facts})
+    for name, lines in lists.items():
+        if lines is not None:
+            text = "".join(f"{line}\n" for line in lines)
+            (args.out / name).write_text(text, encoding="utf-8")
+        elif (args.out / name).exists():
+            print(f"{args.out / name}: removed, as there is no --medicat")
+            (args.out / name).unlink()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
+    parser = corpus_parser(__doc__)
     add = parser.add_argument
-    add(
-        "--pool",
-        type=int,
-        default=2000,
-        metavar="N",
-        help="pairs in valid, and in test (default: %(default)s, the reference's)",
-    )
+    size = "pairs in valid, and in test (default: %(default)s, the reference's)"
+    add("--pool", type=int, default=2000, metavar="N", help=size)
     add("--medicat", type=Path, metavar="FILE", help="MedICaT's jsonl, to list shared papers")
     add("--pmc-ids", type=Path, metavar="FILE", help="NCBI's PMC-ids.csv or .csv.gz")
     args = parser.parse_args(argv)
-
-    def body() -> None:
-        need(args.raw, "the ROCO corpus")
-        if args.pool < 1:
-            raise ValueError(f"--pool {args.pool}: it should have at least one pair")
-        if (args.medicat is None) != (args.pmc_ids is None):
-            raise ValueError(
-                "--medicat and --pmc-ids go together: MedICaT names papers by DOI, "
-                "ROCO by PMC id, and NCBI's PMC-ids.csv.gz joins them"
-            )
-        folders = find_folders(args.raw)
-        dropped = {name: Drops() for name in ("train", *POOLS, *FULL)}
-        pairs = read_splits(folders, args.pool, dropped)
-        items = {}
-        for name, found in pairs.items():
-            images = folders[name.removesuffix("_full")] / "images"
-            if name in (args.split or pairs):
-                need(images, "the folder of ROCO's images (see its fetch script)")
-            items[name] = [
-                Item(pair.key, images / f"{pair.key}.jpg", (pair.caption,)) for pair in found
-            ]
-        pools, lists, facts = find_shared(folders, pairs, args.medicat, args.pmc_ids)
-        del args.medicat, args.pmc_ids  # nothing in the shards depends on them
-        # It refuses an OUT of other options; only then may the other files be written.
-        prepare(items, dropped, args, source="ROCO retrieval", facts=facts)
-        write_json(args.out / "papers.json", {"pools": pools, **facts})
-        for name, lines in lists.items():
-            if lines is not None:
-                text = "".join(f"{line}\n" for line in lines)
-                (args.out / name).write_text(text, encoding="utf-8")
-            elif (args.out / name).exists():
-                print(f"{args.out / name}: removed, as there is no --medicat")
-                (args.out / name).unlink()
-
-    return exit_status(body)
+    return exit_status(lambda: make_shards(args))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 from m3ae.command import exit_status
 from m3ae.corpora.items import Drops
-from m3ae.corpora.prepare import add_arguments
+from m3ae.corpora.prepare import corpus_parser
 from m3ae.corpora.questions import (
     Place,
     Question,
@@ -40,10 +40,8 @@ MORE = ("base_type", "location", "modality", "q_lang")  # columns that become fi
 
 def make_question(row: dict[str, Any]) -> Question:
     """A checked row as a question; columns that are not text become empty fields."""
-    said = {
-        key: row[key] if isinstance(row.get(key), str) else "" for key in (*MORE, "content_type")
-    }
-    kind = said.pop("content_type")
+    said = {key: row[key] if isinstance(row.get(key), str) else "" for key in MORE}
+    kind = row["content_type"] if isinstance(row.get("content_type"), str) else ""
     fields = task_fields(row["qid"], row["answer"], row["answer_type"], kind, **said)
     return Question(row["img_name"], row["question"], fields)
 
@@ -51,7 +49,7 @@ def make_question(row: dict[str, Any]) -> Question:
 def read_split(path: Path, languages: Sequence[str], drops: Drops) -> list[Question]:
     """Questions of one file in these languages, in its order."""
     questions = []
-    for row in checked_rows(path, KEYS, drops, KEYS[0]):
+    for row in checked_rows(path, KEYS, drops):
         if row["q_lang"] in languages:
             questions.append(make_question(row))
         elif row["q_lang"] not in ("en", "zh"):
@@ -76,45 +74,32 @@ def image_key(name: str) -> str:
     return str(path.parent if path.stem == "source" and path.parent.name else path.with_suffix(""))
 
 
+def make_shards(args: argparse.Namespace) -> None:
+    """The whole work."""
+    images = find_images(need(args.raw, "the SLAKE corpus"))
+    languages = ("en", "zh") if args.language == "both" else (args.language,)
+    splits: dict[str, list[Question]] = {}
+    dropped = {split: Drops() for split in FILES}
+    for split, names in FILES.items():
+        places = [args.raw / name for name in names]
+        path = next((place for place in places if place.exists()), places[0])
+        need(path, " or ".join(names) + " of SLAKE")
+        splits[split] = read_split(path, languages, dropped[split])
+    lists = {"paper": labels(*splits.values()), "train": labels(splits["train"])}
+    corpus = {}
+    for split, asked in splits.items():
+        asked_about = len({question.image for question in asked})
+        corpus[split] = {"images_asked_about": asked_about, **count_types(asked)}
+    where = dict.fromkeys(splits, images)
+    prepare_questions(splits, where, image_key, lists, corpus, dropped, args, "SLAKE")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    parser.add_argument(
-        "--language",
-        choices=("en", "zh", "both"),
-        default="en",
-        help="whose questions to keep (default: %(default)s)",
-    )
+    parser, which = corpus_parser(__doc__), "whose questions to keep (default: %(default)s)"
+    parser.add_argument("--language", choices=("en", "zh", "both"), default="en", help=which)
     args = parser.parse_args(argv)
-
-    def body() -> None:
-        images = find_images(need(args.raw, "the SLAKE corpus"))
-        languages = ("en", "zh") if args.language == "both" else (args.language,)
-        splits: dict[str, list[Question]] = {}
-        dropped: dict[str, Drops] = {}
-        for split, names in FILES.items():
-            places = [args.raw / name for name in names]
-            path = next((place for place in places if place.exists()), places[0])
-            dropped[split] = Drops()
-            need(path, " or ".join(names) + " of SLAKE")
-            splits[split] = read_split(path, languages, dropped[split])
-        train, valid, test = splits.values()
-        lists = {"paper": labels(train, valid, test), "train": labels(train)}
-        corpus = {
-            name: {
-                "images_asked_about": len({question.image for question in asked}),
-                **count_types(asked),
-            }
-            for name, asked in splits.items()
-        }
-        prepare_questions(
-            splits, dict.fromkeys(splits, images), image_key, lists, corpus, dropped, args, "SLAKE"
-        )
-
-    return exit_status(body)
+    return exit_status(lambda: make_shards(args))
 
 
 if __name__ == "__main__":

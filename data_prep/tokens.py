@@ -9,7 +9,6 @@ example: python data_prep/tokens.py data/roco data/medicat/train --tokenizer rob
 """
 
 import argparse
-import os
 import sys
 from collections import Counter
 from collections.abc import Container, Sequence
@@ -19,24 +18,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from m3ae.command import exit_status
+from m3ae.command import exit_status, parser_for
 from m3ae.corpora import prepare
 from m3ae.corpora.shard_writer import is_sealed, ragged_tokens, seal, shard_name, write_shard
-from m3ae.corpora.verification import read_chunks
+from m3ae.corpora.verification import read_chunks, split_folders
 from m3ae.data import shards
 from m3ae.data.shards import AGAIN, Shards
-from m3ae.files import file_sha256, need, write_json
-
-
-def split_folders(folder: Path) -> list[Path]:
-    """The folder itself if it is a split, else the finished splits in it."""
-    if (need(folder, "a prepared corpus or split") / "manifest.json").exists():
-        return [folder]
-    found = sorted(path.parent for path in folder.glob("*/manifest.json"))
-    found = [split for split in found if split.suffix != ".partial"]
-    if not found:
-        raise FileNotFoundError(f"{folder}: no split in it (no */manifest.json)")
-    return found
+from m3ae.files import file_sha256, replacing, write_json
 
 
 def rewrite(split: Shards, k: int, target: Path, tokenizer: Any) -> dict[str, Any]:
@@ -49,18 +37,13 @@ def rewrite(split: Shards, k: int, target: Path, tokenizer: Any) -> dict[str, An
     path = split.folder / split.files[k]["name"]
     if file_sha256(path) != split.files[k]["sha256"]:
         raise ValueError(f"{path}: sha256 is not the manifest's; {AGAIN}")
-    tensors = {
-        name: array
-        for name, array in split.shard(k).items()
-        if not name.startswith("token_") and name != "padding"
-    }
+    tensors = {n: array for n, array in split.shard(k).items() if not n.startswith("token_")}
+    tensors.pop("padding", None)
     rows = range(split.files[k]["texts"])
     texts = [shards.row_bytes(tensors, "text", row).decode() for row in rows]
     tensors |= ragged_tokens(encode(tokenizer, texts))
-    temporary = target.with_name(target.name + ".tmp")
-    written = write_shard(temporary, tensors)
-    os.replace(temporary, target)  # so a shard of the new name is a whole one
-    return written
+    with replacing(target) as temporary:  # so a shard of the new name is a whole one
+        return write_shard(temporary, tensors)
 
 
 def token_counts(path: Path) -> Counter:
@@ -95,35 +78,34 @@ def new_record(
 
 def replace_tokens(folder: Path, tokenizer: Any, made: dict[str, Any]) -> None:
     """Bring one split to the tokens of `tokenizer`; `made` is its entry in the manifest."""
-    manifest = shards.read_manifest(folder)
-    if (manifest["tokenizer"] or {}).get("fingerprint") != made["fingerprint"]:
-        split, files, lengths = Shards(folder), [], Counter()
-        record, version = read_record(folder, manifest), made["fingerprint"]
-        new = [shard_name(k, version) for k in range(len(split.files))]
-        delete_others(folder, manifest, set(new))
-        with tqdm(desc=str(folder), total=len(split), unit=" texts") as bar:
-            for k, (file, name) in enumerate(zip(split.files, new, strict=True)):
-                target = folder / name
-                if target.exists():  # of a run that was killed
-                    written = {"bytes": target.stat().st_size, "sha256": file_sha256(target)}
-                else:
-                    written = rewrite(split, k, target, tokenizer)
-                files.append({**file, "name": name, **written})
-                lengths += token_counts(target)
-                split._open.clear()  # one shard mapped at a time
-                bar.update(file["texts"])
-        statistics = prepare.length_statistics(lengths, tokens=True)
-        report = {**manifest.get("report", {}), "text_lengths": statistics}
-        manifest |= {"tokenizer": made, "files": files, "report": report}
-        if record is not None:
-            manifest["chunks"] = f"chunks-{version}.json"
-            record = seal(new_record(record, made, files, folder))
-            write_json(folder / manifest["chunks"], record, indent=None)
-        if "sha256" in manifest:
-            manifest = seal(manifest)
-        write_json(folder / "manifest.json", manifest)
-    else:
+    manifest, version = shards.read_manifest(folder), made["fingerprint"]
+    if (manifest["tokenizer"] or {}).get("fingerprint") == version:
         print(f"{folder}: holds the tokens of {made['name']} already")
+        delete_others(folder, manifest)
+        return
+    split, files, lengths = Shards(folder), [], Counter()
+    record = read_record(folder, manifest)
+    new = [shard_name(k, version) for k in range(len(split.files))]
+    delete_others(folder, manifest, set(new))
+    with tqdm(desc=str(folder), total=len(split), unit=" texts") as bar:
+        for k, (file, name) in enumerate(zip(split.files, new, strict=True)):
+            target = folder / name
+            if target.exists():  # of a run that was killed
+                written = {"bytes": target.stat().st_size, "sha256": file_sha256(target)}
+            else:
+                written = rewrite(split, k, target, tokenizer)
+            files.append({**file, "name": name, **written})
+            lengths += token_counts(target)
+            split._open.clear()  # one shard mapped at a time
+            bar.update(file["texts"])
+    statistics = prepare.length_statistics(lengths, tokens=True)
+    report = {**manifest.get("report", {}), "text_lengths": statistics}
+    manifest |= {"tokenizer": made, "files": files, "report": report}
+    if record is not None:
+        manifest["chunks"] = f"chunks-{version}.json"
+        record = seal(new_record(record, made, files, folder))
+        write_json(folder / manifest["chunks"], record, indent=None)
+    write_json(folder / "manifest.json", seal(manifest) if "sha256" in manifest else manifest)
     delete_others(folder, manifest)
 
 
@@ -136,31 +118,29 @@ def delete_others(folder: Path, manifest: dict[str, Any], more: Container[str] =
                 path.unlink()
 
 
+def retokenize(args: argparse.Namespace) -> None:
+    """The whole work."""
+    splits = [split.absolute() for given in args.folders for split in split_folders(given)]
+    from m3ae.data.texts import fingerprint, load_tokenizer  # seconds, so after the paths
+
+    tokenizer = load_tokenizer(args.tokenizer)
+    size = max(tokenizer.get_vocab().values()) + 1
+    made = {"name": args.tokenizer, "fingerprint": fingerprint(tokenizer), "size": size}
+    for split in splits:
+        replace_tokens(split, tokenizer, made)
+    for corpus, split in {split.parent: split for split in splits}.items():
+        if (corpus / "report.json").exists():  # else the split stands alone
+            prepare.write_report(corpus, shards.read_manifest(split)["source"])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("folders", type=Path, nargs="+", metavar="OUT", help="prepared corpora or splits")
+    parser = parser_for(__doc__)
+    add, what = parser.add_argument, "prepared corpora or splits"
+    add("folders", type=Path, nargs="+", metavar="OUT", help=what)
     add("--tokenizer", required=True, metavar="NAME", help="hub id or folder")
     args = parser.parse_args(argv)
-
-    def body() -> None:
-        splits = [split.absolute() for given in args.folders for split in split_folders(given)]
-        from m3ae.data.texts import fingerprint, load_tokenizer  # seconds, so after the paths
-
-        tokenizer = load_tokenizer(args.tokenizer)
-        size = max(tokenizer.get_vocab().values()) + 1
-        made = {"name": args.tokenizer, "fingerprint": fingerprint(tokenizer), "size": size}
-        for split in splits:
-            replace_tokens(split, tokenizer, made)
-        for corpus in dict.fromkeys(split.parent for split in splits):
-            if (corpus / "report.json").exists():  # else the split stands alone
-                source = next(split for split in splits if split.parent == corpus)
-                prepare.write_report(corpus, shards.read_manifest(source)["source"])
-
-    return exit_status(body)
+    return exit_status(lambda: retokenize(args))
 
 
 if __name__ == "__main__":

@@ -14,23 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from m3ae.command import exit_status
+from m3ae.command import exit_status, parser_for
 from m3ae.corpora.prepare import command, partial_folder, reopen
-from m3ae.corpora.verification import find_problems, read_chunks
-from m3ae.files import file_sha256, need
-
-
-def split_folders(folder: Path) -> list[Path]:
-    """The folder itself if it is a split, else the splits in it, finished ones."""
-    marks = ("manifest.json", "chunks*.json")  # one of them may be lost
-    need(folder, "a prepared corpus or split")
-    if any(path for mark in marks for path in folder.glob(mark)):
-        return [folder]
-    found = {path.parent for mark in marks for path in folder.glob(f"*/{mark}")}
-    found = {split for split in found if split.suffix != ".partial"}
-    if not found:
-        raise FileNotFoundError(f"{folder}: no split in it (no */manifest.json)")
-    return sorted(found)
+from m3ae.corpora.verification import find_problems, read_chunks, split_folders
+from m3ae.files import file_sha256
 
 
 def damaged_files(split: Path, problems: list[tuple[str, str]]) -> set[str]:
@@ -45,21 +32,15 @@ def damaged_files(split: Path, problems: list[tuple[str, str]]) -> set[str]:
     names = {name for name, _ in problems}
     if not names & {"manifest.json", "chunks.json"}:
         return names
-    return {
-        file["name"]
-        for file in files
-        if not (split / file["name"]).is_file()
-        or file_sha256(split / file["name"]) != file["sha256"]
-    }
+    wanted = {split / file["name"]: file["sha256"] for file in files}
+    return {p.name for p, sha in wanted.items() if not p.is_file() or file_sha256(p) != sha}
 
 
 def repair(split: Path, problems: list[tuple[str, str]]) -> None:
     """Make a damaged split unfinished, and say how to finish it."""
     split = split.absolute()
-    broken = damaged_files(split, problems)
-    record = read_chunks(split)
-    lost, chunks = reopen(split, record, broken)
-    facts = record["facts"]
+    broken, record = damaged_files(split, problems), read_chunks(split)
+    (lost, chunks), facts = reopen(split, record, broken), record["facts"]
     print(
         f"    now {partial_folder(split)}: {lost} of {chunks} chunks to make again, by the\n"
         f"    command that prepared it (SCRIPT: the one for {facts['source']}):\n"
@@ -67,39 +48,35 @@ def repair(split: Path, problems: list[tuple[str, str]]) -> None:
     )
 
 
+def check(args: argparse.Namespace) -> None:
+    """Print what is found; raises ValueError where problems are left."""
+    left = []
+    for split in [split for given in args.folders for split in split_folders(given)]:
+        problems = find_problems(split)
+        print(f"{split}: {f'{len(problems)} problems' if problems else 'sound'}")
+        for _, message in problems:
+            print(f"    {message}")
+        if problems and args.repair:
+            try:
+                repair(split, problems)
+            except (ValueError, OSError) as error:
+                print(f"    not repaired: {error}")
+                left += [str(error)]
+        else:
+            left += [message for _, message in problems]
+    if left:
+        hint = "" if args.repair else "; --repair makes damaged parts again"
+        raise ValueError(f"{len(left)} problems, first: {left[0]}{hint}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 sound (or ready to be made again), 1 problems."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "folders", type=Path, nargs="+", metavar="DIR", help="prepared corpora or splits"
-    )
-    parser.add_argument(
-        "--repair", action="store_true", help="turn damaged splits into unfinished ones"
-    )
+    parser = parser_for(__doc__)
+    add, what = parser.add_argument, "prepared corpora or splits"
+    add("folders", type=Path, nargs="+", metavar="DIR", help=what)
+    add("--repair", action="store_true", help="turn damaged splits into unfinished ones")
     args = parser.parse_args(argv)
-
-    def body() -> None:
-        left = []
-        for split in [split for given in args.folders for split in split_folders(given)]:
-            problems = find_problems(split)
-            print(f"{split}: {f'{len(problems)} problems' if problems else 'sound'}")
-            for _, message in problems:
-                print(f"    {message}")
-            if problems and args.repair:
-                try:
-                    repair(split, problems)
-                except (ValueError, OSError) as error:
-                    print(f"    not repaired: {error}")
-                    left += [str(error)]
-            else:
-                left += [message for _, message in problems]
-        if left:
-            hint = "" if args.repair else "; --repair makes damaged parts again"
-            raise ValueError(f"{len(left)} problems, first: {left[0]}{hint}")
-
-    return exit_status(body)
+    return exit_status(lambda: check(args))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from m3ae.command import exit_status
 from m3ae.corpora.items import Drops, Item, is_inside
-from m3ae.corpora.prepare import add_arguments, prepare
+from m3ae.corpora.prepare import corpus_parser, prepare
 from m3ae.corpora.questions import (
     Question,
     count_corpus,
@@ -95,26 +95,21 @@ class Source:
 def find_sources(raw: Path, categories: Sequence[str]) -> dict[str, Source]:
     """The split's files in the official layout or in the paper's; all of them must be there."""
     need(raw, "the VQA-Med-2019 corpus")
-    if (raw / "train" / "QA").is_dir():
-        return {
-            split: Source(
-                raw / name / "images",
-                tuple(
-                    (raw / name / "QA" / f"{category.capitalize()}.csv", category)
-                    for category in categories
-                ),
-            )
-            for split, name in (("train", "train"), ("valid", "val"), ("test", "test"))
-        }
     sources = {}
+    if (raw / "train" / "QA").is_dir():
+        for split, name in (("train", "train"), ("valid", "val"), ("test", "test")):
+            qa, folder = [(f"{kind.capitalize()}.csv", kind) for kind in categories], raw / name
+            files = tuple((folder / "QA" / file, kind) for file, kind in qa)
+            sources[split] = Source(folder / "images", files)
+        return sources
     for split, (name, images, ending) in OFFICIAL.items():
         folder = need(raw / name, "a part of the VQA-Med-2019 corpus")
-        files = [
-            (folder / "QAPairsByCategory" / f"{file}_{ending}.txt", file[3:].lower())
-            for file in CATEGORIES
-        ]
-        files = [(path, category) for path, category in files if category in categories]
-        sources[split] = Source(folder / images, tuple(files))
+        files = tuple(
+            (folder / "QAPairsByCategory" / f"{file}_{ending}.txt", kind)
+            for file, kind in zip(CATEGORIES, NAMES, strict=True)
+            if kind in categories
+        )
+        sources[split] = Source(folder / images, files)
     test = need(raw / TEST, "the test part of the VQA-Med-2019 corpus")
     sources["test"] = Source(test / "VQAMed2019_Test_Images", ((test / ANSWERED, ""),))
     return sources
@@ -149,14 +144,9 @@ def read_questions(source: Source, categories: Sequence[str], drops: Drops) -> l
 
 def make_question(image: str, name: str, category: str, text: str, answer: str) -> Question:
     """A question with its fields; `name` is its id among those on the image."""
-    closed = answer.lower() in ("yes", "no")
-    fields = task_fields(
-        name,
-        answer,
-        "closed" if closed else "open",
-        category,
-        alternatives=sorted(accepted_answers(answer)),
-    )
+    closed = "closed" if answer.lower() in ("yes", "no") else "open"
+    accepted = sorted(accepted_answers(answer))
+    fields = task_fields(name, answer, closed, category, alternatives=accepted)
     return Question(image if Path(image).suffix else f"{image}.jpg", text, fields)
 
 
@@ -168,25 +158,13 @@ def make_questions(args: argparse.Namespace) -> None:
         split: read_questions(source, args.categories, dropped[split])
         for split, source in sources.items()
     }
-    train, valid, test = (splits[name] for name in ("train", "valid", "test"))
-    lists = {
-        "paper": labels(train, valid, test),
-        "train": labels(train),
-        "train_valid": labels(train, valid),
-    }
+    train, valid = splits["train"], splits["valid"]
+    lists = {"paper": labels(*splits.values()), "train": labels(train)}
+    lists["train_valid"] = labels(train, valid)
     images = {name: source.images.joinpath for name, source in sources.items()}
     corpus = {name: count_corpus(asked, sources[name].images) for name, asked in splits.items()}
-    prepare_questions(
-        splits,
-        images,
-        lambda name: Path(name).stem,
-        lists,
-        corpus,
-        dropped,
-        args,
-        "VQA-Med-2019, questions",
-        REFERENCE_ORDER,
-    )
+    given = (splits, images, lambda name: Path(name).stem, lists, corpus, dropped, args)
+    prepare_questions(*given, "VQA-Med-2019, questions", REFERENCE_ORDER)
 
 
 # ------------------------------------------------------------------ captions and command line
@@ -211,39 +189,19 @@ def make_captions(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    add = parser.add_argument
-    add(
-        "--as",
-        "--form",
-        dest="form",
-        choices=["questions", "captions"],
-        required=True,
-        help="what to make of it",
-    )
-    add(
-        "--held-out",
-        type=int,
-        default=300,
-        metavar="N",
-        help="captions: training images held out as `valid` (default: %(default)s)",
-    )
+    parser = corpus_parser(__doc__)
+    add, forms, what = parser.add_argument, ["questions", "captions"], "what to make of it"
+    add("--as", "--form", dest="form", choices=forms, required=True, help=what)
+    held_out = "captions: training images held out as `valid` (default: %(default)s)"
+    add("--held-out", type=int, default=300, metavar="N", help=held_out)
     add("--seed", type=int, default=42, help="captions: of the held-out draw (%(default)s)")
-    add(
-        "--categories",
-        nargs="+",
-        choices=NAMES,
-        help="which (default: questions: the paper's, modality plane organ; captions: all four)",
-    )
+    which = "which (default: questions: the paper's, modality plane organ; captions: all four)"
+    add("--categories", nargs="+", choices=NAMES, help=which)
     args = parser.parse_args(argv)
-
+    wanted = args.categories or (NAMES if args.form == "captions" else NAMES[:3])
+    args.categories = [name for name in NAMES if name in wanted]
     if args.form == "captions":
-        args.categories = [name for name in NAMES if name in (args.categories or NAMES)]
         return exit_status(lambda: make_captions(args))
-    args.categories = [name for name in NAMES if name in (args.categories or NAMES[:3])]
     del args.held_out, args.seed  # they decide nothing here, so the shards do not record them
     return exit_status(lambda: make_questions(args))
 

@@ -38,7 +38,7 @@ from typing import Any
 
 from m3ae.command import exit_status
 from m3ae.corpora.items import Drops, Stored
-from m3ae.corpora.prepare import add_arguments
+from m3ae.corpora.prepare import corpus_parser
 from m3ae.corpora.questions import (
     Place,
     Question,
@@ -50,7 +50,7 @@ from m3ae.corpora.questions import (
     prepare_questions,
     task_fields,
 )
-from m3ae.corpora.stored import InParquet, parquet_rows, parquet_splits
+from m3ae.corpora.stored import parquet_rows, parquet_splits
 from m3ae.files import is_unicode, need
 from m3ae.scoring.answers import normalise_answer
 
@@ -103,7 +103,7 @@ def read_official(path: Path, drops: Drops) -> Splits:
     """Questions by split; the framed ones of all rows follow the others of `train`."""
     splits: Splits = {"train": [], "test": []}
     framed = []
-    for row in checked_rows(path, KEYS, drops, KEYS[0]):
+    for row in checked_rows(path, KEYS, drops):
         split, where = PHRASES.get(row["phrase_type"]), f"{path.name}: qid {row['qid']}"
         if split is None:
             drops.add("question: unknown phrase_type", where)
@@ -126,7 +126,7 @@ def read_mevf(raw: Path, drops: Drops) -> Splits:
     for split, name in zip(("train", "test"), MEVF, strict=True):
         flag = None if split == "train" else False
         path = need(raw / name, "a question file of the MEVF code")
-        rows = checked_rows(path, KEYS, drops, KEYS[0], repeated=True)
+        rows = checked_rows(path, KEYS, drops, repeated=True)
         splits[split] = [make_question(row, flag, flag) for row in rows]
     return splits
 
@@ -161,24 +161,19 @@ def read_rows(raw: Path, drops: Drops) -> tuple[dict[str, list[Copied]], dict[st
             raise FileNotFoundError(f"{raw}: no parquet file of split {split} in it")
         rows[split] = []
         found = parquet_rows(files[split], ("question", "answer"), image="image")
-        for number, (file, group, place, columns) in enumerate(found):
-            image = InParquet(file, group, place, "image")
+        for number, copied in enumerate(found):
+            image = copied.image("image")
             data = image.read_bytes()
             name = f"sha256-{hashlib.sha256(data).hexdigest()[:16]}.image"
-            closed = normalise_answer(str(columns["answer"])) in ("yes", "no")
-            row = {
-                "image_name": name if data else "",
-                "qid": f"row-{number}",
-                **columns,
-                "answer_type": "closed" if closed else "open",
-            }
+            closed = normalise_answer(str(copied.values["answer"])) in ("yes", "no")
+            row = {"image_name": name if data else "", "qid": f"row-{number}", **copied.values}
+            row["answer_type"] = "closed" if closed else "open"
             try:
-                row = check_row(row, ("image_name", "question", "answer_type"), "image_name")
+                rows[split].append(Copied(check_row(row, KEYS[:3])))
+                images.setdefault(name, image)
             except ValueError as error:
-                drops.add(f"question: {error}", f"{file.name}: row {number} of split {split}")
-                continue
-            images.setdefault(name, image)
-            rows[split].append(Copied(row))
+                where = f"{copied.file.name}: row {number} of split {split}"
+                drops.add(f"question: {error}", where)
     return rows, images
 
 
@@ -207,11 +202,10 @@ def join(rows: dict[str, list[Copied]], official: Sequence[dict[str, Any]]) -> d
     that could be none on it stays as it is. No official row is taken twice. A training row is a
     frame only where it is no training row's question.
     """
-    of = {
-        split: [row for row in official if PHRASES.get(row["phrase_type"]) == split]
+    asked = {
+        split: by_text(row for row in official if PHRASES.get(row["phrase_type"]) == split)
         for split in rows
     }
-    asked = {split: by_text(of[split]) for split in rows}
     frames = by_text(official, framed=True)
     votes: dict[str, Counter] = {}
     for split, some in rows.items():
@@ -236,14 +230,11 @@ def join(rows: dict[str, list[Copied]], official: Sequence[dict[str, Any]]) -> d
                 copied.official = row
                 taken.add((row["qid"], copied.framed))
                 break
-    return {
-        split: {
-            "rows": len(some),
-            "not_joined": sum(c.official is None for c in some),
-            "examples": [c.row["question"] for c in some if c.official is None][:5],
-        }
-        for split, some in rows.items()
-    }
+    counts = {}
+    for split, some in rows.items():
+        alone = [copied.row["question"] for copied in some if copied.official is None]
+        counts[split] = {"rows": len(some), "not_joined": len(alone), "examples": alone[:5]}
+    return counts
 
 
 def make_copied(copied: Copied) -> Question:
@@ -263,7 +254,7 @@ def read_copy(raw: Path, official: Path | None, drops: Drops) -> Corpus:
     joined = {}
     if official is not None:
         need(official, "the official json of VQA-RAD")
-        joined = join(rows, checked_rows(official, KEYS, drops, KEYS[0]))
+        joined = join(rows, checked_rows(official, KEYS, drops))
     splits = {split: [make_copied(copied) for copied in some] for split, some in rows.items()}
     return Corpus(splits, images.__getitem__, len(images), copy=True, joined=joined)
 
@@ -331,18 +322,18 @@ def count_corpus(corpus: Corpus) -> dict[str, Any]:
     train, test = corpus.splits["train"], corpus.splits["test"]
     asked = [question for question in train if not question.fields["framed"]]
     known = all(question.fields["framed"] is not None for question in train)
-    framed = sum(bool(question.fields["framed"]) for question in train) if known else None
-    leaked = sum(bool(question.fields["leaked"]) for question in train) if known else None
+    framed, leaked = (
+        sum(bool(question.fields[flag]) for question in train) if known else None
+        for flag in ("framed", "leaked")
+    )
     sets = {"copy" if corpus.copy else "paper": len(train)}
     if known:
         sets |= {"strict": len(train) - leaked, "unframed": len(asked)}
+    parts = {"all": train + test, "train": asked, "test": test}
+    images = {name: len({question.image for question in part}) for name, part in parts.items()}
     return {
         "image_files": corpus.image_files,
-        "images_asked_about": {
-            "all": len({question.image for question in train + test}),
-            "train": len({question.image for question in asked}),
-            "test": len({question.image for question in test}),
-        },
+        "images_asked_about": images,
         "training_sets": sets,
         "framed": framed,
         "leaked": leaked,
@@ -351,45 +342,30 @@ def count_corpus(corpus: Corpus) -> dict[str, Any]:
     }
 
 
+def make_shards(args: argparse.Namespace) -> None:
+    """The whole work."""
+    drops = Drops()
+    corpus = read_corpus(args.raw, args.official, drops)
+    train, test = corpus.splits["train"], corpus.splits["test"]
+    asked = [question for question in train if not question.fields["framed"]]
+    # The paper's list is of all rows; frames of test rows add nothing to it.
+    lists = {"paper": labels(train, test), "train": labels(asked)}
+    images, both = (dict.fromkeys(corpus.splits, what) for what in (corpus.place, drops))
+    counts = count_corpus(corpus)
+    if args.official:  # counts by its content, as files do in `prepare`
+        digest = hashlib.sha256(args.official.read_bytes()).hexdigest()[:16]
+        args.official = f"{args.official.name} {digest}"
+    prepare_questions(corpus.splits, images, image_key, lists, counts, both, args, "VQA-RAD")
+    if all(question.fields["leaked"] is not None for question in train):
+        (args.out / LEAKED).write_text("".join(leaked_lines(train)), encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    parser.add_argument(
-        "--official",
-        type=Path,
-        metavar="FILE",
-        help="the official json, to join the parquet copy to",
-    )
+    parser, what = corpus_parser(__doc__), "the official json, to join the parquet copy to"
+    parser.add_argument("--official", type=Path, metavar="FILE", help=what)
     args = parser.parse_args(argv)
-
-    def body() -> None:
-        drops = Drops()
-        corpus = read_corpus(args.raw, args.official, drops)
-        if args.official:  # counts by its content, as files do in `prepare`
-            digest = hashlib.sha256(args.official.read_bytes()).hexdigest()[:16]
-            args.official = f"{args.official.name} {digest}"
-        train, test = corpus.splits["train"], corpus.splits["test"]
-        asked = [question for question in train if not question.fields["framed"]]
-        # The paper's list is of all rows; frames of test rows add nothing to it.
-        lists = {"paper": labels(train, test), "train": labels(asked)}
-        both = dict.fromkeys(corpus.splits, drops)
-        prepare_questions(
-            corpus.splits,
-            dict.fromkeys(corpus.splits, corpus.place),
-            image_key,
-            lists,
-            count_corpus(corpus),
-            both,
-            args,
-            "VQA-RAD",
-        )
-        if all(question.fields["leaked"] is not None for question in train):
-            (args.out / LEAKED).write_text("".join(leaked_lines(train)), encoding="utf-8")
-
-    return exit_status(body)
+    return exit_status(lambda: make_shards(args))
 
 
 if __name__ == "__main__":

@@ -59,8 +59,14 @@ def test_each_line_differs_by_what_it_names(tmp_path, questions, capsys):
     assert [entry["overall"]["accuracy"] for entry in table] == [1.0, 0.75, 0.25, 0.5, 0.25]
     costs = [entry["overall"]["cost"] for entry in table[1:]]
     assert costs == pytest.approx([0.25, 0.5, -0.25, 0.25])
-    low, high = table[2]["overall"]["cost_interval"]
-    assert low <= 0.5 <= high
+    assert [entry["overall"]["cost_interval"] for entry in table[1:]] == [None] * 4  # few images
+
+
+def test_the_cost_of_a_line_is_what_it_loses():
+    """An interval whose ends are swapped, or of the other sign than the cost."""
+    compared = {"difference": -0.2, "difference_interval": [-0.3, -0.1]}
+    entry = strict_cost.summary({"accuracy": 0.5, "interval": [0.4, 0.6], "against": compared})
+    assert (entry["cost"], entry["cost_interval"]) == (0.2, [0.1, 0.3])
 
 
 def test_a_run_that_is_not_finished(tmp_path, questions, capsys):

@@ -1,8 +1,15 @@
-"""How a command ends: a user's mistake is one line on stderr and an exit status."""
+"""How a command begins and ends: --help is the script's docstring, a user's mistake one line."""
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import Any
+
+
+def parser_for(text: str | None) -> argparse.ArgumentParser:
+    """A parser whose --help shows a script's docstring as it stands."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=text, formatter_class=form)
 
 
 def exit_status(body: Callable[[], Any], mistake: int = 1) -> int:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,29 @@ def need(path: Path, what: str) -> Path:
     return path
 
 
-def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    """Write a JSON file so that it is either the old one or the whole new one."""
+@contextmanager
+def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
+    """`path`.tmp, to be written and closed in the block; it then takes the place of `path`.
+
+    So `path` is the old file or the whole new one. With `sync`, after a power cut too.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=indent, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    yield temporary
+    if sync:
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file so that it is either the old one or the whole new one."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    """Write a JSON file as `write_text` does."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
 def file_sha256(path: Path) -> str:

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from data_prep import medicat, pairs, roco, roco_retrieval, rocov2
 from m3ae.corpora.items import Drops, Item
+from m3ae.corpora.papers import medicat_dois, papers_by_doi, roco_papers
 from m3ae.corpora.stored import InParquet, InZip, parquet_pairs
+from m3ae.corpora.tables import read_table
 from tests.data_prep.test_corpora import save_image
 
 MANY = settings(max_examples=2000, database=None)
@@ -170,7 +172,7 @@ def test_roco_figures_and_papers(base, stream, kind):
     names = roco.figure_names(path.parent, Drops())
     assert all(isinstance(key, str) for pair in names.items() for key in pair)
     assert link != LINK or names["PMC1_a.jpg"] == "ROCO_1"
-    papers = roco_retrieval.read_papers(path.parent, Drops())
+    papers = roco_papers(path.parent, Drops())
     assert all(paper[3:].isdigit() for paper in papers.values())
     assert link != LINK or papers["ROCO_1"] == "PMC1"
 
@@ -198,13 +200,14 @@ def test_retrieval_join_with_medicat(base, stream, kind):
         ids = bytes(packed)
     path, facts = write(base, "ids.csv.gz" if kind >= 2 else "ids.csv", ids), Counter()
     try:
-        by_doi = roco_retrieval.papers_by_doi(path, {"PMC1", "An axial CT."}, facts)
+        by_doi = papers_by_doi(path, facts, {"PMC1", "An axial CT."})
     except (ValueError, OSError) as error:
         assert path.name in str(error)
         by_doi = {"10.1/a": "PMC1"}
     line = b'{"pdf_hash": "h", "fig_uri": "f\\n.png", "oa_info": {"doi": "10.1/A"}}\n'
     data = objects(stream[1::2], ["pdf_hash", "fig_uri", "oa_info"])
-    figures = roco_retrieval.medicat_figures(write(base, "m.jsonl", line + data), by_doi, facts)
+    found = medicat_dois(write(base, "m.jsonl", line + data), facts)
+    figures = {name: by_doi[doi] for name, doi in found if doi in by_doi}
     listed = roco_retrieval.exclusions(figures, {"test": {"papers": {"x": "PMC1"}}})
     assert all(line.splitlines() == [line] and line.count("\t") == 1 for line in listed)
 
@@ -317,14 +320,16 @@ TABLES = [
 def test_csv_and_tsv_of_pairs(base, stream, header, separator):
     """csv's own errors, a row lost without a count, a path out of --raw."""
     data = separator.join(header).encode() + b"\n" + lines(stream, separator.encode())
-    path, drops = write(base, "pairs.csv", data), Drops()
+    name = "pairs.csv" if separator == "," else "pairs.tsv"
+    path, drops, no_rows = write(base, name, data), Drops(), Drops()
     try:
-        found = list(pairs.read_csv(path, separator))
-        items = pairs.read_items(iter(found), base / "raw", drops)
+        found = list(read_table(path, ("image", "text"), no_rows, ("split", "id")))
+        items = pairs.read_items(found, name, base / "raw", drops)
     except ValueError as error:
-        assert "pairs.csv" in str(error)
+        assert name in str(error)
         return
     check_items(items, len(found), drops, base / "raw")
+    assert total(no_rows) + len(found) >= max((number for number, _ in found), default=0)
 
 
 @MANY
@@ -333,7 +338,8 @@ def test_jsonl_of_pairs(base, stream):
     """A list or number as an image, a text or a split."""
     data = objects(stream, ["image", "text", "split", "id"])
     path, drops = write(base, "pairs.jsonl", data), Drops()
-    items = pairs.read_items(pairs.read_jsonl(path, drops), base / "raw", drops)
+    rows = read_table(path, ("image", "text"), drops, ("split", "id"))
+    items = pairs.read_items(rows, path.name, base / "raw", drops)
     check_items(items, filled_lines(data), drops, base / "raw")
 
 
@@ -369,7 +375,8 @@ def test_parquet_of_pairs_and_of_the_hub(base, stream):
     path = write(base, "pairs.parquet", out.getvalue())
     try:
         drops = Drops()
-        items = pairs.read_items(pairs.read_parquet(path), base / "raw", drops)
+        rows = read_table(path, ("image", "text"), drops, ("split", "id"))
+        items = pairs.read_items(rows, path.name, base / "raw", drops)
         check_items(items, 2, drops, base / "raw")
     except ValueError as error:
         assert "pairs.parquet" in str(error)

@@ -10,7 +10,7 @@ from hypothesis import given
 
 from data_prep import melinda
 from m3ae.corpora.items import Drops
-from m3ae.corpora.questions import to_items
+from m3ae.corpora.questions import class_coverage, class_lists, to_items
 from m3ae.corpora.verification import verify
 from m3ae.data.shards import Shards
 from tests.data_prep.test_corpora import SMALL, dropped, save_image, texts_of
@@ -192,11 +192,9 @@ def test_melinda_tables(tmp_path):
             assert cut or head != header
             return
         check_items(to_items(captions, raw.joinpath, str), raw)
-        for name in melinda.COLUMNS:
-            found = melinda.classes(captions, name)
-            json.dumps(found, ensure_ascii=False).encode()
-            melinda.coverage({"paper": found, "train": found}, captions, name)
-        melinda.count_corpus(captions)
+        found = class_lists({"train": captions}, melinda.COLUMNS)
+        json.dumps(found, ensure_ascii=False).encode()
+        class_coverage(found, captions)
         if not cut:
             assert len(captions) + drops.counts.total() == len([row for row in rows if row])
 

@@ -206,7 +206,7 @@ def test_a_split_that_the_table_lacks_is_named(tmp_path, capsys):
     """Users who fetched a part of the corpus cannot prepare it, or are not told what lacks."""
     write(tmp_path / "raw", images=IMAGES[:2])
     assert mimic_cxr.main(arguments(tmp_path / "raw")) == 0
-    assert "has none of valid, which is left out" in capsys.readouterr().out
+    assert "no split valid in it, it is left out" in capsys.readouterr().out
     assert not (tmp_path / "out" / "valid").exists()
 
 

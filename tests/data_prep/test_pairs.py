@@ -96,8 +96,8 @@ def test_every_kind_of_table(tmp_path, raw, kind, capsys):
     assert contents(raw.parent / "out" / "valid") == {"B/0": "held out text here"}
     report = Shards(raw.parent / "out" / "train").manifest["report"]["dropped"]
     assert {reason: entry["count"] for reason, entry in report.items()} == {
-        "row: image path leaves --raw": 3,
-        "row: no image or no text": 1,
+        "row: image leads outside --raw": 3,
+        "row: no image": 1,
         "row: a split is named by letters, digits, _ and -": 1,
     }
 

@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from data_prep import phantoms
-from m3ae.corpora import phantom_texts
+from m3ae.corpora import phantom_images, phantom_texts
+from m3ae.corpora import phantoms as writers
 
 SMALL = ["--train", "9", "--validation", "2", "--test", "3", "--medicat", "6", "--vqa", "12"]
 SMALL += ["--px", "64"]
-FACT_OF = {word: name for name, words in phantoms.ATTRIBUTES.items() for word in words}
+FACT_OF = {word: name for name, words in phantom_texts.ATTRIBUTES.items() for word in words}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def many_facts():
     """The facts of 6,000 images, none of them drawn."""
-    return [phantoms.draw_facts(phantoms.generator(0, "roco", i, 0)) for i in range(6000)]
+    return [phantom_texts.draw_facts(phantom_texts.generator(0, "roco", i, 0)) for i in range(6000)]
 
 
 def digests(folder):
@@ -62,7 +63,7 @@ def test_an_interrupted_run_is_continued_to_the_same_bytes(corpus, tmp_path, mon
     out = tmp_path / "a"
     wanted = digests(corpus)
     drawn = []
-    real = phantoms.draw_image
+    real = writers.draw_image
 
     def stop_at_fifth(*arguments):
         if len(drawn) == 5:
@@ -70,11 +71,10 @@ def test_an_interrupted_run_is_continued_to_the_same_bytes(corpus, tmp_path, mon
         drawn.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(phantoms, "draw_image", stop_at_fifth)
-    with pytest.raises(KeyboardInterrupt):
-        phantoms.main(["--out", str(out), *SMALL, "--workers", "1"])
+    monkeypatch.setattr(writers, "draw_image", stop_at_fifth)
+    assert phantoms.main(["--out", str(out), *SMALL, "--workers", "1"]) == 130
     assert not json.loads((out / "phantoms.json").read_text())["complete"]
-    monkeypatch.setattr(phantoms, "draw_image", real)
+    monkeypatch.setattr(writers, "draw_image", real)
     assert phantoms.main(["--out", str(out), *SMALL, "--workers", "1"]) == 0
     assert digests(out) == wanted
 
@@ -109,13 +109,13 @@ def test_impossible_options_are_refused(tmp_path, bad):
 
 
 def test_a_word_belongs_to_one_fact():
-    words = [word for words in phantoms.ATTRIBUTES.values() for word in words]
+    words = [word for words in phantom_texts.ATTRIBUTES.values() for word in words]
     assert len(words) == len(set(words))
     assert all(re.fullmatch("[a-z]+|[0-9]+", word) for word in words)
 
 
 def test_facts_are_independent_and_uniform(many_facts):
-    for name, words in phantoms.ATTRIBUTES.items():
+    for name, words in phantom_texts.ATTRIBUTES.items():
         if name in ("age", "presence"):
             continue
         counts = Counter(facts[name] for facts in many_facts if name in facts)
@@ -123,10 +123,13 @@ def test_facts_are_independent_and_uniform(many_facts):
         assert all(abs(counts[word] - expected) < 5 * expected**0.5 for word in words), name
     share = sum("kind" in facts for facts in many_facts) / len(many_facts)
     assert share == pytest.approx(phantom_texts.PRESENT, abs=0.02)
-    for first, second in itertools.combinations(phantoms.COARSE + phantoms.FINE, 2):
+    for first, second in itertools.combinations(phantom_texts.COARSE + phantom_texts.FINE, 2):
         pairs = Counter((f[first], f[second]) for f in many_facts if {first, second} <= f.keys())
         table = np.array(
-            [[pairs[a, b] for b in phantoms.ATTRIBUTES[second]] for a in phantoms.ATTRIBUTES[first]]
+            [
+                [pairs[a, b] for b in phantom_texts.ATTRIBUTES[second]]
+                for a in phantom_texts.ATTRIBUTES[first]
+            ]
         )
         expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
         freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
@@ -138,14 +141,14 @@ def test_captions_say_exactly_the_stated_facts(many_facts):
     stated_words, words = 0, 0
     dropped = Counter()
     for index, facts in enumerate(many_facts[:2000]):
-        rng = phantoms.generator(0, "roco", index, 2)
-        caption, stated = phantoms.write_caption(facts, rng)
+        rng = phantom_texts.generator(0, "roco", index, 2)
+        caption, stated = phantom_texts.write_caption(facts, rng)
         assert 9 <= len(caption.split()) <= 16
         assert "phantom" in caption.lower()
         assert stated.items() <= facts.items()
         assert facts_in(caption) == stated
         assert not re.search(r"  | ,| \.|,,", caption), caption
-        reference = phantoms.write_reference(stated, rng, 11)
+        reference = phantom_texts.write_reference(stated, rng, 11)
         assert facts_in(reference) == stated and reference != caption
         stated_words, words = stated_words + len(stated), words + len(caption.split())
         dropped.update(facts.keys() - stated.keys())
@@ -153,23 +156,30 @@ def test_captions_say_exactly_the_stated_facts(many_facts):
     assert set(dropped) == {"number", "level", "sex", "age"}
 
 
-@pytest.mark.parametrize("fact", phantoms.COARSE + phantoms.FINE)
+@pytest.mark.parametrize("fact", phantom_texts.COARSE + phantom_texts.FINE)
 def test_each_shown_fact_changes_the_image_and_no_text_fact_does(fact):
-    facts = {name: phantoms.ATTRIBUTES[name][0] for name in phantoms.COARSE + phantoms.FINE}
-    base = phantoms.draw_image(facts, 96, np.random.default_rng(3)).astype(float)
-    for word in phantoms.ATTRIBUTES[fact][1:]:
-        other = phantoms.draw_image(facts | {fact: word}, 96, np.random.default_rng(3))
+    facts = {
+        name: phantom_texts.ATTRIBUTES[name][0]
+        for name in phantom_texts.COARSE + phantom_texts.FINE
+    }
+    base = phantom_images.draw_image(facts, 96, np.random.default_rng(3)).astype(float)
+    for word in phantom_texts.ATTRIBUTES[fact][1:]:
+        other = phantom_images.draw_image(facts | {fact: word}, 96, np.random.default_rng(3))
         assert np.abs(base - other).mean() > 2
-    aged = phantoms.draw_image(facts | {"age": "80", "sex": "man"}, 96, np.random.default_rng(3))
+    aged = phantom_images.draw_image(
+        facts | {"age": "80", "sex": "man"}, 96, np.random.default_rng(3)
+    )
     assert np.array_equal(base, aged)
 
 
 def test_left_is_the_left_of_the_image():
-    facts = {name: phantoms.ATTRIBUTES[name][0] for name in phantoms.COARSE}
-    clear = phantoms.draw_image(facts, 96, np.random.default_rng(0)).astype(float)
+    facts = {name: phantom_texts.ATTRIBUTES[name][0] for name in phantom_texts.COARSE}
+    clear = phantom_images.draw_image(facts, 96, np.random.default_rng(0)).astype(float)
     finding = {"kind": "nodule", "level": "upper", "size": "small", "number": "single"}
     for side, half in (("left", np.s_[:48, :48]), ("right", np.s_[:48, 48:])):
-        image = phantoms.draw_image(facts | finding | {"side": side}, 96, np.random.default_rng(0))
+        image = phantom_images.draw_image(
+            facts | finding | {"side": side}, 96, np.random.default_rng(0)
+        )
         changed = image - clear > 60  # brighter: the nodule and the core of its glow
         assert changed[half].sum() > 0.95 * changed.sum() > 0
 
@@ -270,7 +280,7 @@ def test_vqa_rad_layout_and_answers(corpus):
 def test_closed_questions_are_balanced_by_what_they_ask(many_facts):
     answers = {}
     for index, facts in enumerate(many_facts[:3000]):
-        for item in phantoms.ask(facts, phantoms.generator(0, "vqa_rad", index, 2)):
+        for item in phantom_texts.ask(facts, phantom_texts.generator(0, "vqa_rad", index, 2)):
             if item["answer_type"] == "CLOSED":
                 (name,) = facts_in(item["question"])
                 answers.setdefault(name, []).append(item["answer"] == "Yes")
@@ -280,12 +290,12 @@ def test_closed_questions_are_balanced_by_what_they_ask(many_facts):
 
 
 def test_nobody_may_mistake_them_for_patients(corpus):
-    for layout in phantoms.LAYOUTS:
+    for layout in phantom_texts.LAYOUTS:
         assert "not patients" in (corpus / layout / "NOTICE").read_text()
 
 
 def test_attributes_file_lists_the_vocabulary(corpus):
     listed = json.loads((corpus / "attributes.json").read_text())
     groups = [listed.pop(group) for group in ("coarse", "fine", "text_only")]
-    assert {name: tuple(words) for name, words in listed.items()} == phantoms.ATTRIBUTES
+    assert {name: tuple(words) for name, words in listed.items()} == phantom_texts.ATTRIBUTES
     assert {name for group in groups for name in group} == set(listed) - {"presence"}

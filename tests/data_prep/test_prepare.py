@@ -285,7 +285,7 @@ KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
 from data_prep import roco
-from m3ae.data import chunks
+from m3ae.corpora import chunks
 
 raw, out, rng = sys.argv[1], Path(sys.argv[2]), random.Random(int(sys.argv[3]))
 chunks.Settings.chunk_images = property(lambda self: 4)

@@ -15,6 +15,7 @@ from PIL import Image
 from data_prep import table
 from m3ae.corpora.items import Drops
 from m3ae.corpora.questions import Question
+from m3ae.corpora.tables import read_table
 from m3ae.corpora.verification import verify
 from m3ae.data.shards import Shards
 from m3ae.files import is_unicode
@@ -327,7 +328,7 @@ def test_any_bytes_are_a_table_or_an_error(data, ending):
         path.write_bytes(head.get(ending, b"") + data)
         drops = Drops()
         try:
-            found = table.Table(path, ("image", "question", "answer"), ("id",), drops)
+            found = read_table(path, ("image", "question", "answer"), drops, ("id",))
             splits, _ = table.read_questions(found, path.name, [], drops)
         except ValueError as error:
             assert str(path) in str(error)

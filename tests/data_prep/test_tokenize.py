@@ -116,7 +116,7 @@ def test_a_continued_run_keeps_what_is_done(prepared, tokenizers, monkeypatch):
         written.append(path)
         return real(path, tensors)
 
-    monkeypatch.setattr(shards, "write_shard", writing)
+    monkeypatch.setattr(tokens, "write_shard", writing)
     with pytest.raises(KilledError):
         add(prepared, tokenizers / "words")
     assert len(list((prepared / "train").glob("*.tmp"))) == 1

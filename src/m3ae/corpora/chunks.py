@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -215,17 +215,17 @@ def _finish_shard(
 # ------------------------------------------------------------------ all chunks
 
 
-def _chunks(items: Iterable[Item], size: int) -> Iterator[tuple[int, list[Item], str]]:
-    """Number, items and a digest of keys, texts and fields of each chunk."""
+Chunk = tuple[int, list[Item], str]  # number, items, digest of their keys, texts and fields
+
+
+def _chunks(items: Iterable[Item], size: int) -> Iterator[Chunk]:
     iterator = iter(items)
     for index in range(10**9):
         chunk = list(islice(iterator, size))
         if not chunk:
             return
-        facts = json.dumps(
-            [(item.key, item.image.name, item.texts, *item.fields) for item in chunk]
-        )
-        yield index, chunk, hashlib.sha256(facts.encode()).hexdigest()
+        facts = [(item.key, item.image.name, item.texts, *item.fields) for item in chunk]
+        yield index, chunk, hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _finished(folder: Path, index: int, digest: str) -> dict[str, Any] | None:
@@ -235,15 +235,10 @@ def _finished(folder: Path, index: int, digest: str) -> dict[str, Any] | None:
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
     if result["digest"] != digest:
-        raise ValueError(
-            f"{folder}: begun from other corpus files or another parser (chunk "
-            f"{index} differs); delete this folder to start again"
-        )
-    whole = all(
-        (folder / file["name"]).is_file()
-        and (folder / file["name"]).stat().st_size == file["bytes"]
-        for file in result["files"]
-    )
+        said = f"{folder}: begun from other corpus files or another parser (chunk {index} differs)"
+        raise ValueError(f"{said}; delete this folder to start again")
+    wanted = {folder / file["name"]: file["bytes"] for file in result["files"]}
+    whole = all(p.is_file() and p.stat().st_size == size for p, size in wanted.items())
     return result if whole else None
 
 
@@ -253,10 +248,9 @@ def run_chunks(
     """Prepare every chunk that is not there yet; returns the results in input order."""
     results: dict[int, dict[str, Any]] = {}
     with tqdm(desc=folder.stem, unit=" images") as bar:
-        todo: Iterator[tuple[int, list[Item], str]] = iter(_chunks(items, settings.chunk_images))
 
-        def pending() -> Iterator[tuple[int, list[Item], str]]:
-            for index, chunk, digest in todo:
+        def pending() -> Iterator[Chunk]:
+            for index, chunk, digest in _chunks(items, settings.chunk_images):
                 done = _finished(folder, index, digest)
                 if done is None:
                     yield index, chunk, digest
@@ -265,26 +259,20 @@ def run_chunks(
                     bar.initial += done["images"]
                     bar.update(done["images"])
 
-        def collect(index: int, result: dict[str, Any]) -> None:
+        for index, result in _results(pending(), folder, settings, workers):
             results[index] = result
             bar.update(result["images"])
-
-        if workers == 0:
-            for index, chunk, digest in pending():
-                collect(index, prepare_chunk(chunk, index, folder, settings, digest))
-        else:
-            _run_parallel(pending(), collect, folder, settings, workers)
     return [results[index] for index in sorted(results)]
 
 
-def _run_parallel(
-    pending: Iterator[tuple[int, list[Item], str]],
-    collect: Callable[[int, dict[str, Any]], None],
-    folder: Path,
-    settings: Settings,
-    workers: int,
-) -> None:
-    """At most two chunks a worker are in flight, so that memory stays bounded."""
+def _results(
+    pending: Iterator[Chunk], folder: Path, settings: Settings, workers: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and result of each chunk; two a worker are in flight at most: memory stays bounded."""
+    if workers == 0:
+        for index, chunk, digest in pending:
+            yield index, prepare_chunk(chunk, index, folder, settings, digest)
+        return
     context = multiprocessing.get_context("spawn")  # fork is unsafe once threads run
     with ProcessPoolExecutor(workers, context, _start_worker) as pool:
         flying: deque = deque()
@@ -294,15 +282,13 @@ def _run_parallel(
                 flying.append((index, job))
                 if len(flying) >= 2 * workers:
                     first, job = flying.popleft()
-                    collect(first, job.result())
+                    yield first, job.result()
             while flying:
                 first, job = flying.popleft()
-                collect(first, job.result())
+                yield first, job.result()
         except BrokenProcessPool as error:
-            raise ValueError(
-                "a worker process was killed (out of memory?); the same command, "
-                "with fewer --workers, continues"
-            ) from error
+            again = "the same command, with fewer --workers, continues"
+            raise ValueError(f"a worker process was killed (out of memory?); {again}") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -13,18 +13,19 @@ import re
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from m3ae.command import parser_for
 from m3ae.config import TEXT_TOKENS
 from m3ae.corpora.chunks import Settings, chunk_path, clean, run_chunks, tokenize
 from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.shard_writer import seal
 from m3ae.data import shards
 from m3ae.data.exclusions import read_exclusions
-from m3ae.files import is_unicode, write_json
+from m3ae.files import is_unicode, replacing, write_json
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
 CHUNKS = "chunks.json"
@@ -33,48 +34,29 @@ CHUNKS = "chunks.json"
 # ------------------------------------------------------------------ command line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that every preparation script has."""
+def corpus_parser(text: str | None) -> argparse.ArgumentParser:
+    """The parser of a preparation script, with the options that all of them have."""
+    parser = parser_for(text)
     add = parser.add_argument
     add("--raw", type=Path, required=True, metavar="DIR", help="the corpus as downloaded")
     add("--out", type=Path, required=True, metavar="DIR", help="where the prepared corpus goes")
-    add(
-        "--encoding",
-        choices=shards.ENCODINGS,
-        default="raw",
-        help="raw: pixels after resize and centre crop (fastest); jpeg: shorter side resized, "
-        "quality 90; original: the file's bytes (default: %(default)s)",
-    )
+    kinds = "raw: pixels after resize and centre crop (fastest); jpeg: shorter side resized, "
+    kinds += "quality 90; original: the file's bytes (default: %(default)s)"
+    add("--encoding", choices=shards.ENCODINGS, default="raw", help=kinds)
     add("--px", type=int, default=288, help="image side in pixels (default: %(default)s)")
-    add(
-        "--tokenizer",
-        metavar="NAME",
-        help="hub id, folder, or train:N (a WordPiece of N entries "
-        "trained on the train texts); without it texts are tokenised at training time",
-    )
+    names = "hub id, folder, or train:N (a WordPiece of N entries trained on the train texts); "
+    names += "without it texts are tokenised at training time"
+    add("--tokenizer", metavar="NAME", help=names)
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes; 0: none")
     add("--limit", type=int, metavar="N", help="only the first N images of each split")
     add("--split", action="append", metavar="NAME", help="only this split; may be repeated")
-
-    add(
-        "--window",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="grey values of 16-bit images that become 0 and 255; else these are left out",
-    )
-    add(
-        "--exclude",
-        type=Path,
-        metavar="FILE",
-        help="image ids to leave out, one a line (anything after a tab is a remark)",
-    )
-    add(
-        "--min-words",
-        type=int,
-        metavar="N",
-        help="texts of fewer words are left out (default: 3, the paper's; questions: 1)",
-    )
+    window = "grey values of 16-bit images that become 0 and 255; else these are left out"
+    add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=window)
+    exclude = "image ids to leave out, one a line (anything after a tab is a remark)"
+    add("--exclude", type=Path, metavar="FILE", help=exclude)
+    words = "texts of fewer words are left out (default: 3, the paper's; questions: 1)"
+    add("--min-words", type=int, metavar="N", help=words)
+    return parser
 
 
 # ------------------------------------------------------------------ options and tokenizer
@@ -93,18 +75,20 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
+def compare_options(found: dict[str, Any], wanted: dict[str, Any], names: Iterable[str]) -> str:
+    """What differs of these options between those found and those wanted; "" where nothing does."""
+    return "; ".join(
+        f"{name} was {found.get(name)!r}, is {wanted.get(name)!r}"
+        for name in sorted(names)
+        if found.get(name) != wanted.get(name)
+    )
+
+
 def _same_or_raise(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise ValueError naming what differs between the options of `place` and today's."""
-    differing = [
-        f"{name} was {found.get(name)!r}, is {wanted.get(name)!r}"
-        for name in sorted(found | wanted)
-        if found.get(name) != wanted.get(name)
-    ]
-    if differing:
-        raise ValueError(
-            f"{place}: prepared with other options ({'; '.join(differing)}); "
-            "give those, another --out, or delete that folder"
-        )
+    if differing := compare_options(found, wanted, found | wanted):
+        said = f"{place}: prepared with other options ({differing})"
+        raise ValueError(f"{said}; give those, another --out, or delete that folder")
 
 
 def _tokenizer(
@@ -133,14 +117,11 @@ def _save_tokenizer(tokenizer: Any, path: Path) -> str:
 
     probes = ["Axial CT of the chest: 5.6 cm mass.", "T2-weighted MRI, naïve FLAIR; x-ray", "a  B"]
     probes.append(" ".join(probes * 40))  # longer than any limit
-    temporary = path.with_name(path.name + ".tmp")
-    tokenizer.backend_tokenizer.save(str(temporary))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        tokenizer.backend_tokenizer.save(str(temporary))
     if [tuple(row) for row in encode(tokenizer, probes)] != tokenize(str(path), probes):
-        raise ValueError(
-            f"{tokenizer.name_or_path}: the tokenizers library alone gives other "
-            "tokens than transformers; convert it to a plain fast tokenizer"
-        )
+        said = "the tokenizers library alone gives other tokens than transformers"
+        raise ValueError(f"{tokenizer.name_or_path}: {said}; convert it to a plain fast tokenizer")
     return str(path)
 
 
@@ -205,7 +186,7 @@ def prepare(
 
     `splits`: items by split, each an iterable that can be run through more than once.
     `dropped`: what the parser left out, by split. `source`: name of the corpus. `args`: of
-    `add_arguments`; further options of a script count as options of the shards. `kind`: pairs, or
+    `corpus_parser`; further options of a script count as options of the shards. `kind`: pairs, or
     vqa for items with fields. `facts`: more for the report. Raises ValueError where OUT holds a
     split made with other options, or where no image is left.
     """
@@ -218,22 +199,14 @@ def prepare(
         raise ValueError(f"--px {args.px} --workers {args.workers}: out of range")
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer, made = _tokenizer(args, splits)
-    window = tuple(args.window) if args.window else None
-    fields = kind == shards.WITH_FIELDS
+    window, fields = tuple(args.window) if args.window else None, kind == shards.WITH_FIELDS
     settings = Settings(args.encoding, args.px, window, args.min_words, None, fields)
     for name, items in splits.items():
         if args.split and name not in args.split:
             continue
-        entries = {
-            "format": shards.FORMAT,
-            "version": shards.VERSION,
-            "kind": kind,
-            "source": source,
-            "encoding": args.encoding,
-            "px": args.px,
-            "tokenizer": made,
-            "options": _options(args),
-        }
+        entries = {"format": shards.FORMAT, "version": shards.VERSION, "kind": kind}
+        entries |= {"source": source, "encoding": args.encoding, "px": args.px}
+        entries |= {"tokenizer": made, "options": _options(args)}
         drops = Drops()
         drops.merge(dropped.get(name, Drops()).as_dict())
         kept = _select(items, args, drops)
@@ -243,13 +216,9 @@ def prepare(
 
 def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
     """What of a manifest must be the same for a split to be continued or left as it is."""
-    made = facts["tokenizer"]
-    return {
-        **facts["options"],
-        "source": facts["source"],
-        "kind": facts["kind"],
-        "tokenizer": made and made["fingerprint"],
-    }
+    made = facts["tokenizer"] and facts["tokenizer"]["fingerprint"]
+    own = {"source": facts["source"], "kind": facts["kind"], "tokenizer": made}
+    return facts["options"] | own
 
 
 def _prepare_split(
@@ -300,6 +269,18 @@ def partial_folder(final: Path) -> Path:
     return final.with_name(final.name + ".partial")
 
 
+def finished_splits(out: Path) -> list[Path]:
+    """The folders in OUT that have a manifest and are not `partial_folder`s."""
+    found = sorted(path.parent for path in out.glob("*/manifest.json"))
+    return [split for split in found if split.suffix != ".partial"]
+
+
+def say_missing(raw: Path, splits: Container[str]) -> None:
+    """Name those of train, valid and test that a corpus has not."""
+    for split in (name for name in ("train", "valid", "test") if name not in splits):
+        print(f"{raw}: no split {split} in it, it is left out")
+
+
 # ------------------------------------------------------------------ repair
 
 
@@ -311,10 +292,8 @@ def reopen(final: Path, record: dict[str, Any], broken: set[str]) -> tuple[int, 
     """
     partial = partial_folder(final)
     if partial.exists():
-        raise ValueError(
-            f"{partial}: an unfinished preparation of {final.name} is in the way; "
-            "finish it elsewhere or delete it"
-        )
+        said = f"{partial}: an unfinished preparation of {final.name} is in the way"
+        raise ValueError(f"{said}; finish it elsewhere or delete it")
     options, lost = _decisive(record["facts"]), 0
     write_json(final / "options.json", options)
     for index, chunk in enumerate(record["chunks"]):
@@ -343,13 +322,9 @@ def command(facts: dict[str, Any], out: Path) -> str:
 
 
 def _first_drops(drops: Drops) -> str:
-    return (
-        "; ".join(
-            f"{reason}: {entry['count']} (e.g. {entry['examples'][0]})"
-            for reason, entry in drops.as_dict().items()
-        )
-        or "the corpus is empty"
-    )
+    found = [(reason, n, drops.examples[reason][0]) for reason, n in sorted(drops.counts.items())]
+    said = "; ".join(f"{reason}: {n} (e.g. {example})" for reason, n, example in found)
+    return said or "the corpus is empty"
 
 
 # ------------------------------------------------------------------ report
@@ -401,20 +376,16 @@ def write_report(out: Path, source: str, facts: dict[str, Any] | None = None) ->
     if facts is None and (out / "report.json").exists():
         facts = json.loads((out / "report.json").read_text(encoding="utf-8"))
     report: dict[str, Any] = {**(facts or {}), "source": source, "splits": {}}
-    for path in sorted(out.glob("*/manifest.json")):
-        if path.parent.suffix == ".partial":
-            continue
-        manifest = shards.read_manifest(path.parent)
+    for split in finished_splits(out):
+        manifest = shards.read_manifest(split)
         kept = ("counts", "encoding", "px", "tokenizer", "options", "report")
-        report["splits"][path.parent.name] = {name: manifest[name] for name in kept}
+        report["splits"][split.name] = {name: manifest[name] for name in kept}
     write_json(out / "report.json", report)
     print(f"\n{source} -> {out}\n{'split':<12}{'images':>9}{'of':>9}{'texts':>9}{'of':>9}")
     for name, split in report["splits"].items():
         counts, seen = split["counts"], split["report"]
-        print(
-            f"{name:<12}{counts['images']:>9}{seen['images_seen']:>9}"
-            f"{counts['texts']:>9}{seen['texts_seen']:>9}"
-        )
+        images = f"{counts['images']:>9}{seen['images_seen']:>9}"
+        print(f"{name:<12}{images}{counts['texts']:>9}{seen['texts_seen']:>9}")
         for what in ("dropped", "notes"):
             for reason, entry in seen[what].items():
                 print(f"    {what} {entry['count']:>7}  {reason}  (e.g. {entry['examples'][0]})")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from m3ae.corpora.items import Drops, Item, Stored, is_inside
-from m3ae.corpora.prepare import add_arguments, prepare
+from m3ae.corpora.prepare import compare_options, corpus_parser, finished_splits, prepare
 from m3ae.corpora.tables import read_json_list
 from m3ae.data import shards
 from m3ae.files import is_unicode, write_json
@@ -45,17 +45,17 @@ class Question:
 # ------------------------------------------------------------------ read
 
 
-def check_row(row: Any, text_keys: Iterable[str], image_key: str) -> dict[str, Any]:
-    """The row with qid, answer and `text_keys` as strings without outer white space.
+def check_row(row: Any, keys: Sequence[str]) -> dict[str, Any]:
+    """The row with qid, answer and `keys` as strings without outer white space.
 
-    Its `answer_type`, one of them, is open or closed; the official files have "CLOSED " among
-    them. `image_key` is the one that names the image. Raises ValueError whose message is a reason
+    The first of `keys` names the image. `answer_type`, one of them, is open or closed; the official
+    files have "CLOSED " among them. Raises ValueError whose message is a reason
     to leave the row out, without the row's particulars.
     """
     if not isinstance(row, dict):
         raise ValueError("not an object")
     row = dict(row)
-    for key in ("qid", "answer", *text_keys):
+    for key in ("qid", "answer", *keys):
         value = row.get(key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and key in ("qid", "answer"):
@@ -68,25 +68,24 @@ def check_row(row: Any, text_keys: Iterable[str], image_key: str) -> dict[str, A
     row["answer_type"] = row["answer_type"].lower()
     if row["answer_type"] not in ANSWER_TYPES:
         raise ValueError("unknown answer_type")
-    if not is_inside(row[image_key]):
-        raise ValueError(f"{image_key} leads elsewhere")
+    if not is_inside(row[keys[0]]):
+        raise ValueError(f"{keys[0]} leads elsewhere")
     return row
 
 
 def checked_rows(
-    path: Path, text_keys: Iterable[str], drops: Drops, image_key: str, repeated: bool = False
+    path: Path, keys: Sequence[str], drops: Drops, repeated: bool = False
 ) -> list[dict[str, Any]]:
     """`check_row` of a JSON file's rows; those that it refuses are counted.
 
     So are rows of a qid that occurred before, unless `repeated`: then the n-th becomes QID-n.
     """
     rows: dict[str, dict[str, Any]] = {}
-    text_keys = tuple(text_keys)
     for number, raw in enumerate(read_json_list(path), start=1):
         qid = raw.get("qid") if isinstance(raw, dict) else None
         where = f"{path.name}: row {number}, qid {qid!r}"
         try:
-            row = check_row(raw, text_keys, image_key)
+            row = check_row(raw, keys)
         except ValueError as error:
             drops.add(f"question: {error}", where)
             continue
@@ -129,15 +128,11 @@ def to_items(
     by_image: dict[str, list[Question]] = {}
     for question in questions:
         by_image.setdefault(question.image, []).append(question)
-    return [
-        Item(
-            key_of(name),
-            place(name),
-            tuple(question.text for question in asked),
-            fields=tuple(question.fields for question in asked),
-        )
-        for name, asked in by_image.items()
-    ]
+    items = []
+    for name, asked in by_image.items():
+        texts, fields = tuple(q.text for q in asked), tuple(q.fields for q in asked)
+        items.append(Item(key_of(name), place(name), texts, fields=fields))
+    return items
 
 
 def labels(*splits: Iterable[Question]) -> set[str]:
@@ -148,28 +143,61 @@ def labels(*splits: Iterable[Question]) -> set[str]:
 def coverage(lists: dict[str, set[str]], test: Sequence[Question]) -> dict[str, dict[str, Any]]:
     """What the report says of each answer list.
 
-    `answers`: its length. `test_coverage`: the share of test questions whose label is in it (a
+    `answers`: its length. `test_coverage`: the fraction of test questions whose label is in it (a
     ceiling on accuracy); None without test questions. `test_coverage_any`, where answers have
-    alternatives: the share that has one in it.
+    alternatives: the fraction that has one in it.
     """
     facts: dict[str, dict[str, Any]] = {}
     for name, known in lists.items():
-        facts[name] = {
-            "answers": len(known),
-            "test_coverage": share([question.fields["label"] in known for question in test]),
-        }
+        right = fraction([question.fields["label"] in known for question in test])
+        facts[name] = {"answers": len(known), "test_coverage": right}
         if any("alternatives" in question.fields for question in test):
-            facts[name]["test_coverage_any"] = share(
-                [not known.isdisjoint(question.fields["alternatives"]) for question in test]
-            )
+            any_right = [not known.isdisjoint(q.fields["alternatives"]) for q in test]
+            facts[name]["test_coverage_any"] = fraction(any_right)
     return facts
+
+
+def class_lists(
+    splits: dict[str, list[Question]], columns: Sequence[str]
+) -> dict[str, dict[str, list[str]]]:
+    """Of each column the sorted classes: `paper`, of all splits, and `train`; null is none."""
+
+    def found(column: str, *names: str) -> list[str]:
+        given = {q.fields[column] for name in names for q in splits.get(name, ())}
+        return sorted(given - {None})
+
+    return {
+        name: {"paper": found(name, *splits), "train": found(name, "train")} for name in columns
+    }
+
+
+def class_coverage(
+    lists: dict[str, dict[str, list[str]]], test: Sequence[Question]
+) -> dict[str, dict[str, Any]]:
+    """Of each column: numbers of classes, and the fraction of test rows with a class in `train`.
+
+    Of those that have a class; None without any.
+    """
+    facts: dict[str, dict[str, Any]] = {}
+    for column, some in lists.items():
+        given = [q.fields[column] for q in test if q.fields[column] is not None]
+        covered = fraction([name in some["train"] for name in given])
+        facts[column] = {
+            **{name: len(each) for name, each in some.items()},
+            "test_coverage": covered,
+        }
+    return facts
+
+
+def count_empty(questions: Iterable[Question], columns: Sequence[str]) -> dict[str, int]:
+    """Of each column: rows without a class."""
+    rows = list(questions)
+    return {name: sum(row.fields[name] is None for row in rows) for name in columns}
 
 
 def own_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options that only this script has, as JSON has them; they decide the lists."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    common = vars(parser.parse_args(["--raw", "", "--out", ""]))
+    common = vars(corpus_parser(None).parse_args(["--raw", "", "--out", ""]))
     own = {name: value for name, value in vars(args).items() if name not in common}
     return json.loads(json.dumps(own))
 
@@ -182,30 +210,20 @@ def refuse_mixture(
     That is a split (finished or begun) of another corpus or made with other `own_options`, or a
     file of lists that another state of the corpus gave. All splits of OUT share one such file.
     """
-    own = own_options(args)
-    wanted, splits = {**own, "source": source}, []
-    for manifest in sorted(args.out.glob("*/manifest.json")):
-        if manifest.parent.suffix != ".partial":
-            made = shards.read_manifest(manifest.parent)
-            splits.append((manifest.parent, {**made["options"], "source": made["source"]}))
+    wanted, splits = {**own_options(args), "source": source}, []
+    for split in finished_splits(args.out):
+        made = shards.read_manifest(split)
+        splits.append((split, {**made["options"], "source": made["source"]}))
     for begun in sorted(args.out.glob("*.partial/options.json")):
         splits.append((begun.parent, json.loads(begun.read_text(encoding="utf-8"))))
+    advice = f"give those, another --out, or delete what is in {args.out}"
     for split, made in splits:
-        differing = [
-            f"{name} was {made.get(name)!r}, is {value!r}"
-            for name, value in wanted.items()
-            if made.get(name) != value
-        ]
-        if differing:
-            raise ValueError(
-                f"{split}: prepared with other options ({'; '.join(differing)}), and "
-                f"{path.name} is one for all splits; give those, another --out, or "
-                f"delete what is in {args.out}"
-            )
+        if differing := compare_options(made, wanted, wanted):
+            said = f"{split}: prepared with other options ({differing})"
+            raise ValueError(f"{said}, and {path.name} is one for all splits; {advice}")
     if splits and path.exists() and json.loads(path.read_text(encoding="utf-8")) != lists:
         raise ValueError(
-            f"{path}: made from other files of the corpus than --raw has now; give "
-            f"those, another --out, or delete what is in {args.out}"
+            f"{path}: made from other files of the corpus than --raw has now; {advice}"
         )
 
 
@@ -277,8 +295,8 @@ def count_corpus(questions: Sequence[Question], images: Path) -> dict[str, int]:
     return {**counts, **count_types(questions)}
 
 
-def share(hits: list[bool]) -> float | None:
-    """The share of hits; None of nothing."""
+def fraction(hits: list[bool]) -> float | None:
+    """The fraction of hits; None of nothing."""
     return round(sum(hits) / len(hits), 4) if hits else None
 
 

@@ -13,14 +13,8 @@ import numpy as np
 from m3ae.data.shards import DTYPES
 
 _IMAGES = ("images", "image_bytes")  # first in a file
-
-
 _HEADER = 2048  # bytes before the first tensor: the longest header, of 14 tensors, has 1,400
-
-
 _WRITEBACK = 8 * 2**20
-
-
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

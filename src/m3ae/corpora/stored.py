@@ -20,16 +20,8 @@ from m3ae.corpora.items import Drops, Item
 
 _MEMBER_BYTES = 2**30  # an encoded image is far smaller; what claims to be more is a zip bomb
 # What zipfile and its decompressors raise for damaged, encrypted or unknown content.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    OverflowError,
-)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
+_ZIP_ERRORS += (EOFError, RuntimeError, ValueError, OverflowError)
 SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "val"), "test": ("test",)}
 
 Stamp = tuple[int, int]  # when a file was changed and its size: what caches know it by
@@ -52,9 +44,8 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return _archive(path, _stamp(path))
     except _ZIP_ERRORS as error:
-        raise ValueError(
-            f"{path}: not a readable zip archive ({error}); download it again"
-        ) from error
+        said = f"{path}: not a readable zip archive ({error})"
+        raise ValueError(f"{said}; download it again") from error
 
 
 def zip_names(archive: Path) -> list[str]:
@@ -103,6 +94,10 @@ class Row(NamedTuple):
     def where(self) -> str:
         """For messages."""
         return f"{self.file.name} row group {self.row_group} row {self.row}"
+
+    def image(self, column: str) -> "InParquet":
+        """The row's image."""
+        return InParquet(self.file, self.row_group, self.row, column)
 
 
 def _pyarrow() -> ModuleType:
@@ -161,10 +156,14 @@ class InParquet:
         except FileNotFoundError:
             raise
         except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
-            raise OSError(
-                f"{self.file} row group {self.row_group} row {self.row}: {error}"
-            ) from error
+            where = f"{self.file} row group {self.row_group} row {self.row}"
+            raise OSError(f"{where}: {error}") from error
         return (value.get("bytes") if isinstance(value, dict) else value) or b""
+
+
+def column_names(file: Path) -> list[str]:
+    """The columns of a parquet file; ValueError where it is none."""
+    return _open_parquet(file).schema_arrow.names
 
 
 def holds_images(file: Path, column: str) -> bool:
@@ -196,10 +195,10 @@ def parquet_rows(
     """Rows of parquet files, a row group at a time, without the bytes of any image.
 
     `columns` must be there, `optional` ones are left out of a file's rows where they are not. Text
-    that is not UTF-8 comes with lone surrogates, as from `prepare.read_lines`; other values as
+    that is not UTF-8 comes with lone surrogates, as from `tables.read_lines`; other values as
     Python has them, null as None. With `image`, that column must hold images; the row's is
-    `InParquet(row.file, row.row_group, row.row, image)`. Raises ValueError naming the file and,
-    where a column is missing or of a wrong type, what it has.
+    `row.image(image)`. Raises ValueError naming the file and, where a column is missing or of a
+    wrong type, what it has.
     """
     pyarrow = _pyarrow()
     for path in files:
@@ -207,10 +206,8 @@ def parquet_rows(
         wanted = [*columns, *(name for name in optional if name in names)]
         _schema(path, wanted)
         if image and not holds_images(path, image):
-            raise ValueError(
-                f"{path}: column {image!r} is {_schema(path, ()).field(image).type}; "
-                "it should hold images, as {bytes, path} or binary"
-            )
+            found = f"{path}: column {image!r} is {_schema(path, ()).field(image).type}"
+            raise ValueError(f"{found}; it should hold images, as {{bytes, path}} or binary")
         file = _open_parquet(path)
         for group in range(file.num_row_groups):
             try:
@@ -253,9 +250,9 @@ def parquet_splits(raw: Path) -> dict[str, list[Path]]:
             if found
         ]
         if len(places) > 1:
+            two = f"{places[0][0]} and {places[1][0]}"
             raise ValueError(
-                f"{raw}: parquet files of split {split} in two places, "
-                f"{places[0][0]} and {places[1][0]}; keep one"
+                f"{raw}: parquet files of split {split} in two places, {two}; keep one"
             )
         if places:
             splits[split] = places[0]
@@ -271,33 +268,25 @@ def _check_parts(raw: Path, split: str, files: list[Path]) -> None:
     found = [(int(part[1]), int(part[2])) if part else (-1, -1) for part in parts]
     total = found[-1][1]
     if found != [(number, total) for number in range(total)]:
-        raise ValueError(
-            f"{raw}: split {split} should be {total} parquet files by their names, "
-            f"found {', '.join(path.name for path in files)}; download the missing, "
-            "remove others"
-        )
+        names = ", ".join(path.name for path in files)
+        said = f"{raw}: split {split} should be {total} parquet files by their names, found {names}"
+        raise ValueError(f"{said}; download the missing, remove others")
 
 
-def parquet_pairs(
-    files: Iterable[Path],
-    drops: Drops,
-    key: str = "image_id",
-    caption: str = "caption",
-    image: str = "image",
-) -> list[Item]:
-    """Items of the hub's parquet copies: an image, its key and one caption a row.
+def parquet_pairs(files: Iterable[Path], drops: Drops) -> list[Item]:
+    """Items of the hub's parquet copies: an image, its image_id and one caption a row.
 
-    Rows without key or caption are counted, and so are those of a key that occurred before.
+    Rows without id or caption are counted, and so are those of an id that occurred before.
     """
     items: dict[str, Item] = {}
-    for row in parquet_rows(files, (key, caption), image=image):
-        name, text = row.values[key], row.values[caption]
+    for row in parquet_rows(files, ("image_id", "caption"), image="image"):
+        name, text = row.values["image_id"], row.values["caption"]
         if not isinstance(name, str) or not name.strip():
-            drops.add(f"row: no {key}", row.where)
+            drops.add("row: no image_id", row.where)
         elif not isinstance(text, str) or not text.strip():
-            drops.add(f"row: no {caption}", f"{row.where}: {name}")
+            drops.add("row: no caption", f"{row.where}: {name}")
         elif name in items:
-            drops.add(f"row: {key} occurs twice, first one kept", f"{row.where}: {name}")
+            drops.add("row: image_id occurs twice, first one kept", f"{row.where}: {name}")
         else:
-            items[name] = Item(name, InParquet(row.file, row.row_group, row.row, image), (text,))
+            items[name] = Item(name, row.image("image"), (text,))
     return list(items.values())

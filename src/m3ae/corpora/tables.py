@@ -3,12 +3,21 @@
 import csv
 import gzip
 import json
+import math
+import re
+import sys
 import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m3ae.corpora.items import Drops
+from m3ae.corpora.items import Drops, Stored, is_inside
+from m3ae.corpora.stored import InParquet, column_names, holds_images, parquet_rows
+from m3ae.files import is_unicode
+
+Row = tuple[int, dict[str, Any]]  # number from 1, cells by column
+
+_DELIMITERS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t"}
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -34,27 +43,40 @@ def read_json_list(path: Path) -> list[Any]:
 
 
 def read_table(
-    path: Path, columns: Sequence[str], drops: Drops
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """Number (from 1) and cells by column of each row of a .csv or .csv.gz with a header line.
+    path: Path, columns: Sequence[str], drops: Drops, optional: Sequence[str] = ()
+) -> Iterator[Row]:
+    """Rows of a .csv (or .csv.gz), .tsv, .jsonl or .parquet file that has `columns`.
 
-    Cells come as they stand; bytes that are not UTF-8 as lone surrogates. Rows that have not as
-    many cells as the header are counted. Raises ValueError naming the file where it is damaged or
-    lacks one of `columns`.
+    Cells come as they stand; bytes that are not UTF-8 as lone surrogates, images in a column
+    `image` as `InParquet`, and parquet columns that are not asked for as None. What is no row is
+    counted. Raises ValueError naming the file where it is damaged or has not one of each column.
     """
+    ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    if ending in _DELIMITERS:
+        return _read_delimited(path, columns, drops, optional, _DELIMITERS[ending])
+    if ending == ".jsonl":
+        return _read_json_lines(path, drops)
+    if ending == ".parquet":
+        return _read_parquet(path, columns, optional)
+    raise ValueError(f"{path}: a table ends in .csv, .tsv, .jsonl, .parquet")
+
+
+def _read_delimited(
+    path: Path, columns: Sequence[str], drops: Drops, optional: Sequence[str], delimiter: str
+) -> Iterator[Row]:
     opened = gzip.open if path.suffix == ".gz" else open
     line = 0
     try:
         with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            # strict: else a quote that is never closed swallows rows without a word.
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             header = [name.strip() for name in next(reader, [])]
-            for name in columns:
-                if header.count(name) != 1:
-                    many = "no" if name not in header else "more than one"
-                    has = ", ".join(header) or "none"
+            for name in (*columns, *optional):
+                count = header.count(name)
+                if count > 1 or (not count and name in columns):
+                    many, has = "more than one" if count else "no", ", ".join(header) or "none"
                     raise ValueError(f"{path}: {many} column {name!r}; it has {has}")
-            rows = (cells for cells in reader if cells)
-            for number, cells in enumerate(rows, start=1):
+            for number, cells in enumerate((cells for cells in reader if cells), start=1):
                 line = reader.line_num
                 if len(cells) == len(header):
                     yield number, dict(zip(header, cells, strict=True))
@@ -65,3 +87,77 @@ def read_table(
         raise ValueError(f"{path}: after line {line}: {error}; repair or download it") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: damaged ({error}); download it again") from error
+
+
+def _read_json_lines(path: Path, drops: Drops) -> Iterator[Row]:
+    for number, (line, text) in enumerate(read_lines(path), start=1):
+        where = f"{path.name}: row {number}, line {line}"
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            drops.add("row: not JSON", f"{where}: {error}")
+            continue
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            drops.add("row: not an object", where)
+
+
+def _read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
+    stored = "image" in columns and holds_images(path, "image")
+    read = [name for name in columns if not (stored and name == "image")]
+    others = dict.fromkeys(column_names(path))
+    rows = parquet_rows([path], read, optional, image="image" if stored else "")
+    for number, row in enumerate(rows, start=1):
+        image = {"image": row.image("image")} if stored else {}
+        yield number, {**others, **row.values, **image}
+
+
+# ------------------------------------------------------------------ users' own tables
+
+
+def cell(row: dict[str, Any], name: str) -> str:
+    """A cell without outer white space, "" where it is empty, null or not there.
+
+    Numbers as strings. Raises ValueError, whose message is a reason to leave the row out.
+    """
+    value = row.get(name)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{name} is neither text nor a number")
+    text = str(value).strip()
+    if not is_unicode(text):
+        raise ValueError(f"{name} not UTF-8")
+    return text
+
+
+def split_and_image(row: dict[str, Any]) -> tuple[str, str, Stored | None]:
+    """A row's split (default: train), its image's name, and the image if the table holds it.
+
+    Raises ValueError as `cell` does, also where the image leads out of --raw.
+    """
+    stored, split = row.get("image"), cell(row, "split") or "train"
+    if not re.fullmatch(r"\w[\w-]*", split) or split == "tokenizer":
+        raise ValueError("a split is named by letters, digits, _ and -")
+    if isinstance(stored, InParquet):
+        return split, stored.name, stored
+    name = cell(row, "image")
+    if not name:
+        raise ValueError("no image")
+    if not is_inside(name):
+        raise ValueError("image leads outside --raw")
+    return split, str(PurePosixPath(name)), None
+
+
+def shared_images(images: dict[str, Iterable[str]]) -> set[str]:
+    """Images that are in two of the splits or more; each split that has some is named on stderr."""
+    sets = {split: set(some) for split, some in images.items()}
+    shared: set[str] = set()
+    for split, some in sets.items():
+        found = some & set().union(*(sets[other] for other in sets if other != split))
+        shared |= found
+        if found:
+            say = f"{len(found)} images of split {split} are in another split too"
+            print(f"warning: {say}, e.g. {min(found)}", file=sys.stderr)
+    return shared

@@ -16,7 +16,20 @@ from m3ae.data.shards import (
     map_shard,
     read_manifest,
 )
-from m3ae.files import file_sha256
+from m3ae.files import file_sha256, need
+
+
+def split_folders(folder: Path) -> list[Path]:
+    """The folder itself if it is a split, else the finished splits in it; one at least."""
+    marks = ("manifest.json", "chunks*.json")  # one of them may be lost
+    need(folder, "a prepared corpus or split")
+    if any(path for mark in marks for path in folder.glob(mark)):
+        return [folder]
+    found = {path.parent for mark in marks for path in folder.glob(f"*/{mark}")}
+    found = {split for split in found if split.suffix != ".partial"}
+    if not found:
+        raise FileNotFoundError(f"{folder}: no split in it (no */manifest.json)")
+    return sorted(found)
 
 
 def verify(folder: str | Path) -> list[str]:
@@ -50,10 +63,8 @@ def _manifest_problems(folder: Path, manifest: dict[str, Any]) -> list[tuple[str
     path, files = folder / "manifest.json", manifest["files"]
     if "sha256" in manifest and not is_sealed(manifest):
         return [("manifest.json", f"{path}: its sha256 is not that of what it says; {AGAIN}")]
-    if any(
-        manifest["counts"][what] != sum(file[what] for file in files)
-        for what in ("images", "texts")
-    ):
+    sums = {what: sum(file[what] for file in files) for what in ("images", "texts")}
+    if any(manifest["counts"][what] != count for what, count in sums.items()):
         return [("manifest.json", f"{path}: counts are not the sums of its files; {AGAIN}")]
     if "chunks" not in manifest:
         return []  # of an earlier version
@@ -73,10 +84,9 @@ def read_chunks(folder: Path) -> dict[str, Any]:
     """
     paths = sorted(folder.glob("chunks*.json"))
     if not paths:
-        raise FileNotFoundError(
-            f"{folder}: no chunks.json in it, which says how it was made (it "
-            "was prepared by an earlier version, or the file is lost)"
-        )
+        lost = "it was prepared by an earlier version, or the file is lost"
+        said = f"{folder}: no chunks.json in it, which says how it was made"
+        raise FileNotFoundError(f"{said} ({lost})")
     if len(paths) > 1:
         try:  # data_prep/tokens.py was killed: the manifest says which one counts
             paths = [folder / str(read_manifest(folder).get("chunks"))]

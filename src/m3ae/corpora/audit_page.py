@@ -1,0 +1,139 @@
+"""Pairs of images that match, as an exclusion list, JSON and a page (data_prep/audit.py)."""
+
+import base64
+import html
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from m3ae.corpora.audit import KINDS, Entry, Match
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image to leave out, the one it matches, and by which kinds: score and remark of each."""
+
+    left: Entry
+    kept: Entry
+    by: dict[str, tuple[float, str]]
+
+    @property
+    def kind(self) -> str:
+        """The surest kind."""
+        return next(kind for kind in KINDS if kind in self.by)
+
+    @property
+    def reason(self) -> str:
+        """For the exclusion list and the page."""
+        kinds = [
+            kind + (f" ({self.by[kind][1]})" if self.by[kind][1] else "")
+            for kind in KINDS
+            if kind in self.by
+        ]
+        # On one line: a tab or a line end would break the list.
+        return " ".join(f"{self.kept.id}: {', '.join(kinds)}".split())
+
+    def plain(self) -> dict[str, Any]:
+        """For the JSON report."""
+        return {
+            "id": self.left.id,
+            "in": str(self.left.folder),
+            "matches": self.kept.id,
+            "matches_in": str(self.kept.folder),
+            "by": {kind: round(score, 4) for kind, (score, _) in self.by.items()},
+            "remarks": [remark for _, remark in self.by.values() if remark],
+        }
+
+
+def collect(found: dict[str, list[Match]], entries: Sequence[Entry]) -> list[Pair]:
+    """Matches of all kinds by pair of images."""
+    by: dict[tuple[int, int], dict[str, tuple[float, str]]] = defaultdict(dict)
+    for kind, matches in found.items():
+        for left, kept, score, remark in matches:
+            by[left, kept][kind] = (score, remark)
+    return [Pair(entries[left], entries[kept], by[left, kept]) for left, kept in sorted(by)]
+
+
+def exclusions(pairs: Sequence[Pair]) -> list[str]:
+    """Lines `id<TAB>reason`, an id once, with its surest match."""
+    best: dict[str, Pair] = {}
+    for pair in sorted(pairs, key=lambda pair: (KINDS.index(pair.kind), -pair.by[pair.kind][0])):
+        best.setdefault(pair.left.id, pair)
+    return [f"{name}\t{best[name].reason}\n" for name in sorted(best)]
+
+
+def _inline(entry: Entry) -> str:
+    image = entry.read()[1].convert("RGB")
+    image.thumbnail((220, 220), Image.Resampling.BICUBIC)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=75)
+    data = base64.b64encode(out.getvalue()).decode()
+    return f'<img alt="" src="data:image/jpeg;base64,{data}">'
+
+
+STYLE = """body{font:14px/1.4 sans-serif;margin:24px;max-width:1000px}
+img{max-width:220px;max-height:220px;display:block;margin-bottom:4px}
+table{border-collapse:collapse;width:100%}
+td,th{padding:8px 12px;border-top:1px solid #ccc;vertical-align:top;text-align:left}
+td{overflow-wrap:anywhere;font-size:12px}th{background:#f3f3f3}"""
+LEGEND = {
+    "bytes": "the same file or the same stored pixels",
+    "id": "the same id; the pictures may differ",
+    "image": "near-duplicate pictures; score = correlation of fine structure after alignment",
+    "text": "the same text; the pictures may differ",
+    "near-text": "nearly the same text; score = cosine similarity of words and word pairs",
+    "id-window": "neighbouring MedPix numbers: often one case, often not",
+}
+
+
+def page(pairs: Sequence[Pair], most: int) -> Iterator[str]:
+    """Lines of an HTML page: pairs by kind, the least certain ones first, `most` at the most."""
+    groups = {kind: [pair for pair in pairs if pair.kind == kind] for kind in KINDS}
+    groups = {kind: group for kind, group in groups.items() if group}
+    yield "<!doctype html><html lang=en><meta charset=utf-8><title>Shared images and texts</title>"
+    yield f"<style>{STYLE}</style><h1>{len(pairs)} pairs</h1>"
+    yield "<p>Left: leave out. Right: what it matches. A pair stands once, under its surest kind."
+    yield "<ul>"
+    for kind, group in groups.items():
+        yield f'<li><a href="#{kind}">{kind}</a>: {len(group)} pairs, {LEGEND[kind]}'
+    yield "</ul>"
+    # Small groups are shown whole, large ones share what is left.
+    left, shown = most, {}
+    for number, kind in enumerate(sorted(groups, key=lambda kind: len(groups[kind]))):
+        shown[kind] = min(len(groups[kind]), left // (len(groups) - number))
+        left -= shown[kind]
+    for kind, group in groups.items():
+        more = len(group) - shown[kind]
+        yield f'<h2 id="{kind}">{kind}: {len(group)} pairs</h2>'
+        rest = f" <b>{more} more are not shown</b> (--page-pairs)." if more else ""
+        yield f"<p>{LEGEND[kind]}.{rest}"
+        yield "<table><tr><th>leave out<th>matches<th>by"
+        ordered = sorted(group, key=lambda pair: (pair.by[pair.kind][0], pair.left.id))
+        for pair in tqdm(ordered[: shown[kind]], f"page: {kind}"):
+            cells = [
+                f"<td>{_inline(entry)}{html.escape(entry.id)}<br>{html.escape(_source(entry))}"
+                for entry in (pair.left, pair.kept)
+            ]
+            yield f"<tr>{''.join(cells)}<td>{html.escape(pair.reason)}"
+        yield "</table>"
+
+
+def _source(entry: Entry) -> str:
+    """The last folders of where an image lies."""
+    return "/".join((entry.folder.parent if entry.at is None else entry.folder).parts[-2:])
+
+
+def count_pairs(pairs: Sequence[Pair], kinds: Sequence[str]) -> dict[str, Any]:
+    """Counts of pairs and of images to leave out, in all and by kind."""
+    images = {kind: {pair.left.number for pair in pairs if kind in pair.by} for kind in kinds}
+    by = Counter(kind for pair in pairs for kind in pair.by)
+    return {
+        "pairs": len(pairs),
+        "images": len({pair.left.number for pair in pairs}),
+        "by_kind": {kind: {"pairs": by[kind], "images": len(images[kind])} for kind in kinds},
+    }
