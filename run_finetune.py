@@ -259,6 +259,7 @@ def save_best(
         source=read_manifest(Path(config.data.train))["source"],
         image_px=config.data.image_px,
         text_length=config.data.text_length,
+        image=config.data.image,
         epoch=epoch,
     )
     shutil.rmtree(folder, ignore_errors=True)

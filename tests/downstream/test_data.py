@@ -1,10 +1,13 @@
 """Questions as batches: targets, augmentation, false texts."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep import pairs as pairs_script
@@ -18,7 +21,9 @@ from m3ae.downstream.data import (
     Questions,
     TrainQuestions,
     augmented,
+    hold_out,
     next_other,
+    read_answers,
     read_splits,
 )
 from m3ae.scoring.protocols import protocols_of
@@ -209,3 +214,44 @@ def test_the_other_image(questions, tokenizer):
             after = [*range(row + 1, 20), *range(3, row)]
             shown = next(owners[j] for j in after if owners[j] != owners[row])
             assert np.array_equal(turned["image"][k], test.pairs.image(int(shown)))
+
+
+@settings(max_examples=200)
+@given(
+    owners=st.lists(st.integers(0, 30), min_size=4, max_size=80),
+    share=st.floats(0.05, 0.5),
+    skip=st.integers(0, 3),
+)
+def test_no_image_is_on_both_sides(owners, share, skip):
+    """A held-out question whose image is trained on, or a row lost between the two."""
+    images = np.array(owners)
+    rows = np.arange(len(images))[skip:]
+    train, held = hold_out(rows, images, share)
+    assert sorted([*train, *held]) == rows.tolist()
+    assert not set(images[train]) & set(images[held])
+    known = len(set(images[rows]))
+    assert len(set(images[held])) == max(1, round(share * known))
+    again = hold_out(rows, images, share)
+    assert np.array_equal(again[1], held)
+
+
+def test_answer_lists(tmp_path):
+    """Another list, column or order than the one asked for."""
+    train = str(tmp_path / "train")
+    assert read_answers(train, None, "label") is None
+    lists = {"paper": ["a", "b"], "train": ["a"], "reference_order": ["b", "a"]}
+    (tmp_path / "answers.json").write_text(json.dumps(lists))
+    assert read_answers(train, None, "label") == ["a", "b"]
+    assert read_answers(train, None, "label", "reference_order") == ["b", "a"]
+    columns = {"i_meth": {"paper": ["x"], "train": []}, "p_meth": {"paper": ["y", "z"]}}
+    (tmp_path / "classes.json").write_text(json.dumps(columns))
+    (tmp_path / "answers.json").unlink()
+    assert read_answers(train, None, "p_meth") == ["y", "z"]
+    with pytest.raises(ValueError, match=r"classes\.json: no list paper for data\.field=label"):
+        read_answers(train, None, "label")
+    (tmp_path / "own.json").write_text('["no", "yes"]')
+    assert read_answers(train, str(tmp_path / "own.json"), "label") == ["no", "yes"]
+    for bad in ("{", "[]", "[1]", '{"train": ["a"]}', '"yes"x', "null"):
+        (tmp_path / "own.json").write_text(bad)
+        with pytest.raises(ValueError, match=r"own\.json"):
+            read_answers(train, str(tmp_path / "own.json"), "label")

@@ -139,3 +139,13 @@ def test_the_plain_step_is_evaluated_alike(setting):
         cells = {(name, arm): cell for name, arms in measures.items() for arm, cell in arms.items()}
         found.append({key: cell["value"] for key, cell in cells.items()})
     assert len(found[0]) > 10 and found[0] == pytest.approx(found[1], rel=1e-4, nan_ok=True)
+
+
+def test_attributes_that_no_text_states(setting):
+    """Catches a division by the number of attribute words where the held-out texts have none."""
+    model, pairs, config = setting
+    words = replace(config.eval, attributes={"kind": ("absent",)}, fine=(), text_only=())
+    words = replace(words, hard_negative_same=())
+    result = ThreeArms(model, pairs, words, ALONE, "fp32").run()
+    assert "mlm_accuracy" in result["measures"] and "attributes" not in result
+    assert "mlm_attribute_accuracy" not in result["measures"]

@@ -113,8 +113,8 @@ def _encode_image(item: Item, settings: Settings) -> tuple[np.ndarray | bytes, l
 
 
 @dataclass
-class _Group:
-    """The images of a chunk that share a shard: the grey or the coloured ones, or all."""
+class _Shard:
+    """A shard that is being written: the grey or the coloured images of a chunk, or all."""
 
     path: Path
     writer: ShardWriter
@@ -128,7 +128,7 @@ def prepare_chunk(
 ) -> dict[str, Any]:
     """Write the shards of one chunk (a grey and a colour one for raw) and, last, its JSON."""
     drops, notes, lengths = Drops(), Drops(), Counter()
-    groups: dict[int | None, _Group] = {}
+    shards: dict[int | None, _Shard] = {}
     files = []
     try:
         for item in items:
@@ -145,20 +145,20 @@ def prepare_chunk(
             for note in seen:
                 notes.add(note, item.key)
             channels = len(image) if settings.encoding == "raw" else None
-            if channels not in groups:
+            if channels not in shards:
                 number = index if channels is None else 2 * index + (channels == 3)
                 path = folder / shard_name(number)
-                groups[channels] = _Group(path, ShardWriter(path))
-            group = groups[channels]
-            group.writer.append(image)
-            group.keys.append(item.key)
-            group.texts.append(texts)
-            group.sizes.append(len(image))
-        for channels in sorted(groups, key=lambda c: c or 0):
-            files.append(_finish_shard(groups[channels], channels, settings, lengths))
+                shards[channels] = _Shard(path, ShardWriter(path))
+            shard = shards[channels]
+            shard.writer.append(image)
+            shard.keys.append(item.key)
+            shard.texts.append(texts)
+            shard.sizes.append(len(image))
+        for channels in sorted(shards, key=lambda c: c or 0):
+            files.append(_finish_shard(shards[channels], channels, settings, lengths))
     finally:
-        for group in groups.values():
-            group.writer.close()
+        for shard in shards.values():
+            shard.writer.close()
     result = {
         "digest": digest,
         "files": files,
@@ -178,21 +178,21 @@ def chunk_path(folder: Path, index: int) -> Path:
 
 
 def _finish_shard(
-    group: _Group, channels: int | None, settings: Settings, lengths: Counter
+    shard: _Shard, channels: int | None, settings: Settings, lengths: Counter
 ) -> dict[str, Any]:
     """Write all but the images of one shard; returns its entry in the manifest.
 
     Adds the texts' lengths, in tokens or else words, to `lengths`.
     """
-    texts = [text for kept in group.texts for _, text, _ in kept]
-    owners = [row for row, kept in enumerate(group.texts) for _ in kept]
+    texts = [text for kept in shard.texts for _, text, _ in kept]
+    owners = [row for row, kept in enumerate(shard.texts) for _ in kept]
     tensors = {"image_of_text": np.array(owners, dtype=np.int64)}
     tensors |= ragged("text", (text.encode() for text in texts))
-    keys = (key.encode() for kept in group.texts for key, _, _ in kept)
+    keys = (key.encode() for kept in shard.texts for key, _, _ in kept)
     tensors |= ragged("text_key", keys)
-    tensors |= ragged("image_key", (key.encode() for key in group.keys))
+    tensors |= ragged("image_key", (key.encode() for key in shard.keys))
     if settings.fields:
-        fields = (stored.encode() for kept in group.texts for _, _, stored in kept)
+        fields = (stored.encode() for kept in shard.texts for _, _, stored in kept)
         tensors |= ragged("text_fields", fields)
     if settings.tokenizer is None:
         lengths.update(len(text.split()) for text in texts)
@@ -200,16 +200,16 @@ def _finish_shard(
         tokens = tokenize(settings.tokenizer, texts)
         lengths.update(len(ids) for ids, _ in tokens)
         tensors |= ragged_tokens(tokens)
-    images = len(group.keys)
+    images = len(shard.keys)
     if channels is None:
-        offsets = np.cumsum([0, *group.sizes], dtype=np.int64)
+        offsets = np.cumsum([0, *shard.sizes], dtype=np.int64)
         tensors["image_offsets"] = offsets
-        written = group.writer.finish("image_bytes", (int(offsets[-1]),), tensors)
+        written = shard.writer.finish("image_bytes", (int(offsets[-1]),), tensors)
     else:
         shape = (images, channels, settings.px, settings.px)
-        written = group.writer.finish("images", shape, tensors)
+        written = shard.writer.finish("images", shape, tensors)
     counts = {"images": images, "texts": len(texts), "channels": channels}
-    return {"name": group.path.name, **written, **counts}
+    return {"name": shard.path.name, **written, **counts}
 
 
 # ------------------------------------------------------------------ all chunks

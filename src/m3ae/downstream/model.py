@@ -259,12 +259,14 @@ def check_facts(config: FinetuneConfig, init: Init, answers: list[str], found: S
                 f"{init.source}: its {name} has {outputs} answers, the data gives {len(answers)}"
             )
         return
-    for key, wanted in (("task", config.task), ("field", config.data.field)):
-        if config.task != "retrieval" and init.facts[key] != wanted:
-            raise ValueError(
-                f"{init.source}: fine-tuned for {key} {init.facts[key]!r}, the config "
-                f"says {wanted!r}"
-            )
+    wanted = {"task": config.task, "field": config.data.field, "image": config.data.image}
+    made = {"image": "own"} | init.facts  # earlier versions had no question-only models
+    differing = [key for key in wanted if made[key] != wanted[key]]
+    if differing and config.task != "retrieval":
+        key = differing[0]
+        raise ValueError(
+            f"{init.source}: fine-tuned for {key} {made[key]!r}, the config says {wanted[key]!r}"
+        )
     if init.facts["answers"] != answers:
         strange = sorted(set(init.facts["answers"]) ^ set(answers))[:3]
         raise ValueError(

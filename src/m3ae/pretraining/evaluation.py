@@ -258,6 +258,8 @@ class ThreeArms:
             return
         shown = [i for i, n in enumerate(self.attributes.names) if n not in self.config.text_only]
         chosen = np.isin(arrays["attribute"], shown)
+        if not chosen.any():
+            return  # no masked word states one: there is nothing to measure
         stating = {key: array[chosen] for key, array in arrays.items()}
         result["measures"]["mlm_attribute_accuracy"] = arm_table(stating, "correct", 1, seed)
         result["attributes"] = {}
