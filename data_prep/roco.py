@@ -6,6 +6,8 @@ refer to a figure (MedICaT's roco_{train,val,test}_references.jsonl) become furt
 in the paper; they are joined through dlinks.txt or licences.txt. Or the hub's parquet copies
 (columns image, image_id, caption), which lack those two files and so take no --references.
 
+OUT/papers.tsv names the article (PMC id) of each image, for the strict protocol of retrieval.
+
 example: python data_prep/roco.py --raw roco-dataset/data --out data/roco \
              --tokenizer roberta-base
 """

@@ -40,8 +40,6 @@ FULL = ("valid_full", "test_full")
 SEED = 42  # the reference's
 MIN_WORDS = 3
 
-# ------------------------------------------------------------------ pools
-
 
 class Pair(NamedTuple):
     """An image's id, e.g. ROCO_00001, and its caption."""
@@ -95,9 +93,6 @@ def read_pairs(lines: Iterable[str], drops: Drops, limit: int | None = None) -> 
     return pairs
 
 
-# ------------------------------------------------------------------ papers
-
-
 def pool_facts(
     pairs: list[Pair], papers: dict[str, str], train: set[str], medicat: set[str] | None
 ) -> dict[str, Any]:
@@ -130,9 +125,6 @@ def exclusions(figures: dict[str, str], pools: dict[str, dict[str, Any]]) -> lis
         if places:
             lines.append(f"{figure}\tpaper {paper} is in {', '.join(places)}")
     return lines
-
-
-# ------------------------------------------------------------------ command
 
 
 def find_folders(raw: Path) -> dict[str, Path]:

@@ -154,9 +154,6 @@ def count_splits(splits: Splits, classes: Sequence[str]) -> dict[str, Any]:
     return counts
 
 
-# ------------------------------------------------------------------ command line
-
-
 def read_fractions(args: argparse.Namespace) -> dict[str, float]:
     """The fractions asked for, by split; raises ValueError where they are none."""
     given = {"test": args.test_share, "valid": args.valid_share}

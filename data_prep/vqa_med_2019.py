@@ -81,9 +81,6 @@ def read_captions(folder: Path, categories: Sequence[str], drops: Drops) -> dict
     return {image: ", ".join(said) for image, said in parts.items()}
 
 
-# ------------------------------------------------------------------ questions
-
-
 @dataclass(frozen=True)
 class Source:
     """Where a split lies: its images, and question files with their category ("": in the line)."""
@@ -165,9 +162,6 @@ def make_questions(args: argparse.Namespace) -> None:
     corpus = {name: count_corpus(asked, sources[name].images) for name, asked in splits.items()}
     given = (splits, images, lambda name: Path(name).stem, lists, corpus, dropped, args)
     prepare_questions(*given, "VQA-Med-2019, questions", REFERENCE_ORDER)
-
-
-# ------------------------------------------------------------------ captions and command line
 
 
 def make_captions(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import medicat, roco, roco_retrieval
+from m3ae.data.papers import read_papers
 from m3ae.data.shards import Shards
 from tests.data_prep.test_corpora import SMALL, dropped, figure, save_image, texts_of, write_medicat
 
@@ -249,3 +250,25 @@ def test_mistakes(tmp_path, capsys, monkeypatch, more, message):
     Path("cut.csv.gz").write_bytes(gzip.compress(b"DOI,PMCID\n" * 99)[:30])
     assert run(tmp_path, *more) == 1
     assert message in capsys.readouterr().err
+
+
+def test_articles_of_pretraining_corpora(tmp_path, capsys):
+    """Retrieval that cannot be run strictly, as roco.py or medicat.py names no article."""
+    raw = tmp_path / "raw"
+    write_roco(raw)
+    assert roco.main(["--raw", str(raw), "--out", str(tmp_path / "roco"), *SMALL]) == 0
+    known, keys = read_papers(tmp_path / "roco" / "train"), slow_pools(raw, 99)["train"]
+    assert {key: known[key] for key, _ in keys} == {k: f"PMC{int(k[5:]) % 10}" for k, _ in keys}
+
+    rows = [figure(k, oa_info=doi and {"doi": doi}) for k, doi in enumerate(["10.1/A", None])]
+    write_medicat(tmp_path / "medicat", rows)
+    table = tmp_path / "PMC-ids.csv"
+    table.write_text("PMCID,DOI\nPMC7,10.1/a\nPMC8,10.1/b\n")
+    more = ["--raw", str(tmp_path / "medicat"), "--out", str(tmp_path / "m"), "--held-out", "0"]
+    assert medicat.main([*more, *SMALL, "--pmc-ids", str(tmp_path / "no.csv")]) == 1
+    assert "no.csv: not there; it should be NCBI's" in capsys.readouterr().err
+    assert medicat.main([*more, *SMALL]) == 0 and not (tmp_path / "m" / "papers.tsv").exists()
+    assert medicat.main([*more, *SMALL, "--pmc-ids", str(table)]) == 0  # the shards as they are
+    assert "already prepared" in capsys.readouterr().out
+    name = f"{rows[0]['pdf_hash']}_{rows[0]['fig_uri']}"
+    assert read_papers(tmp_path / "m" / "train") == {name: "PMC7"}

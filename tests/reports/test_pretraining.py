@@ -271,7 +271,7 @@ def test_command_writes_the_report_again(run, capsys, quick_charts):
     assert main([str(run)]) == 0
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     assert "old" != (run / "report.html").read_text()
-    assert not list(run.glob("*.part"))
+    assert not list(run.glob("*.tmp"))
 
 
 def test_places_on_the_curves(run):

@@ -93,27 +93,27 @@ LEGEND = {
 
 def page(pairs: Sequence[Pair], most: int) -> Iterator[str]:
     """Lines of an HTML page: pairs by kind, the least certain ones first, `most` at the most."""
-    groups = {kind: [pair for pair in pairs if pair.kind == kind] for kind in KINDS}
-    groups = {kind: group for kind, group in groups.items() if group}
+    of_kind = {kind: [pair for pair in pairs if pair.kind == kind] for kind in KINDS}
+    of_kind = {kind: some for kind, some in of_kind.items() if some}
     yield "<!doctype html><html lang=en><meta charset=utf-8><title>Shared images and texts</title>"
     yield f"<style>{STYLE}</style><h1>{len(pairs)} pairs</h1>"
     yield "<p>Left: leave out. Right: what it matches. A pair stands once, under its surest kind."
     yield "<ul>"
-    for kind, group in groups.items():
-        yield f'<li><a href="#{kind}">{kind}</a>: {len(group)} pairs, {LEGEND[kind]}'
+    for kind, some in of_kind.items():
+        yield f'<li><a href="#{kind}">{kind}</a>: {len(some)} pairs, {LEGEND[kind]}'
     yield "</ul>"
-    # Small groups are shown whole, large ones share what is left.
+    # Kinds with few pairs are shown whole, the others have equal parts of what is left.
     left, shown = most, {}
-    for number, kind in enumerate(sorted(groups, key=lambda kind: len(groups[kind]))):
-        shown[kind] = min(len(groups[kind]), left // (len(groups) - number))
+    for number, kind in enumerate(sorted(of_kind, key=lambda kind: len(of_kind[kind]))):
+        shown[kind] = min(len(of_kind[kind]), left // (len(of_kind) - number))
         left -= shown[kind]
-    for kind, group in groups.items():
-        more = len(group) - shown[kind]
-        yield f'<h2 id="{kind}">{kind}: {len(group)} pairs</h2>'
+    for kind, some in of_kind.items():
+        more = len(some) - shown[kind]
+        yield f'<h2 id="{kind}">{kind}: {len(some)} pairs</h2>'
         rest = f" <b>{more} more are not shown</b> (--page-pairs)." if more else ""
         yield f"<p>{LEGEND[kind]}.{rest}"
         yield "<table><tr><th>leave out<th>matches<th>by"
-        ordered = sorted(group, key=lambda pair: (pair.by[pair.kind][0], pair.left.id))
+        ordered = sorted(some, key=lambda pair: (pair.by[pair.kind][0], pair.left.id))
         for pair in tqdm(ordered[: shown[kind]], f"page: {kind}"):
             cells = [
                 f"<td>{_inline(entry)}{html.escape(entry.id)}<br>{html.escape(_source(entry))}"

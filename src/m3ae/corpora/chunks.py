@@ -52,9 +52,6 @@ class Settings:
         return max(16, min(768, _SHARD_BYTES // (3 * self.px * self.px)))
 
 
-# ------------------------------------------------------------------ one chunk (in a worker)
-
-
 @lru_cache(maxsize=1)
 def _load_tokenizer(path: str) -> Any:
     from tokenizers import Tokenizer
@@ -210,9 +207,6 @@ def _finish_shard(
         written = shard.writer.finish("images", shape, tensors)
     counts = {"images": images, "texts": len(texts), "channels": channels}
     return {"name": shard.path.name, **written, **counts}
-
-
-# ------------------------------------------------------------------ all chunks
 
 
 Chunk = tuple[int, list[Item], str]  # number, items, digest of their keys, texts and fields

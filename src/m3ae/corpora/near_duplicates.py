@@ -27,13 +27,13 @@ SIDE = 64  # of a picture, pixels
 BORDER = 16  # grey values that a border may differ from its own median
 
 THUMB = 16  # side of a view, pixels
-# Crops of the whole image, before borders are cut: share of its sides (0: the centre square, as in
+# Crops of the whole image, before borders are cut: part of its sides (0: the centre square, as in
 # raw shards), place across and down.
 CROPS = (
     (0, 0.5, 0.5),
     (0.9, 0.5, 0.5),
     (0.8, 0.5, 0.5),
-    *((share, x, y) for share in (0.9, 0.8) for x in (0, 1) for y in (0, 1)),
+    *((part, x, y) for part in (0.9, 0.8) for x in (0, 1) for y in (0, 1)),
 )
 BASES = 2  # the first views: whole, centre square; of two views compared, one is among them
 TURNS = (-7, 7)  # degrees of further views
@@ -46,7 +46,7 @@ FINE, FINE_STEPS = 64, 5
 LIKELY = 0.35  # coarse score that makes a pair worth the fine steps
 WINDOW, FLOOR = 9, 0.03  # pixels and grey values (0-1) of local contrast
 SCORED = (5, 0.01)  # the same for the score: faint structure counts, not only edges of bones
-LEAST_OVERLAP = 0.35  # share of the smaller picture
+LEAST_OVERLAP = 0.35  # part of the smaller picture
 THRESHOLD = 0.85  # score of near-duplicates; docs/results/audit.md
 AREAS = (0.25, 4)  # how much larger one picture may show things
 
@@ -99,8 +99,8 @@ def picture(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     whole = content_box(grey)
     height, width = grey.shape
     boxes = []
-    for share, across, down in CROPS:
-        w, h = (share * width, share * height) if share else (min(width, height),) * 2
+    for part, across, down in CROPS:
+        w, h = (part * width, part * height) if part else (min(width, height),) * 2
         x, y = round(across * (width - w)), round(down * (height - h))
         box = content_box(grey[y : y + max(1, round(h)), x : x + max(1, round(w))])
         boxes.append(np.add(box, (x, y, x, y)))
@@ -278,8 +278,8 @@ def similarity(ours: Tensor, theirs: Tensor, maps: Tensor, side: int) -> Tensor:
     b = (b - (b * inside).sum(1, keepdim=True) / count) * inside
     score = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-3)
     area = torch.linalg.det(maps[:, :, :2]).abs()
-    share = inside.mean(1) * area.clamp(min=1)  # of the smaller picture
-    plausible = (share > LEAST_OVERLAP) & (area > AREAS[0]) & (area < AREAS[1])
+    covered = inside.mean(1) * area.clamp(min=1)  # of the smaller picture
+    plausible = (covered > LEAST_OVERLAP) & (area > AREAS[0]) & (area < AREAS[1])
     return torch.where(plausible, score, 0)
 
 
@@ -350,7 +350,7 @@ def normal_text(text: str) -> str:
 def near_texts(
     keep: Sequence[str], against: Sequence[str], threshold: float
 ) -> Iterator[list[tuple[int, int, float]]]:
-    """Texts of `normal_text` that are nearly the same, as `near_images`: cosine of TF-IDF weights
+    """Texts of `normal_text` that are nearly the same, as `near_images`: cosine of TF-IDF values
     of words and pairs of words. Equal texts are not among them."""
     if not keep or not against:
         return

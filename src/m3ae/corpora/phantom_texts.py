@@ -23,7 +23,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 COARSE = ("modality", "plane", "region")
 FINE = ("kind", "side", "level", "size", "number")
 TEXT_ONLY = ("sex", "age")
-PRESENT = 0.8  # share of images with a finding
+PRESENT = 0.8  # fraction of images with a finding
 
 Facts = dict[str, str]
 
@@ -126,8 +126,6 @@ def write_reference(stated: Facts, rng: np.random.Generator, figure: int) -> str
     patient_words = " " + pick(rng, PATIENTS[patient]) if patient else ""
     return fill(pick(rng, REFERENCES) + patient_words + ending, stated, figure=str(figure))
 
-
-# ---------------------------------------------------------------- questions
 
 # Of each fact: VQA-RAD's question type, then a question, its re-phrasing and its frame, where
 # {} is the value asked for. OPEN questions are answered by the word, CLOSED ones by yes or no.

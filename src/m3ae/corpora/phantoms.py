@@ -74,7 +74,7 @@ def make_images(layout: str, paths: list[Path], options: dict, workers: int) -> 
         return list(bar(pool.imap(make_image, tasks, chunksize=32)))
 
 
-def group_papers(count: int, seed: int, layout: str) -> list[tuple[int, int]]:
+def deal_papers(count: int, seed: int, layout: str) -> list[tuple[int, int]]:
     """Deal `count` figures to papers of 1 to 4: (paper from 1, figure from 1) of each."""
     sizes = generator(seed, layout, 0, 3).integers(1, 5, count)
     return [(p + 1, f + 1) for p, size in enumerate(sizes) for f in range(size)][:count]
@@ -88,7 +88,7 @@ def write_roco(out: Path, options: dict, workers: int) -> list[dict]:
     folders = {split: out / "roco" / split / "radiology" for split in counts}
     paths = [folders[s] / "images" / f"{n}.jpg" for s, n in zip(splits, names, strict=True)]
     all_facts = make_images("roco", paths, options, workers)
-    papers = group_papers(len(paths), options["seed"], "roco")
+    papers = deal_papers(len(paths), options["seed"], "roco")
     files = ("captions", "dlinks", "licences", "keywords", "cuis", "semtypes")
     lines: dict[str, dict[str, list[str]]] = {s: {f: [] for f in files} for s in counts}
     references: dict[str, list[str]] = {split: [] for split in counts}
@@ -145,7 +145,7 @@ def record(layout: str, split: str, file: str, facts: Facts, stated: Facts) -> d
 def write_medicat(out: Path, options: dict, workers: int) -> list[dict]:
     """Write MedICaT's layout; return the records."""
     seed, count = options["seed"], options["medicat"]
-    papers = group_papers(count, seed, "medicat")
+    papers = deal_papers(count, seed, "medicat")
     hashes = [hashlib.sha1(f"phantom {seed} {paper}".encode()).hexdigest() for paper, _ in papers]
     uris = [f"{figure + 1}-Figure{figure}-1.png" for _, figure in papers]
     release = out / "medicat" / "release"

@@ -350,17 +350,17 @@ def _summary(results: list[dict[str, Any]], drops: Drops, settings: Settings) ->
 
 
 def length_statistics(lengths: Counter, tokens: bool) -> dict[str, Any]:
-    """Mean, percentiles and the share that 64 tokens cut; in words without a tokenizer."""
+    """Mean, percentiles and the fraction that 64 tokens cut; in words without a tokenizer."""
     total = sum(lengths.values())
     result: dict[str, Any] = {"unit": "tokens without specials" if tokens else "words"}
     if not total:
         return result
     result["mean"] = round(sum(length * n for length, n in lengths.items()) / total, 2)
-    ordered, running, shares = sorted(lengths), 0, [5, 25, 50, 75, 95, 99, 100]
+    ordered, running, levels = sorted(lengths), 0, [5, 25, 50, 75, 95, 99, 100]
     for length in ordered:
         running += lengths[length]
-        while shares and running * 100 >= shares[0] * total:
-            result[f"p{shares.pop(0)}"] = length
+        while levels and running * 100 >= levels[0] * total:
+            result[f"p{levels.pop(0)}"] = length
     if tokens:
         cut = sum(n for length, n in lengths.items() if length > TEXT_TOKENS - 2)
         result[f"share_cut_at_{TEXT_TOKENS}"] = round(cut / total, 4)

@@ -42,9 +42,6 @@ class Question:
     fields: dict[str, Any]
 
 
-# ------------------------------------------------------------------ read
-
-
 def check_row(row: Any, keys: Sequence[str]) -> dict[str, Any]:
     """The row with qid, answer and `keys` as strings without outer white space.
 
@@ -116,9 +113,6 @@ def task_fields(
         "question_type": question_type,
         **more,
     }
-
-
-# ------------------------------------------------------------------ items and answer lists
 
 
 def to_items(
