@@ -15,8 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from m3ae.scoring.measures import measure_answers
-
+from m3ae.scoring.measures import measure_answers, measure_ranks
 from m3ae.scoring.predictions import Row, complete, read_predictions
 
 PAGES = Path(__file__).parent.parent / "docs/results"
@@ -214,6 +213,47 @@ def twins() -> list[str]:
     return lines
 
 
+# ------------------------------------------------------------------ quickstart.md
+
+
+def quickstart() -> list[str]:
+    """Accuracy of each, and the pre-trained model's gain over it."""
+    own = [kept("quickstart/pretrained")]
+    lines = head("", [name for part in PARTS for name in (part, "gain over it")])
+    for label, name in (
+        ("with pre-training", ""),
+        ("without, as many fine-tuning steps", "scratch"),
+        ("without, as many steps in all", "scratch_longer"),
+        ("with pre-training, another's image", "pretrained_other"),
+        ("with pre-training, the mean image", "pretrained_none"),
+        ("blind: majority", "blind_majority"),
+        ("blind: nearest question", "blind_nearest"),
+    ):
+        other = [kept(f"quickstart/{name}")] if name else []
+        measured = measure_answers(own, "image_disjoint", against=other)
+        cells = []
+        for part in PARTS:
+            entry = measured[part].get("against", measured[part])
+            cells.append(shown(entry["accuracy"], entry["interval"]))
+            cells.append(shown(entry.get("difference"), entry.get("difference_interval"), "+"))
+        lines.append(line(label, cells))
+    return lines
+
+
+def zero_shot() -> list[str]:
+    """Recalls both ways of the ITM head, without fine-tuning."""
+    columns = {"text to image": "t2i", "image to text": "i2t"}
+    names = [f"{title} R@{k}" for title in columns for k in (1, 5, 10)]
+    lines = head("", names)
+    for protocol in ("strict", "paper"):
+        rows = read_predictions(PAGES / f"quickstart/ranks_{protocol}.jsonl.gz")
+        measured = measure_ranks([rows])
+        entries = [measured[way][f"r{k}"] for way in columns.values() for k in (1, 5, 10)]
+        cells = [shown(entry["value"], entry["interval"]) for entry in entries]
+        lines.append(line(f"`{protocol}`", cells))
+    return lines
+
+
 # ------------------------------------------------------------------ pages
 
 TABLES: dict[str, tuple[str, Callable[[], list[str]]]] = {
@@ -223,6 +263,8 @@ TABLES: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "vqa_med_strict": ("vqa_vits.md", lambda: med("strict")),
     "near_duplicates": ("vqa_vits.md", far_rows),
     "first_look": ("vqa_vits.md", first_look),
+    "quickstart": ("quickstart.md", quickstart),
+    "zero_shot": ("quickstart.md", zero_shot),
     "strict_cost": ("strict_cost.md", strict_cost),
     "leaked_twins": ("strict_cost.md", twins),
 }
