@@ -28,8 +28,7 @@ from m3ae.downstream.model import Downstream, Init, build_downstream, read_init,
 from m3ae.models.heads import start_answer_head
 from m3ae.models.param_groups import param_groups
 from m3ae.scoring.protocols import Protocol, protocols_of
-from m3ae.strict_yaml import parse
-from m3ae.training.checkpoint import check_same_config, resume, save_checkpoint
+from m3ae.training.checkpoint import finished, resume, save_checkpoint
 from m3ae.training.command import run_script
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer, resolve_precision
@@ -104,9 +103,10 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
     best = best_epochs(read_history(run, processes), protocols, config) if step else {}
 
     # ---------------------------------------------------------------- loop
-    loader = train_loader(config, rows, plan, processes.rank, step, processes.device)
+    loader = train_loader(config, rows, plan, processes, step)
     loop = Loop(trainer, loader, plan, config.optim, step, lambda index: rows.pairs[index].key)
-    for step in loop:
+    for step, batches in loop:
+        trainer.train_step(batches)
         if loop.due(train.log_every, per_epoch):
             loop.log(run_log)
         if loop.due(per_epoch):
@@ -180,16 +180,6 @@ def facts_of(
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         facts |= {"frozen": ", ".join(model.frozen), "trained_parameters": trained}
     return facts
-
-
-def finished(run: Path, config: FinetuneConfig) -> bool:
-    """Whether this very run has ended; raises ValueError if another one has in its folder."""
-    if not (run / "evaluation.json").exists():
-        return False
-    saved = parse((run / "config.yaml").read_text(encoding="utf-8"), str(run / "config.yaml"))
-    check_same_config(saved, config, 0, run)
-    log.info("%s is finished; nothing to do (another output= starts a new run)", run)
-    return True
 
 
 def tokenizer_source(config: FinetuneConfig, init: Init) -> str:

@@ -4,7 +4,6 @@ python run_pretrain.py --config configs/pretrain/quickstart.yaml
 torchrun --nproc_per_node 8 run_pretrain.py --config configs/pretrain/m3ae.yaml optim.lr=2e-5
 """
 
-import json
 import logging
 import sys
 import time
@@ -24,7 +23,7 @@ from m3ae.pretraining import cost
 from m3ae.pretraining.evaluation import ThreeArms
 from m3ae.pretraining.reconstruction import draw_reconstructions
 from m3ae.reports.pretraining import write_report
-from m3ae.training.checkpoint import resume, save_checkpoint
+from m3ae.training.checkpoint import finished, resume, save_checkpoint
 from m3ae.training.command import run_script
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer, evaluate, resolve_precision, summarise, to_device
@@ -43,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> None:
     """A whole run: data, model, optimiser, resume, loop, final evaluation."""
     run, train = Path(config.output), config.train
-    if not dry_run and finished_steps(run) >= train.steps:
-        log.info("%s is finished; nothing to do (another output= starts a new run)", run)
+    if not dry_run and finished(run, config, train.steps):
         return
 
     # ---------------------------------------------------------------- data
@@ -80,7 +78,8 @@ def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> Non
     # ---------------------------------------------------------------- loop
     loader = train_loader(config, pairs, plan, processes.rank, step, processes.device)
     loop = Loop(trainer, loader, plan, config.optim, step, lambda index: pairs[index].key)
-    for step in loop:
+    for step, batches in loop:
+        trainer.train_step(batches)
         if loop.due(train.log_every):
             loop.log(run_log, facts["gflop_per_sample"])
         if loop.due(config.eval.every):
@@ -121,12 +120,6 @@ def held_out_losses(
         batch = {key: batch[key][: options.pictures] for key in keys}
         texts = [held_out.text(int(index)) for index in batch["index"]]
         draw_reconstructions(model, to_device(batch, processes.device), texts, path)
-
-
-def finished_steps(run: Path) -> int:
-    """Steps that a finished run was trained for, 0 where it has not ended."""
-    path = run / "evaluation.json"
-    return json.loads(path.read_text(encoding="utf-8"))["step"] if path.exists() else 0
 
 
 def tokenizer_source(config: Config) -> str:

@@ -11,14 +11,13 @@ for VQA-Med-2019 the paper's own layout, not the official files. `--predictions`
 prediction, see `m3ae.score`) are compared item by item. Ends with 1 where anything differs.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m3ae.command import exit_status
+from m3ae.command import exit_status, parser_for
 from m3ae.data.shards import read_manifest
 from m3ae.downstream.config import load_finetune_config
 from m3ae.files import write_json
@@ -81,9 +80,7 @@ def compare(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 as expected, 1 not."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_for(__doc__)
     add = parser.add_argument
     add("--config", required=True, help="the data set's configuration, configs/finetune/*.yaml")
     add("--checkpoints", nargs="+", required=True, metavar="FILE", help="released checkpoints")

@@ -4,17 +4,16 @@ r"""Find what one corpus shares with another, so that it can be left out: images
 prepared splits, or prepared corpora (all their splits). The same folder on both sides is searched
 for duplicates within it, each pair once. Kinds of match, each with a flag --no-KIND:
 
-  id         the same id: file name without suffix, or image key. Means nothing between corpora
-             that both number their images 1, 2, ...: --no-id there
+  id         the same file name without suffix, or image key; --no-id where both number 1, 2, ...
   id-window  MedPix pictures (synpicNNNNN) whose numbers are at most --window apart, so of one case
   bytes      the same file or, in raw shards, the same pixels
-  image      the same picture, though resized, re-encoded, cropped, turned, flipped or of other
-             contrast; a score of at least --threshold. docs/results/audit.md: what is found
+  image      the same picture, though resized, cropped, turned, of other contrast, ...: a score of
+             at least --threshold; docs/results/audit.md: what is found
   text       the same text but for case, punctuation and spaces
   near-text  texts of five words or more with a similarity of at least --text-threshold
 
-Texts are those of prepared splits. A text of more than --stock images on one side is a stock phrase
-and matches nothing; questions are compared only with --questions.
+Only prepared splits have texts; one of more than --stock images on a side is a stock phrase and
+matches nothing.
 
 OUT is the list for --exclude of the preparation scripts and data.exclude of the configs,
 `id<TAB>reason`: the images of --against that match. OUT.json holds counts and every pair, OUT.html
@@ -27,12 +26,11 @@ example: python data_prep/audit.py --keep vqa_rad/images --against vqa_med/Train
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m3ae.command import exit_status, parser_for
+from m3ae.command import parser_for, run
 from m3ae.corpora.audit import KINDS, find_matches, read_sides
 from m3ae.corpora.audit_page import collect, count_pairs, exclusions, page
 from m3ae.corpora.near_duplicates import THRESHOLD
@@ -55,8 +53,7 @@ def check(args: argparse.Namespace) -> None:
 def audit(args: argparse.Namespace) -> None:
     """The whole work."""
     check(args)
-    given, pictures = (args.keep, args.against), "image" in args.kinds
-    sides, entries, unreadable = read_sides(given, args.ids, args.questions, pictures, args.workers)
+    sides, entries, unreadable = read_sides(args)
     facts: dict[str, Any] = {}
     pairs = collect(find_matches(*sides, args, facts), entries)
     keep, against = (len(side.entries) for side in sides)
@@ -70,8 +67,8 @@ def audit(args: argparse.Namespace) -> None:
     write_json(Path(f"{args.out}.json"), counts | {"list": [pair.plain() for pair in pairs]})
     with open(f"{args.out}.html", "w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in page(pairs, args.page_pairs))
-    said = f"{counts['images']} of {against} images match one of {keep} ({len(pairs)} pairs)"
-    print(f"{said}; {len(unreadable)} unreadable")
+    found = f"{counts['images']} of {against} images match one of {keep} ({len(pairs)} pairs)"
+    print(f"{found}; {len(unreadable)} unreadable")
     for kind, count in counts["by_kind"].items():
         print(f"    {kind:<10}{count['pairs']:>8} pairs{count['images']:>8} images")
     if facts:
@@ -99,9 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     most = "pairs on the page, at most (default: %(default)s)"
     add("--page-pairs", type=int, default=500, metavar="N", help=most)
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes; 0: none")
-    args = parser.parse_args(argv)
-    return exit_status(lambda: audit(args))
+    return run(audit, parser, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -4,8 +4,9 @@ The corpus: the release's jsonl (s2_full_figures_oa_nonroco_combined_medical_top
 `figures/` beside it. Kept are figures marked radiology; texts are the caption and the sentences
 that refer to the figure. The split is the reference's: a seeded shuffle of the kept figures in
 file order, before texts are looked at; the last N are test, the N before valid (N = 1,000). It puts
-figures of one paper into different splits; --split-by paper shuffles papers instead. With --pmc-ids
-OUT/papers.tsv names the article (PMC id) of each figure, for the strict protocol of retrieval.
+figures of one paper into different splits; --split-by paper shuffles papers instead, and valid and
+test have N figures or a few more. With --pmc-ids OUT/papers.tsv names the article (PMC id) of each
+figure, for the strict protocol of retrieval.
 
 example: python data_prep/medicat.py --raw medicat/release --out data/medicat \
              --tokenizer roberta-base
@@ -14,20 +15,21 @@ example: python data_prep/medicat.py --raw medicat/release --out data/medicat \
 import argparse
 import json
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from m3ae.command import exit_status
+from m3ae.command import run
 from m3ae.corpora.items import Drops, Item, is_inside
 from m3ae.corpora.papers import medicat_papers, write_papers
 from m3ae.corpora.prepare import corpus_parser, prepare
 from m3ae.files import need
 
 SEED = 42  # reference, data fact 21
+
+Kept = tuple[int, str]  # a figure to keep: where its line begins, and its paper (pdf_hash)
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
@@ -49,18 +51,12 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return row
 
 
-def figure_texts(row: dict[str, Any]) -> tuple[str, ...]:
-    """Caption (of S2, else S2ORC) and inline references, of a row that `parse_line` took."""
-    caption = row.get("s2_caption") or row.get("s2orc_caption")
-    return tuple(text for text in (caption, *(row.get("s2orc_references") or ())) if text)
-
-
 @dataclass(frozen=True)
 class Figures:
     """Items at some offsets of the jsonl, read one by one whenever they are run through."""
 
     metadata: Path
-    offsets: tuple[int, ...]
+    offsets: list[int]
 
     def __iter__(self) -> Iterator[Item]:
         with open(self.metadata, "rb") as file:
@@ -69,14 +65,9 @@ class Figures:
                 row = parse_line(file.readline())
                 name = f"{row['pdf_hash']}_{row['fig_uri']}"
                 path = self.metadata.parent / "figures" / name
-                yield Item(name, path, figure_texts(row), image_id=path.stem)
-
-
-class Kept(NamedTuple):
-    """A figure to keep: where its line begins, and its paper (pdf_hash)."""
-
-    offset: int
-    paper: str
+                caption = row.get("s2_caption") or row.get("s2orc_caption")
+                texts = (caption, *(row.get("s2orc_references") or ()))
+                yield Item(name, path, tuple(filter(None, texts)), image_id=path.stem)
 
 
 def kept_figures(metadata: Path, everything: bool, drops: Drops) -> list[Kept]:
@@ -93,7 +84,7 @@ def kept_figures(metadata: Path, everything: bool, drops: Drops) -> list[Kept]:
                 drops.add("line: not a figure (any split)", f"{metadata.name}:{number}: {error}")
                 continue
             if everything or row.get("radiology") is True:
-                kept.append(Kept(start, row["pdf_hash"]))
+                kept.append((start, row["pdf_hash"]))
             else:
                 name = f"{row['pdf_hash']}_{row['fig_uri']}"
                 drops.add("figure: not radiology (any split)", name)
@@ -109,13 +100,10 @@ def split_figures(kept: list[Kept], held_out: int) -> dict[str, list[Kept]]:
 
 
 def split_papers(kept: list[Kept], held_out: int) -> dict[str, list[Kept]]:
-    """No paper in two splits; those of train come last.
-
-    Papers, shuffled, fill test until it has `held_out` figures or a few more, then valid.
-    """
+    """Whole papers, shuffled, fill test until it has `held_out` figures, then valid, then train."""
     papers: dict[str, list[Kept]] = {}
     for figure in kept:
-        papers.setdefault(figure.paper, []).append(figure)
+        papers.setdefault(figure[1], []).append(figure)
     order = list(papers)
     random.Random(SEED).shuffle(order)
     parts: dict[str, list[Kept]] = {"train": [], "valid": [], "test": []}
@@ -130,7 +118,7 @@ def split_kept(rule: str, kept: list[Kept], held_out: int) -> dict[str, list[Kep
     enough = 0 <= held_out and 2 * held_out < len(kept)
     parts = SPLIT_BY[rule](kept, held_out) if enough else {"train": []}
     if not parts["train"]:
-        left = f"leaves none of {len(kept)} figures to train on; give a smaller number"
+        left = f"leaves none of {len(kept)} figures for train; give a smaller number"
         raise ValueError(f"--held-out {held_out} for valid and for test {left}")
     return {name: sorted(part) for name, part in parts.items() if part}
 
@@ -140,13 +128,11 @@ SPLIT_BY = {"figure": split_figures, "paper": split_papers}
 
 def split_facts(parts: dict[str, list[Kept]]) -> dict[str, Any]:
     """For the report: figures and papers of each split, and papers with figures in two or three."""
-    papers = {name: {figure.paper for figure in part} for name, part in parts.items()}
+    papers = {name: {paper for _, paper in part} for name, part in parts.items()}
     places = Counter(paper for found in papers.values() for paper in found)
-    return {
-        "figures": {name: len(part) for name, part in parts.items()},
-        "papers": {name: len(found) for name, found in papers.items()},
-        "papers_in_two_splits": sum(count > 1 for count in places.values()),
-    }
+    facts: dict[str, Any] = {"figures": {name: len(part) for name, part in parts.items()}}
+    facts["papers"] = {name: len(found) for name, found in papers.items()}
+    return facts | {"papers_in_two_splits": sum(count > 1 for count in places.values())}
 
 
 def find_metadata(raw: Path) -> Path:
@@ -167,10 +153,7 @@ def make_shards(args: argparse.Namespace) -> None:
     parts = split_kept(args.split_by, kept, args.held_out)
     args.metadata = None  # found or named, it is the same corpus
     del args.pmc_ids  # nothing in the shards depends on it
-    splits = {
-        name: Figures(metadata, tuple(figure.offset for figure in part))
-        for name, part in parts.items()
-    }
+    splits = {name: Figures(metadata, [at for at, _ in part]) for name, part in parts.items()}
     facts = {"corpus": {"split_by": args.split_by, **split_facts(parts)}}
     prepare(splits, {"train": drops}, args, source="MedICaT", facts=facts)
     if table:
@@ -184,14 +167,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--metadata", type=Path, metavar="FILE", help="the jsonl, with figures/ beside it")
     size = "figures in valid, and in test (default: %(default)s, the paper's)"
     add("--held-out", type=int, default=1000, metavar="N", help=size)
-    rule = "paper: no paper in two splits, and N figures or a few more in valid, and in test "
-    rule += "(default: %(default)s, the reference's)"
+    rule = "paper: no paper is in two splits, see above (default: %(default)s, the reference's)"
     add("--split-by", choices=SPLIT_BY, default="figure", help=rule)
     add("--all-figures", action="store_true", help="keep figures that are not radiology too")
     add("--pmc-ids", type=Path, metavar="FILE", help="NCBI's PMC-ids.csv or .csv.gz")
-    args = parser.parse_args(argv)
-    return exit_status(lambda: make_shards(args))
+    return run(make_shards, parser, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -7,8 +7,7 @@ test. Texts of any length stay.
 
 Task fields of a text: question_id, its row's number in the file from 1 (header and blank lines
 apart), and the four columns, as strings exactly as in the file, or null where a cell is blank; such
-rows are kept, counted in the report, and to be left out when that column is classified by. The kind
-of the shards is that of questions, the one for texts with task fields.
+rows are kept, counted in the report, and to be left out when that column is classified by.
 
 OUT/classes.json has for each column the sorted classes: `paper`, of all splits, test too, as the
 paper does, and `train`, of the training rows alone. By the paper there are 85 of i_meth, 45 of
@@ -18,21 +17,13 @@ example: python data_prep/melinda.py --raw melinda --out data/melinda --tokenize
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from m3ae.command import exit_status
+from m3ae.command import run
 from m3ae.corpora.items import Drops, is_inside
 from m3ae.corpora.prepare import corpus_parser
-from m3ae.corpora.questions import (
-    Question,
-    class_coverage,
-    class_lists,
-    count_empty,
-    prepare_fields,
-    to_items,
-)
+from m3ae.corpora.questions import Parsed, Question, count_empty, prepare_classes, to_items
 from m3ae.corpora.tables import read_table
 from m3ae.files import is_unicode, need
 
@@ -63,29 +54,21 @@ def make_shards(args: argparse.Namespace) -> None:
     images = need(args.raw, "the MELINDA corpus") / "melinda_images"
     need(images, "the folder of its figures")
     dropped = {split: Drops() for split in FILES}
-    splits = {
-        split: read_split(need(args.raw / name, "a table of MELINDA"), dropped[split])
-        for split, name in FILES.items()
-    }
-    lists = class_lists(splits, COLUMNS)
-    corpus = {
-        split: {
-            "rows": len(some),
-            "figures": len({caption.image for caption in some}),
-            "without_label": count_empty(some, COLUMNS),
-        }
-        for split, some in splits.items()
-    }
-    facts = {"corpus": corpus, "classes": class_coverage(lists, splits["test"])}
+    splits, counts = {}, {}
+    for split, name in FILES.items():
+        some = read_split(need(args.raw / name, "a table of MELINDA"), dropped[split])
+        figures, empty = len({caption.image for caption in some}), count_empty(some, COLUMNS)
+        counts[split] = {"rows": len(some), "figures": figures, "without_label": empty}
+        splits[split] = some
     items = {split: to_items(some, images.joinpath, str) for split, some in splits.items()}
-    prepare_fields(items, dropped, args, "MELINDA", facts, "classes.json", lists)
+    corpus = Parsed("MELINDA", splits, items, dropped, {"corpus": counts})
+    prepare_classes(corpus, args, COLUMNS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = corpus_parser(__doc__).parse_args(argv)
-    return exit_status(lambda: make_shards(args))
+    return run(make_shards, corpus_parser(__doc__), argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

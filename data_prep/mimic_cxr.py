@@ -10,9 +10,8 @@ table of the reports' sections, which the scripts of MIMIC-CXR's own code reposi
     DIR/mimic_cxr_sectioned.csv           study (s50414267), impression, findings, last_paragraph
 
 Each table may be .csv or .csv.gz. The split is the official one (validate becomes valid). Every
-image of a study has the study's texts: its findings and its impression (--sections), as two texts
-or with --join as one. A study with neither is left out, or gets its last paragraph with
---last-paragraph. The CheXpert labels are not used: these shards are image-text pairs.
+image of a study has the study's findings and impression (--sections), as two texts or with --join
+as one. A study with neither is left out, or gets its last paragraph with --last-paragraph.
 
 example: python data_prep/mimic_cxr.py --raw mimic-cxr-jpg --out data/mimic_cxr \
              --tokenizer roberta-base
@@ -25,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from m3ae.command import exit_status
+from m3ae.command import run
 from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.prepare import corpus_parser, prepare, say_missing
 from m3ae.corpora.tables import read_table
@@ -42,9 +41,8 @@ Texts = dict[str, tuple[str, ...]]  # texts by study, e.g. 50414267; empty where
 
 def find_table(raw: Path, name: str) -> Path:
     """NAME.csv.gz, else NAME.csv; raises FileNotFoundError where neither is there."""
-    places = [raw / f"{name}.csv.gz", raw / f"{name}.csv"]
-    found = [path for path in places if path.exists()]
-    return found[0] if found else need(places[0], "a table of MIMIC-CXR (.csv.gz or .csv)")
+    what = "a table of MIMIC-CXR (.csv.gz or .csv)"
+    return need(raw / f"{name}.csv.gz", what, raw / f"{name}.csv")
 
 
 def read_texts(
@@ -72,7 +70,6 @@ def read_texts(
 
 def read_views(path: Path, drops: Drops) -> dict[str, str]:
     """ViewPosition by dicom_id, in capitals; empty where it is not known."""
-    names: dict[str, str] = {}  # one string a view, not one an image
     views = {}
     for number, row in read_table(path, ("dicom_id", "ViewPosition"), drops):
         dicom, view = row["dicom_id"].strip(), row["ViewPosition"].strip().upper()
@@ -80,7 +77,7 @@ def read_views(path: Path, drops: Drops) -> dict[str, str]:
             where = f"{path.name}: row {number}: {dicom}"
             drops.add("metadata: dicom_id occurs twice, first one kept", where)
         else:
-            views[dicom] = names.setdefault(view, view)
+            views[dicom] = sys.intern(view)  # one string a view, not one an image
     return views
 
 
@@ -154,8 +151,7 @@ def find_views(args: argparse.Namespace, drops: Drops) -> dict[str, str] | None:
         return None
     views = read_views(find_table(args.raw, "mimic-cxr-2.0.0-metadata"), drops)
     known = set(views.values()) - {""}
-    unknown = set(args.views) - known
-    if unknown:
+    if unknown := set(args.views) - known:
         some = ", ".join(sorted(known)[:20]) or "none"
         raise ValueError(f"--views {min(unknown)}: the metadata have {some}")
     return views
@@ -170,16 +166,15 @@ def make_shards(args: argparse.Namespace) -> None:
     texts = read_texts(sections, args.sections, args.join, args.last_paragraph, drops)
     views = find_views(args, drops)
     ids = read_ids(find_table(args.raw, "mimic-cxr-2.0.0-split"), drops)
-    common = {f"{why} (any split)": entry for why, entry in drops.as_dict().items()}
     counts, splits, dropped = {}, {}, {}
     for name, found in ids.items():
         if found:
             counts[name], dropped[name] = count_corpus(found, texts), Drops()
-            dropped[name].merge(common)
+            dropped[name].merge(drops.as_dict(), " (any split)")
             kept = keep_usable(found, texts, views, args.views or (), dropped[name])
             splits[name] = Images(files, kept, texts)
     if not splits:
-        raise ValueError(f"{args.raw}: no image in the table of splits: {common}")
+        raise ValueError(f"{args.raw}: no image in the table of splits: {drops.as_dict()}")
     say_missing(args.raw, splits)
     prepare(splits, dropped, args, source="MIMIC-CXR", facts={"corpus": counts})
 
@@ -194,9 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--last-paragraph", action="store_true", help=last)
     views = "only images of these ViewPositions, e.g. PA AP (default: all)"
     add("--views", nargs="+", metavar="VIEW", help=views)
-    args = parser.parse_args(argv)
-    return exit_status(lambda: make_shards(args))
+    return run(make_shards, parser, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

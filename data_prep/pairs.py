@@ -1,32 +1,27 @@
 r"""Your own images and texts -> shards.
 
 A table FILE (.csv, .tsv, .jsonl or .parquet) with the columns `image` and `text`, and if you like
-`split` (default: train) and `id`. `image` is a path relative to --raw; in a parquet file it may
-also be the image itself (binary, or a struct with `bytes`), and then each row is an image of its
-own; else several rows with the same image in a split are several texts of it. Rows whose path
-leaves --raw are left out.
+`split` (default: train) and `id`. `image` is a path below --raw, and rows with the same one in a
+split are several texts of it; in a parquet file it may also be the image itself (binary, or a
+struct with `bytes`), and then each row is an image of its own.
 
 example: python data_prep/pairs.py --table pairs.csv --raw images --out data/mine \
              --tokenizer roberta-base
 """
 
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from m3ae.command import exit_status
+from m3ae.command import run
 from m3ae.corpora.items import Drops, Item, Stored
 from m3ae.corpora.prepare import corpus_parser, prepare
 from m3ae.corpora.tables import Row, cell, read_table, shared_images, split_and_image
 from m3ae.files import need
 
 
-def read_items(rows: Iterable[Row], name: str, raw: Path, drops: Drops) -> dict[str, list[Item]]:
-    """Items by split; rows with the same image are one item, which the first row's id names.
-
-    `name`: the file's, for the report.
-    """
+def read_items(rows: Iterable[Row], file: str, raw: Path, drops: Drops) -> dict[str, list[Item]]:
+    """Items by split; rows with the same image are one item, which the first row's id names."""
     found: dict[str, dict[str, tuple[str, Path | Stored, list[str]]]] = {}
     for number, row in rows:
         try:
@@ -35,7 +30,7 @@ def read_items(rows: Iterable[Row], name: str, raw: Path, drops: Drops) -> dict[
             if not text:
                 raise ValueError("no text")
         except ValueError as error:
-            drops.add(f"row: {error}", f"{name}: row {number}")
+            drops.add(f"row: {error}", f"{file}: row {number}")
             continue
         first = (key, stored or raw / image, [])
         found.setdefault(split, {}).setdefault(image, first)[2].append(text)
@@ -61,9 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser, kinds = corpus_parser(__doc__), ".csv, .tsv, .jsonl or .parquet"
     parser.add_argument("--table", type=Path, required=True, metavar="FILE", help=kinds)
-    args = parser.parse_args(argv)
-    return exit_status(lambda: make_shards(args))
+    return run(make_shards, parser, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -5,11 +5,8 @@
 
 The pictures are drawn by this script and show nobody; every caption contains the word "phantom".
 An image has independent facts: modality, plane, region, and (in 80 %) a finding with kind, side,
-level, size and number. Texts add age and sex, which no image shows, and leave out some facts
-that the image shows, so each side carries something that the other lacks. A fact has exactly one
-word and a word belongs to exactly one fact: a synonym would cap the accuracy on masked words, so
-variety comes from the function words alone. "left" is the left of the *image* (a phantom
-convention; in radiology it would be the patient's left).
+level, size and number. Texts add age and sex, which no image shows, and leave out some facts that
+the image shows. A fact has exactly one word. "left" is the left of the *image*.
 
 Written under OUT (the layouts asked for, then the description):
 
@@ -28,7 +25,6 @@ the same bytes whatever the number of workers. An interrupted run is continued b
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -43,15 +39,13 @@ VERSION = 1
 def claim(out: Path, options: dict) -> bool:
     """Reserve OUT for these options; return True if it already holds the complete corpus.
 
-    Raises ValueError if OUT holds phantoms of other options, or a corpus that is not known to be
-    phantoms, which must never be mixed with them.
+    Raises ValueError if OUT holds phantoms of other options, or what may be no phantoms.
     """
     if (out / "phantoms.json").exists():
         found = json.loads((out / "phantoms.json").read_text())
         had = {"version": found.get("version")} | found.get("options", {})
         asked = {"version": VERSION} | options
-        differing = [k for k in asked if had.get(k) != asked[k]]
-        if differing:
+        if differing := [k for k in asked if had.get(k) != asked[k]]:
             detail = "; ".join(f"{k} {had.get(k)} there, {asked[k]} asked" for k in differing)
             raise ValueError(f"{out} holds phantoms of other options: {detail}")
         return found["complete"]
@@ -112,4 +106,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

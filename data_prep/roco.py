@@ -14,11 +14,10 @@ example: python data_prep/roco.py --raw roco-dataset/data --out data/roco \
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from m3ae.command import exit_status
+from m3ae.command import run
 from m3ae.corpora.items import Drops, Item, is_inside
 from m3ae.corpora.papers import write_roco_papers
 from m3ae.corpora.prepare import corpus_parser, prepare, say_missing
@@ -47,8 +46,7 @@ def read_captions(path: Path, drops: Drops) -> dict[str, str]:
 def figure_names(folder: Path, drops: Drops) -> dict[str, str]:
     """ROCO id by figure name, e.g. PMC4608653_cro-0008-0385-g01.jpg.
 
-    The name is the stem of the archive in dlinks.txt, "_", and its last column; licences.txt
-    gives it whole.
+    It is whole in licences.txt; in dlinks.txt, the stem of the archive, "_" and the last column.
     """
     names: dict[str, str] = {}
     for number, line in read_lines(need(folder / "dlinks.txt", "ROCO's list of archives")):
@@ -94,10 +92,10 @@ def read_references(path: Path, names: dict[str, str], drops: Drops) -> dict[str
         except (ValueError, RecursionError) as error:
             drops.add("line: not a reference object", f"{where}: {error}")
             continue
-        if name not in names:
+        if name in names:
+            references.setdefault(names[name], []).extend(texts)
+        else:
             drops.add("references: figure not in this split", f"{where}: {name}", len(texts))
-            continue
-        references.setdefault(names[name], []).extend(texts)
     return references
 
 
@@ -125,10 +123,8 @@ def find_splits(args: argparse.Namespace, dropped: dict[str, Drops]) -> dict[str
         return splits
     hub = parquet_splits(args.raw)
     if hub and args.references:
-        raise ValueError(
-            f"{args.raw}: the hub's copies name no figures, which --references is joined by; leave "
-            "it out, or give the original layout"
-        )
+        why = "the hub's copies name no figures, which --references is joined by"
+        raise ValueError(f"{args.raw}: {why}; leave it out, or give the original layout")
     return {split: parquet_pairs(files, dropped[split]) for split, files in hub.items()}
 
 
@@ -138,10 +134,8 @@ def make_shards(args: argparse.Namespace) -> None:
     dropped = {split: Drops() for split in SPLIT_NAMES}
     splits = find_splits(args, dropped)
     if not splits:
-        raise FileNotFoundError(
-            f"{args.raw}: no train/radiology, validation/radiology or test/radiology in it; give "
-            "ROCO's folder `data`, or one of parquet files train-*, validation-*, test-*"
-        )
+        give = "give ROCO's folder `data`, or one of parquet files such as train-*"
+        raise FileNotFoundError(f"{args.raw}: no train/radiology or the like in it; {give}")
     say_missing(args.raw, splits)
     prepare(splits, dropped, args, source="ROCO radiology")
     write_roco_papers(args.raw, args.out)
@@ -151,9 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser, what = corpus_parser(__doc__), "folder of MedICaT's roco_*_references.jsonl"
     parser.add_argument("--references", type=Path, metavar="DIR", help=what)
-    args = parser.parse_args(argv)
-    return exit_status(lambda: make_shards(args))
+    return run(make_shards, parser, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

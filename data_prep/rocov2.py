@@ -9,12 +9,11 @@ example: python data_prep/rocov2.py --raw rocov2 --out data/rocov2 --tokenizer r
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from m3ae.command import exit_status
-from m3ae.corpora.items import Drops, Item, Stored, is_inside
+from m3ae.command import run
+from m3ae.corpora.items import Drops, Item, is_inside
 from m3ae.corpora.prepare import corpus_parser, prepare, say_missing
 from m3ae.corpora.stored import SPLIT_NAMES, InZip, parquet_pairs, parquet_splits, zip_names
 from m3ae.corpora.tables import read_table
@@ -50,10 +49,8 @@ def zip_members(archive: Path, drops: Drops) -> dict[str, str]:
 
 
 def find_images(raw: Path, name: str) -> Path:
-    """Folder or zip of a split's images; FileNotFoundError where there is neither.
-
-    The innermost folder counts: an archive unpacked into train_images/ may have its own train/.
-    """
+    """The innermost folder, else the zip, of a split's images; FileNotFoundError without."""
+    # An archive unpacked into train_images/ may have its own train/.
     places = [raw / f"{name}_images" / name, raw / name, raw / f"{name}_images"]
     found = [place for place in places if place.is_dir()] or [raw / f"{name}_images.zip"]
     return need(found[0], f"the images of split {name}, or the folder {name}/ or {name}_images/")
@@ -64,14 +61,12 @@ def read_split(captions: Path, name: str, drops: Drops) -> list[Item]:
     images = find_images(captions.parent, name)
     zipped = images.is_file()
     members = zip_members(images, drops) if zipped else {}
-
-    def source(file: str) -> Path | Stored:
-        return InZip(images, members.get(file, file)) if zipped else images / file
-
-    return [
-        Item(key, source(f"{key}.jpg"), (caption,))
-        for key, caption in read_captions(captions, drops).items()
-    ]
+    items = []
+    for key, caption in read_captions(captions, drops).items():
+        file = f"{key}.jpg"
+        place = InZip(images, members.get(file, file)) if zipped else images / file
+        items.append(Item(key, place, (caption,)))
+    return items
 
 
 def make_shards(args: argparse.Namespace) -> None:
@@ -84,22 +79,19 @@ def make_shards(args: argparse.Namespace) -> None:
         for path, name in [(path, name) for path, name in tables if path.is_file()][:1]:
             splits[split] = read_split(path, name, dropped[split])
     if not splits:
-        for split, files in parquet_splits(args.raw).items():
-            splits[split] = parquet_pairs(files, dropped[split])
+        hub = parquet_splits(args.raw)
+        splits = {split: parquet_pairs(files, dropped[split]) for split, files in hub.items()}
     if not splits:
-        raise FileNotFoundError(
-            f"{args.raw}: no train_captions.csv, valid_captions.csv or test_captions.csv in it, "
-            "and no parquet files train-*, validation-*, test-*"
-        )
+        tables = "train_captions.csv, valid_captions.csv or test_captions.csv"
+        raise FileNotFoundError(f"{args.raw}: no {tables} in it, and no parquet files train-* ...")
     say_missing(args.raw, splits)
     prepare(splits, dropped, args, source="ROCOv2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    args = corpus_parser(__doc__).parse_args(argv)
-    return exit_status(lambda: make_shards(args))
+    return run(make_shards, corpus_parser(__doc__), argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -2,38 +2,26 @@ r"""SLAKE 1.0 -> shards of questions on images.
 
 The corpus: DIR/train.json, DIR/validate.json (in the hub copy: validation.json), DIR/test.json and
 DIR/imgs/xmlab1/source.jpg, as published, or in their place DIR/imgs.zip, as in the hub copy. The
-paper uses the English questions. The keys of images are their folders, e.g. xmlab1, since all
-files have one name.
+paper uses the English questions. The keys of images are their folders, e.g. xmlab1.
 
 example: python data_prep/slake.py --raw Slake1.0 --out data/slake --tokenizer roberta-base
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m3ae.command import exit_status
+from m3ae.command import run
+from m3ae.corpora import questions
 from m3ae.corpora.items import Drops
 from m3ae.corpora.prepare import corpus_parser
-from m3ae.corpora.questions import (
-    Place,
-    Question,
-    checked_rows,
-    count_types,
-    labels,
-    prepare_questions,
-    task_fields,
-)
+from m3ae.corpora.questions import Place, Question
 from m3ae.corpora.stored import InZip, zip_names
 from m3ae.files import need
 
-FILES = {
-    "train": ("train.json",),
-    "valid": ("validate.json", "validation.json"),
-    "test": ("test.json",),
-}
+VALID = ("validate.json", "validation.json")
+FILES = {"train": ("train.json",), "valid": VALID, "test": ("test.json",)}
 KEYS = ("img_name", "question", "answer_type", "q_lang")
 MORE = ("base_type", "location", "modality", "q_lang")  # columns that become fields as they are
 
@@ -42,19 +30,19 @@ def make_question(row: dict[str, Any]) -> Question:
     """A checked row as a question; columns that are not text become empty fields."""
     said = {key: row[key] if isinstance(row.get(key), str) else "" for key in MORE}
     kind = row["content_type"] if isinstance(row.get("content_type"), str) else ""
-    fields = task_fields(row["qid"], row["answer"], row["answer_type"], kind, **said)
+    fields = questions.task_fields(row["qid"], row["answer"], row["answer_type"], kind, **said)
     return Question(row["img_name"], row["question"], fields)
 
 
 def read_split(path: Path, languages: Sequence[str], drops: Drops) -> list[Question]:
     """Questions of one file in these languages, in its order."""
-    questions = []
-    for row in checked_rows(path, KEYS, drops):
+    asked = []
+    for row in questions.checked_rows(path, KEYS, drops):
         if row["q_lang"] in languages:
-            questions.append(make_question(row))
+            asked.append(make_question(row))
         elif row["q_lang"] not in ("en", "zh"):
             drops.add("question: unknown q_lang", f"{path.name}: qid {row['qid']}")
-    return questions
+    return asked
 
 
 def find_images(raw: Path) -> Place:
@@ -81,26 +69,21 @@ def make_shards(args: argparse.Namespace) -> None:
     splits: dict[str, list[Question]] = {}
     dropped = {split: Drops() for split in FILES}
     for split, names in FILES.items():
-        places = [args.raw / name for name in names]
-        path = next((place for place in places if place.exists()), places[0])
-        need(path, " or ".join(names) + " of SLAKE")
+        first, *others = (args.raw / name for name in names)
+        path = need(first, " or ".join(names) + " of SLAKE", *others)
         splits[split] = read_split(path, languages, dropped[split])
-    lists = {"paper": labels(*splits.values()), "train": labels(splits["train"])}
-    corpus = {}
-    for split, asked in splits.items():
-        asked_about = len({question.image for question in asked})
-        corpus[split] = {"images_asked_about": asked_about, **count_types(asked)}
-    where = dict.fromkeys(splits, images)
-    prepare_questions(splits, where, image_key, lists, corpus, dropped, args, "SLAKE")
+    counts = {split: questions.count_questions(asked) for split, asked in splits.items()}
+    items = {split: questions.to_items(asked, images, image_key) for split, asked in splits.items()}
+    corpus = questions.Parsed("SLAKE", splits, items, dropped, {"corpus": counts})
+    questions.prepare_questions(corpus, args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser, which = corpus_parser(__doc__), "whose questions to keep (default: %(default)s)"
     parser.add_argument("--language", choices=("en", "zh", "both"), default="en", help=which)
-    args = parser.parse_args(argv)
-    return exit_status(lambda: make_shards(args))
+    return run(make_shards, parser, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -12,46 +12,32 @@ A table FILE (.csv, .tsv, .jsonl or .parquet), one row a question:
     question_type   categories of your own, for the table of results
 
 The last four may be absent or empty; columns beyond these are ignored and named in the report. Rows
-that cannot be used are left out and counted; so are answers without a word once normalised (lower
-case, no articles, no punctuation), such as the letter A.
+that cannot be used are left out and counted, also for an answer such as the letter A, of which no
+word is left once it is normalised (no articles, no punctuation).
 
 With --classes COLUMN[,COLUMN] the rows are texts with classes: columns image, text and those; a
 row whose cell is empty has no class of that column.
 
 OUT/answers.json has the sorted answers (OUT/classes.json for each column the classes): `paper`, of
-all splits, and `train`, of the training rows alone. For pairs without labels, and for retrieval,
-see pairs.py.
-
---test-share and --valid-share draw splits by image, so that no image is in two. Where a patient or
-a case has several images, give a column `split` that keeps them together.
+all splits, and `train`, of the training rows alone. --test-share and --valid-share draw splits by
+image. Where a patient or a case has several, give a column `split` that keeps them together.
+For pairs without labels, and for retrieval, see pairs.py.
 
 example: python data_prep/table.py --table questions.csv --raw images --out data/mine --px 384 \
              --tokenizer roberta-base --valid-share 0.1 --test-share 0.2
 """
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from m3ae.command import exit_status
+from m3ae.command import run
+from m3ae.corpora import questions
 from m3ae.corpora.items import Drops, Stored
 from m3ae.corpora.prepare import corpus_parser
-from m3ae.corpora.questions import (
-    ANSWER_TYPES,
-    Question,
-    class_coverage,
-    class_lists,
-    count_empty,
-    count_types,
-    coverage,
-    labels,
-    prepare_fields,
-    task_fields,
-    to_items,
-)
+from m3ae.corpora.questions import ANSWER_TYPES, Question, Splits
 from m3ae.corpora.tables import Row, cell, read_table, shared_images, split_and_image
 from m3ae.data.sampler import SUBSET, keyed
 from m3ae.files import need
@@ -60,51 +46,44 @@ OPTIONAL = ("split", "id")
 OPTIONAL_FOR_QUESTIONS = ("type", "question_type")
 ORDER = ("train", "valid", "test")  # first in the report, others as they come
 
-Splits = dict[str, list[Question]]
 
-
-def read_row(
-    row: dict[str, Any], number: int, classes: Sequence[str]
-) -> tuple[str, Question, Stored | None]:
-    """Split, question (or text with `classes`) and stored image of a row.
-
-    Raises ValueError, whose message is a reason to leave the row out.
-    """
-    split, image, stored = split_and_image(row)
+def make_question(row: dict[str, Any], number: int, image: str, classes: Sequence[str]) -> Question:
+    """The question (or text with `classes`) of a row; ValueError says why to leave the row out."""
     name = cell(row, "id") or str(number)
     if classes:
         text, given = cell(row, "text"), {column: cell(row, column) or None for column in classes}
         if not text:
             raise ValueError("no text")
-        return split, Question(image, text, {"question_id": name, **given}), stored
+        return Question(image, text, {"question_id": name, **given})
     text, answer = cell(row, "question"), cell(row, "answer")
     if not text or not answer:
         raise ValueError("no answer" if text else "no question")
-    fields = task_fields(name, answer, cell(row, "type").lower(), cell(row, "question_type"))
+    said, category = cell(row, "type").lower(), cell(row, "question_type")
+    fields = questions.task_fields(name, answer, said, category)
     if not fields["label"]:
         raise ValueError("no word is left of the answer, normalised")
     if not fields["answer_type"]:
         fields["answer_type"] = "closed" if fields["label"] in ("yes", "no") else "open"
     if fields["answer_type"] not in ANSWER_TYPES:
         raise ValueError("unknown type, neither open nor closed")
-    return split, Question(image, text, fields), stored
+    return Question(image, text, fields)
 
 
 def read_questions(
-    rows: Iterable[Row], name: str, classes: Sequence[str], drops: Drops
+    rows: Iterable[Row], file: str, classes: Sequence[str], drops: Drops
 ) -> tuple[Splits, dict[str, Stored]]:
-    """Questions by split, in order, and stored images by name; `name`: the file's, for the report.
+    """Questions by split, in order, and stored images by name.
 
-    Rows that cannot be used are counted, and so are those whose key IMAGE/ID occurred before in
-    their split.
+    Rows that cannot be used are counted, and repetitions of a key IMAGE/ID in a split.
     """
     splits: Splits = {}
     stored: dict[str, Stored] = {}
     known: set[tuple[str, str]] = set()
     for number, row in rows:
-        where = f"{name}: row {number}"
+        where = f"{file}: row {number}"
         try:
-            split, question, image = read_row(row, number, classes)
+            split, name, image = split_and_image(row)
+            question = make_question(row, number, name, classes)
         except ValueError as error:
             drops.add(f"row: {error}", where)
             continue
@@ -120,24 +99,23 @@ def read_questions(
     return {split: splits[split] for split in dict.fromkeys(order)}, stored
 
 
-def draw_splits(questions: Sequence[Question], fractions: dict[str, float], seed: int) -> Splits:
+def draw_splits(asked: Sequence[Question], fractions: dict[str, float], seed: int) -> Splits:
     """Questions split by image: for each of `fractions` the rounded part of them, at least one.
 
-    Depends on the images' names and the seed, not on the order of rows. Raises ValueError where
-    nothing is left to train on.
+    It depends on the images' names and the seed. ValueError where nothing is left to train on.
     """
-    images = sorted({question.image for question in questions})
+    images = sorted({question.image for question in asked})
     drawn = [images[k] for k in keyed(seed, SUBSET).permutation(len(images))]
     split_of: dict[str, str] = {}
     for split, part in fractions.items():
         count = max(1, round(part * len(images)))
         split_of |= dict.fromkeys(drawn[:count], split)
-        drawn = drawn[count:]
+        del drawn[:count]
     if not drawn:
-        left = f"nothing is left to train on of {len(images)} images"
-        raise ValueError(f"--test-share, --valid-share: {left}")
+        given = "--test-share, --valid-share"
+        raise ValueError(f"{given}: nothing is left to train on of {len(images)} images")
     parts: Splits = {split: [] for split in ORDER if split in ("train", *fractions)}
-    for question in questions:
+    for question in asked:
         parts[split_of.get(question.image, "train")].append(question)
     return parts
 
@@ -146,11 +124,9 @@ def count_splits(splits: Splits, classes: Sequence[str]) -> dict[str, Any]:
     """Of each split: images; questions by type, or texts and those without a class by column."""
     counts: dict[str, Any] = {}
     for split, some in splits.items():
-        counts[split] = {"images": len({question.image for question in some})}
-        if classes:
-            counts[split] |= {"texts": len(some), "without_class": count_empty(some, classes)}
-        else:
-            counts[split] |= count_types(some)
+        texts = {"texts": len(some), "without_class": questions.count_empty(some, classes)}
+        images = len({question.image for question in some})
+        counts[split] = {"images": images, **(texts if classes else questions.count_types(some))}
     return counts
 
 
@@ -168,8 +144,8 @@ def read_classes(names: str | None) -> list[str]:
     classes = [name.strip() for name in names.split(",")] if names is not None else []
     for name in classes:
         if name in ("", "image", "text", "question_id", *OPTIONAL) or classes.count(name) > 1:
-            said = f"{name!r} cannot be a column of classes, or is there twice"
-            raise ValueError(f"--classes {names}: {said}")
+            why = "cannot be a column of classes, or is there twice"
+            raise ValueError(f"--classes {names}: {name!r} {why}")
     return classes
 
 
@@ -190,6 +166,10 @@ def find_splits(
         raise ValueError(f"{has}; give no --test-share or --valid-share")
     if fractions:
         splits = draw_splits(splits["train"], fractions, args.seed)
+    every = [question.fields for some in splits.values() for question in some]
+    for name in classes:
+        if all(fields[name] is None for fields in every):
+            raise ValueError(f"{path}: column {name!r} is empty in every usable row")
     if ignored:
         print(f"note: columns of {path.name} not used: {', '.join(ignored)}", file=sys.stderr)
     if "train" not in splits:
@@ -199,48 +179,37 @@ def find_splits(
 
 def make_shards(args: argparse.Namespace) -> None:
     """The whole work."""
-    path, drops = need(Path(args.table), "a table of images and questions"), Drops()
+    path, drops = need(args.table, "a table of images and questions"), Drops()
     need(args.raw, "the folder that image paths start from")
     classes = read_classes(args.classes)
     splits, stored, ignored = find_splits(path, args, classes, drops)
     shared = shared_images({split: [q.image for q in some] for split, some in splits.items()})
-    test = splits.get("test", [])
-    if classes:
-        lists: dict[str, Any] = class_lists(splits, classes)
-        empty = [name for name in classes if not lists[name]["paper"]]
-        if empty:
-            raise ValueError(f"{path}: column {empty[0]!r} is empty in every usable row")
-        known = {"classes": class_coverage(lists, test)}
-    else:
-        found = {"paper": labels(*splits.values()), "train": labels(splits.get("train", []))}
-        lists = {name: sorted(some) for name, some in found.items()}
-        known = {"answers": coverage(found, test)}
-    counts = {"corpus": count_splits(splits, classes), "ignored_columns": ignored}
-    facts = {**counts, "images_in_two_splits": len(shared), **known}
-    # By its content, not its place: the options decide whether a split is up to date.
-    args.table = f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    facts: dict[str, Any] = {"corpus": count_splits(splits, classes), "ignored_columns": ignored}
+    facts["images_in_two_splits"] = len(shared)
 
     def place(name: str) -> Path | Stored:
         return stored.get(name) or args.raw / name
 
-    items = {split: to_items(some, place, str) for split, some in splits.items()}
-    dropped, file = {next(iter(splits)): drops}, "classes.json" if classes else "answers.json"
-    prepare_fields(items, dropped, args, path.stem, facts, file, lists)
+    items = {split: questions.to_items(some, place, str) for split, some in splits.items()}
+    corpus = questions.Parsed(path.stem, splits, items, {next(iter(splits)): drops}, facts)
+    if classes:
+        questions.prepare_classes(corpus, args, classes)
+    else:
+        questions.prepare_questions(corpus, args, type_order=None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = corpus_parser(__doc__)
     add = parser.add_argument
-    add("--table", required=True, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet")
+    add("--table", type=Path, required=True, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet")
     add("--classes", metavar="COLUMN[,COLUMN]", help="columns of classes, instead of answers")
     part = "part of the images that becomes the test split, where the table has no splits"
     add("--test-share", type=float, metavar="X", help=part)
     add("--valid-share", type=float, metavar="X", help="the same for the valid split")
     add("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
-    args = parser.parse_args(argv)
-    return exit_status(lambda: make_shards(args))
+    return run(make_shards, parser, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

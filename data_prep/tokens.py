@@ -9,7 +9,6 @@ example: python data_prep/tokens.py data/roco data/medicat/train --tokenizer rob
 """
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from m3ae.command import exit_status, parser_for
+from m3ae.command import parser_for, run
 from m3ae.corpora import prepare
 from m3ae.corpora.shard_writer import is_sealed, ragged_tokens, seal, shard_name, write_shard
 from m3ae.corpora.verification import read_chunks, split_folders
@@ -67,12 +66,9 @@ def new_record(
     """The record of a split whose shards have become `files`, in the same order."""
     chunks, rest = [], iter(files)
     for chunk in record["chunks"]:
-        lengths: Counter = Counter()
         new = [next(rest) for _ in chunk["files"]]
-        for file in new:
-            lengths += token_counts(folder / file["name"])
-        pairs = [list(pair) for pair in sorted(lengths.items())]
-        chunks.append({**chunk, "files": new, "lengths": pairs})
+        lengths = sum((token_counts(folder / file["name"]) for file in new), Counter())
+        chunks.append({**chunk, "files": new, "lengths": sorted(map(list, lengths.items()))})
     return {"facts": {**record["facts"], "tokenizer": made}, "chunks": chunks}
 
 
@@ -139,9 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add, what = parser.add_argument, "prepared corpora or splits"
     add("folders", type=Path, nargs="+", metavar="OUT", help=what)
     add("--tokenizer", required=True, metavar="NAME", help="hub id or folder")
-    args = parser.parse_args(argv)
-    return exit_status(lambda: retokenize(args))
+    return run(retokenize, parser, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

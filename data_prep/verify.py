@@ -2,19 +2,18 @@
 
 With --repair, a damaged split becomes an unfinished preparation (SPLIT.partial) that lacks nothing
 but its damaged parts (chunks of at most 768 images). The command that prepared it, which is
-printed, then makes these again from the raw corpus and nothing else; the result has the same bytes
-as before the damage. A lost manifest.json is made again too, as long as chunks.json is sound.
+printed, then makes these again, to the same bytes as before the damage. A lost manifest.json is
+made again too, as long as chunks.json is sound.
 
 example: python data_prep/verify.py data/roco
          python data_prep/verify.py data/roco/train --repair
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from m3ae.command import exit_status, parser_for
+from m3ae.command import parser_for, run
 from m3ae.corpora.prepare import command, partial_folder, reopen
 from m3ae.corpora.verification import find_problems, read_chunks, split_folders
 from m3ae.files import file_sha256
@@ -41,11 +40,9 @@ def repair(split: Path, problems: list[tuple[str, str]]) -> None:
     split = split.absolute()
     broken, record = damaged_files(split, problems), read_chunks(split)
     (lost, chunks), facts = reopen(split, record, broken), record["facts"]
-    print(
-        f"    now {partial_folder(split)}: {lost} of {chunks} chunks to make again, by the\n"
-        f"    command that prepared it (SCRIPT: the one for {facts['source']}):\n"
-        f"    {command(facts, split.parent)}"
-    )
+    print(f"    now {partial_folder(split)}: {lost} of {chunks} chunks to make again, by the")
+    print(f"    command that prepared it (SCRIPT: the one for {facts['source']}):")
+    print(f"    {command(facts, split.parent)}")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -75,9 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add, what = parser.add_argument, "prepared corpora or splits"
     add("folders", type=Path, nargs="+", metavar="DIR", help=what)
     add("--repair", action="store_true", help="turn damaged splits into unfinished ones")
-    args = parser.parse_args(argv)
-    return exit_status(lambda: check(args))
+    return run(check, parser, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,19 +1,18 @@
 r"""VQA-Med-2019 -> shards of questions on images, or of image-caption pairs.
 
 `--as questions`: splits train, valid and test as published, of the categories asked for (the
-paper's are modality, plane and organ; the categories of a file are in its name, and of a test
-question in its line). The corpus names no answer type: `closed` is a question answered by yes or
-no. In a test answer, `#` separates alternatives, which are listed in the field `alternatives`, and
-`(...)` is optional; both are left to the evaluation, and the label is that of the whole string, as
-in the paper. Read are the official layout (DIR/ImageClef-2019-VQA-Med-Training, ...-Validation,
-DIR/VQAMed2019Test) and the paper's (DIR/{train,val,test}/QA/Modality.csv, images/).
+paper's are modality, plane and organ). `closed` is a question answered by yes or no. In a test
+answer, `#` separates alternatives, listed in the field `alternatives`, and `(...)` is optional; the
+label is that of the whole string, as in the paper. Read are the official layout
+(DIR/ImageClef-2019-VQA-Med-Training, ...-Validation, DIR/VQAMed2019Test) and the paper's
+(DIR/{train,val,test}/QA/Modality.csv, images/).
 
 `--as captions`: one composed caption a training image. A caption joins the answers about modality,
 plane, organ and abnormality by ", ", e.g. "cta - ct angiography, axial, lung, mediastinum, pleura,
-cryptococcal pneumonia". A yes or no says nothing without its question and is left out, but for "is
-this a ct scan? yes", which gives "ct scan". `--categories` leaves some out: the control for a model
-that is tested on them. Say wherever results are reported that these captions are composed. Only
-training images are used; a seeded part, the same for any categories, is held out as `valid`.
+cryptococcal pneumonia". A yes or no is left out, but for "is this a ct scan? yes", which gives "ct
+scan". `--categories` leaves some out: the control for a model that is tested on them. Say wherever
+results are reported that these captions are composed. Only training images are used; a seeded part,
+the same for any categories, is held out as `valid`.
 
 example: python data_prep/vqa_med_2019.py --as questions --raw vqa_med_2019 --out data/vqa_med_qa
          python data_prep/vqa_med_2019.py --as captions --raw vqa_med_2019 --out data/vqa_med
@@ -22,22 +21,15 @@ example: python data_prep/vqa_med_2019.py --as questions --raw vqa_med_2019 --ou
 import argparse
 import random
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from m3ae.command import exit_status
+from m3ae.command import run
+from m3ae.corpora import questions
 from m3ae.corpora.items import Drops, Item, is_inside
 from m3ae.corpora.prepare import corpus_parser, prepare
-from m3ae.corpora.questions import (
-    Question,
-    count_corpus,
-    labels,
-    prepare_questions,
-    task_fields,
-    unused,
-)
+from m3ae.corpora.questions import Question
 from m3ae.corpora.tables import read_lines
 from m3ae.files import is_unicode, need
 from m3ae.scoring.answers import accepted_answers
@@ -73,11 +65,11 @@ def read_captions(folder: Path, categories: Sequence[str], drops: Drops) -> dict
             if len(columns) != 3 or not columns[0].strip():
                 drops.add("line: not `image|question|answer`", f"{path.name}:{number}: {line[:60]}")
                 continue
-            image, question, answer = columns
-            said = phrase(question, answer)
-            if not said:
+            said = parts.setdefault(columns[0].strip(), [])
+            if words := phrase(*columns[1:]):
+                said.append(words)
+            else:
                 drops.add("answer: yes or no says nothing alone", f"{path.name}:{number}: {line}")
-            parts.setdefault(image.strip(), []).extend([said] if said else [])
     return {image: ", ".join(said) for image, said in parts.items()}
 
 
@@ -95,17 +87,15 @@ def find_sources(raw: Path, categories: Sequence[str]) -> dict[str, Source]:
     sources = {}
     if (raw / "train" / "QA").is_dir():
         for split, name in (("train", "train"), ("valid", "val"), ("test", "test")):
-            qa, folder = [(f"{kind.capitalize()}.csv", kind) for kind in categories], raw / name
-            files = tuple((folder / "QA" / file, kind) for file, kind in qa)
-            sources[split] = Source(folder / "images", files)
+            qa = raw / name / "QA"
+            files = tuple((qa / f"{kind.capitalize()}.csv", kind) for kind in categories)
+            sources[split] = Source(raw / name / "images", files)
         return sources
+    file_of = dict(zip(NAMES, CATEGORIES, strict=True))
     for split, (name, images, ending) in OFFICIAL.items():
         folder = need(raw / name, "a part of the VQA-Med-2019 corpus")
-        files = tuple(
-            (folder / "QAPairsByCategory" / f"{file}_{ending}.txt", kind)
-            for file, kind in zip(CATEGORIES, NAMES, strict=True)
-            if kind in categories
-        )
+        qa = folder / "QAPairsByCategory"
+        files = tuple((qa / f"{file_of[kind]}_{ending}.txt", kind) for kind in categories)
         sources[split] = Source(folder / images, files)
     test = need(raw / TEST, "the test part of the VQA-Med-2019 corpus")
     sources["test"] = Source(test / "VQAMed2019_Test_Images", ((test / ANSWERED, ""),))
@@ -115,7 +105,7 @@ def find_sources(raw: Path, categories: Sequence[str]) -> dict[str, Source]:
 def read_questions(source: Source, categories: Sequence[str], drops: Drops) -> list[Question]:
     """Questions of one split, in file order; lines `image|[category|]question|answer`."""
     need(source.images, "VQA-Med-2019's images")
-    questions: list[Question] = []
+    asked: list[Question] = []
     taken: dict[str, set[str]] = {}  # ids of questions by image
     for path, category in source.files:
         for number, line in read_lines(need(path, "VQA-Med's questions")):
@@ -133,17 +123,17 @@ def read_questions(source: Source, categories: Sequence[str], drops: Drops) -> l
             if kind not in NAMES or not is_inside(image):
                 drops.add("line: unknown category or image outside", where)
             elif kind in categories:
-                name = unused(kind, taken.setdefault(image, set()))
+                name = questions.unused(kind, taken.setdefault(image, set()))
                 taken[image].add(name)
-                questions.append(make_question(image, name, kind, text, answer))
-    return questions
+                asked.append(make_question(image, name, kind, text, answer))
+    return asked
 
 
 def make_question(image: str, name: str, category: str, text: str, answer: str) -> Question:
     """A question with its fields; `name` is its id among those on the image."""
     closed = "closed" if answer.lower() in ("yes", "no") else "open"
     accepted = sorted(accepted_answers(answer))
-    fields = task_fields(name, answer, closed, category, alternatives=accepted)
+    fields = questions.task_fields(name, answer, closed, category, alternatives=accepted)
     return Question(image if Path(image).suffix else f"{image}.jpg", text, fields)
 
 
@@ -151,17 +141,17 @@ def make_questions(args: argparse.Namespace) -> None:
     """Body of `--as questions`."""
     sources = find_sources(args.raw, args.categories)
     dropped = {split: Drops() for split in sources}
-    splits = {
-        split: read_questions(source, args.categories, dropped[split])
-        for split, source in sources.items()
-    }
-    train, valid = splits["train"], splits["valid"]
-    lists = {"paper": labels(*splits.values()), "train": labels(train)}
-    lists["train_valid"] = labels(train, valid)
-    images = {name: source.images.joinpath for name, source in sources.items()}
-    corpus = {name: count_corpus(asked, sources[name].images) for name, asked in splits.items()}
-    given = (splits, images, lambda name: Path(name).stem, lists, corpus, dropped, args)
-    prepare_questions(*given, "VQA-Med-2019, questions", REFERENCE_ORDER)
+    splits, items, counts = {}, {}, {}
+    for split, source in sources.items():
+        asked, folder = read_questions(source, args.categories, dropped[split]), source.images
+        items[split] = questions.to_items(asked, folder.joinpath, lambda name: Path(name).stem)
+        counts[split] = {"image_files": questions.count_images(folder)}
+        counts[split] |= questions.count_questions(asked)
+        splits[split] = asked
+    more = {"train_valid": questions.labels(splits["train"], splits["valid"])}
+    source, facts = "VQA-Med-2019, questions", {"corpus": counts}
+    corpus = questions.Parsed(source, splits, items, dropped, facts)
+    questions.prepare_questions(corpus, args, REFERENCE_ORDER, more)
 
 
 def make_captions(args: argparse.Namespace) -> None:
@@ -181,6 +171,17 @@ def make_captions(args: argparse.Namespace) -> None:
     prepare(splits, {"train": drops}, args, source="VQA-Med-2019, composed captions")
 
 
+def make_shards(args: argparse.Namespace) -> None:
+    """The whole work."""
+    wanted = args.categories or (NAMES if args.form == "captions" else NAMES[:3])
+    args.categories = [name for name in NAMES if name in wanted]
+    if args.form == "captions":
+        make_captions(args)
+    else:
+        del args.held_out, args.seed  # they decide nothing here, so the shards do not record them
+        make_questions(args)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = corpus_parser(__doc__)
@@ -191,14 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seed", type=int, default=42, help="captions: of the held-out draw (%(default)s)")
     which = "which (default: questions: the paper's, modality plane organ; captions: all four)"
     add("--categories", nargs="+", choices=NAMES, help=which)
-    args = parser.parse_args(argv)
-    wanted = args.categories or (NAMES if args.form == "captions" else NAMES[:3])
-    args.categories = [name for name in NAMES if name in wanted]
-    if args.form == "captions":
-        return exit_status(lambda: make_captions(args))
-    del args.held_out, args.seed  # they decide nothing here, so the shards do not record them
-    return exit_status(lambda: make_questions(args))
+    return run(make_shards, parser, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

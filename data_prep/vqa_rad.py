@@ -10,48 +10,37 @@ three training sets; rows of `train` have flags by which a protocol selects:
     strict    without leaked: frames of test rows                2,780
     unframed  without framed: frames of any row                  1,797
 
-Rows also say whether a test question is on their image (`image_in_test`). OUT/leaked_questions.txt
-lists the leaked rows for use elsewhere, a line each: question_id, tab, image, tab, question. It is
-written where `leaked` is known of all rows.
+Rows also say whether a test question is on their image (`image_in_test`). Where `leaked` is known
+of all rows, OUT/leaked_questions.txt lists those: question_id, tab, image, tab, question.
 
-Where the official file is not in DIR, others will do. They tell less, and their `framed` and
-`leaked` are null:
+Where the official file is not in DIR, others will do, with null for `framed` and `leaked`:
 
     trainset.json and testset.json of the MEVF code, with the folder of images (or `images`)
-    the hub's parquet copy (image, question, answer; 1,793 + 451 rows, no framed ones). Its images
-        have no names: rows of the same bytes share one, whose key is from their sha256; closed is
-        what is answered by yes or no. With --official FILE (the official json) its rows are joined
-        to the official ones by the text of question and answer, and get qid, phrase_type,
-        answer_type, question_type, framed and leaked. Rows that were not joined are counted.
+    the hub's parquet copy (image, question, answer; 1,793 + 451 rows, no framed ones). The key of
+        an image is from the sha256 of its bytes; closed is what is answered by yes or no. With
+        --official FILE (the official json) its rows are joined to the official ones by the text of
+        question and answer, and get their fields. Rows that were not joined are counted.
 
 example: python data_prep/vqa_rad.py --raw vqa_rad --out data/vqa_rad --tokenizer roberta-base
 """
 
 import argparse
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m3ae.command import exit_status
+from m3ae.command import run
+from m3ae.corpora import questions
 from m3ae.corpora.items import Drops, Stored
 from m3ae.corpora.prepare import corpus_parser
-from m3ae.corpora.questions import (
-    Place,
-    Question,
-    check_row,
-    checked_rows,
-    count_images,
-    count_types,
-    labels,
-    prepare_questions,
-    task_fields,
-)
+from m3ae.corpora.questions import Place, Question, Splits
 from m3ae.corpora.stored import parquet_rows, parquet_splits
-from m3ae.files import is_unicode, need
+from m3ae.files import is_unicode, need, write_text
 from m3ae.scoring.answers import normalise_answer
 
 OFFICIAL, MEVF = "VQA_RAD Dataset Public.json", ("trainset.json", "testset.json")
@@ -60,15 +49,12 @@ LEAKED = "leaked_questions.txt"
 PHRASES = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
 KEYS = ("image_name", "question", "answer_type", "phrase_type")
 
-Splits = dict[str, list[Question]]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Questions by split, where their images lie, and how many files of images there are.
-
-    Of the parquet copy, `copy` is true and `joined` the counts of `join`, {} without --official.
-    """
+    """Questions by split, and their images; `joined`: counts of `join`, {} without --official."""
 
     splits: Splits
     place: Place
@@ -85,17 +71,10 @@ def frame_of(row: dict[str, Any]) -> str:
 
 def make_question(row: dict[str, Any], framed: bool | None, leaked: bool | None) -> Question:
     """A row's question or, if `framed`, its frame; None says unknown."""
-    kind = row.get("question_type")
-    fields = task_fields(
-        f"{row['qid']}-frame" if framed else row["qid"],
-        row["answer"],
-        row["answer_type"],
-        kind.strip() if isinstance(kind, str) else "",
-        qid=row["qid"],
-        phrase_type=row["phrase_type"],
-        framed=framed,
-        leaked=leaked,
-    )
+    kind, name = row.get("question_type"), f"{row['qid']}-frame" if framed else row["qid"]
+    kind = kind.strip() if isinstance(kind, str) else ""
+    own = {"qid": row["qid"], "phrase_type": row["phrase_type"], "framed": framed, "leaked": leaked}
+    fields = questions.task_fields(name, row["answer"], row["answer_type"], kind, **own)
     return Question(row["image_name"], frame_of(row) if framed else row["question"], fields)
 
 
@@ -103,19 +82,18 @@ def read_official(path: Path, drops: Drops) -> Splits:
     """Questions by split; the framed ones of all rows follow the others of `train`."""
     splits: Splits = {"train": [], "test": []}
     framed = []
-    for row in checked_rows(path, KEYS, drops):
+    for row in questions.checked_rows(path, KEYS, drops):
         split, where = PHRASES.get(row["phrase_type"]), f"{path.name}: qid {row['qid']}"
         if split is None:
             drops.add("question: unknown phrase_type", where)
-            continue
-        if row["qid"].endswith("-frame"):
+        elif row["qid"].endswith("-frame"):
             drops.add("question: qid ends in -frame, as the ids of frames do", where)
-            continue
-        splits[split].append(make_question(row, framed=False, leaked=False))
-        if not is_unicode(frame_of(row)):
-            drops.add("question: question_frame not UTF-8", where)
-        elif frame_of(row):
-            framed.append(make_question(row, framed=True, leaked=split == "test"))
+        else:
+            splits[split].append(make_question(row, framed=False, leaked=False))
+            if not is_unicode(frame_of(row)):
+                drops.add("question: question_frame not UTF-8", where)
+            elif frame_of(row):
+                framed.append(make_question(row, framed=True, leaked=split == "test"))
     splits["train"] += framed
     return splits
 
@@ -126,33 +104,26 @@ def read_mevf(raw: Path, drops: Drops) -> Splits:
     for split, name in zip(("train", "test"), MEVF, strict=True):
         flag = None if split == "train" else False
         path = need(raw / name, "a question file of the MEVF code")
-        rows = checked_rows(path, KEYS, drops, repeated=True)
+        rows = questions.checked_rows(path, KEYS, drops, repeated=True)
         splits[split] = [make_question(row, flag, flag) for row in rows]
     return splits
 
 
-# ------------------------------------------------------------------ the hub's parquet copy
-
-
 @dataclass
 class Copied:
-    """A row of the parquet copy: its checked columns and, once joined, its official row.
+    """A row of the parquet copy and, once joined, its official row.
 
     `could_be`: the official rows with its text; `framed`: as the text of their frame.
     """
 
-    row: dict[str, Any]
-    could_be: list[dict[str, Any]] = field(default_factory=list)
+    row: Row
+    could_be: list[Row] = field(default_factory=list)
     framed: bool = False
-    official: dict[str, Any] | None = None
+    official: Row | None = None
 
 
 def read_rows(raw: Path, drops: Drops) -> tuple[dict[str, list[Copied]], dict[str, Stored]]:
-    """Rows of the parquet copy by split, and its images by the names made for them.
-
-    `qid` is row-N, N the row's number in its split from 0. Raises FileNotFoundError where a split
-    is not there.
-    """
+    """Rows of the parquet copy by split, row-N (from 0) as qid, and its images by new names."""
     files = parquet_splits(raw)
     rows: dict[str, list[Copied]] = {}
     images: dict[str, Stored] = {}
@@ -161,18 +132,17 @@ def read_rows(raw: Path, drops: Drops) -> tuple[dict[str, list[Copied]], dict[st
             raise FileNotFoundError(f"{raw}: no parquet file of split {split} in it")
         rows[split] = []
         found = parquet_rows(files[split], ("question", "answer"), image="image")
-        for number, copied in enumerate(found):
-            image = copied.image("image")
+        for number, (image, row) in enumerate(found):
             data = image.read_bytes()
             name = f"sha256-{hashlib.sha256(data).hexdigest()[:16]}.image"
-            closed = normalise_answer(str(copied.values["answer"])) in ("yes", "no")
-            row = {"image_name": name if data else "", "qid": f"row-{number}", **copied.values}
+            closed = normalise_answer(str(row["answer"])) in ("yes", "no")
+            row |= {"image_name": name if data else "", "qid": f"row-{number}"}
             row["answer_type"] = "closed" if closed else "open"
             try:
-                rows[split].append(Copied(check_row(row, KEYS[:3])))
+                rows[split].append(Copied(questions.check_row(row, KEYS[:3])))
                 images.setdefault(name, image)
             except ValueError as error:
-                where = f"{copied.file.name}: row {number} of split {split}"
+                where = f"{image.file.name}: row {number} of split {split}"
                 drops.add(f"question: {error}", where)
     return rows, images
 
@@ -182,11 +152,9 @@ def text_key(question: str, answer: str) -> tuple[str, str]:
     return " ".join(question.split()).casefold(), " ".join(answer.split()).casefold()
 
 
-def by_text(
-    official: Iterable[dict[str, Any]], framed: bool = False
-) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def by_text(official: Iterable[Row], framed: bool = False) -> dict[tuple[str, str], list[Row]]:
     """Official rows by the text of question (or frame) and answer."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str], list[Row]] = {}
     for row in official:
         question = frame_of(row) if framed else row["question"]
         if question:
@@ -194,7 +162,7 @@ def by_text(
     return found
 
 
-def join(rows: dict[str, list[Copied]], official: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def join(rows: dict[str, list[Copied]], official: Sequence[Row]) -> dict[str, Any]:
     """Find the official rows of the copy's; returns the counts by split.
 
     Several images have the same question and answer. So an image is first named: by the name that
@@ -202,10 +170,8 @@ def join(rows: dict[str, list[Copied]], official: Sequence[dict[str, Any]]) -> d
     that could be none on it stays as it is. No official row is taken twice. A training row is a
     frame only where it is no training row's question.
     """
-    asked = {
-        split: by_text(row for row in official if PHRASES.get(row["phrase_type"]) == split)
-        for split in rows
-    }
+    split_of = {row["qid"]: PHRASES.get(row["phrase_type"]) for row in official}
+    asked = {split: by_text(r for r in official if split_of[r["qid"]] == split) for split in rows}
     frames = by_text(official, framed=True)
     votes: dict[str, Counter] = {}
     for split, some in rows.items():
@@ -222,7 +188,7 @@ def join(rows: dict[str, list[Copied]], official: Sequence[dict[str, Any]]) -> d
         if len(best) == 1 or (best and best[0][1] > best[1][1]):
             named[image] = best[0][0]
     taken: set[tuple[str, bool]] = set()
-    for copied in (copied for some in rows.values() for copied in some):
+    for copied in chain(*rows.values()):
         name = named.get(copied.row["image_name"])
         for row in copied.could_be:
             sure = row["image_name"] == name or (name is None and len(copied.could_be) == 1)
@@ -254,19 +220,13 @@ def read_copy(raw: Path, official: Path | None, drops: Drops) -> Corpus:
     joined = {}
     if official is not None:
         need(official, "the official json of VQA-RAD")
-        joined = join(rows, checked_rows(official, KEYS, drops))
+        joined = join(rows, questions.checked_rows(official, KEYS, drops))
     splits = {split: [make_copied(copied) for copied in some] for split, some in rows.items()}
     return Corpus(splits, images.__getitem__, len(images), copy=True, joined=joined)
 
 
-# ------------------------------------------------------------------ whichever is there
-
-
 def read_corpus(raw: Path, official: Path | None, drops: Drops) -> Corpus:
-    """The corpus from whichever files are there, with `image_in_test` on each question.
-
-    `official`: of --official. Raises FileNotFoundError or ValueError naming the file.
-    """
+    """The corpus from whichever files are there, with `image_in_test` on each question."""
     need(raw, "the VQA-RAD corpus")
     found = Drops()
     if official is not None and not parquet_splits(raw):
@@ -278,95 +238,69 @@ def read_corpus(raw: Path, official: Path | None, drops: Drops) -> Corpus:
     elif parquet_splits(raw):
         corpus = read_copy(raw, official, found)
     else:
-        raise FileNotFoundError(
-            f"{raw}: no '{OFFICIAL}' in it, no {' or '.join(MEVF)}, and no parquet files"
-        )
-    drops.merge({f"{why} (any split)": entry for why, entry in found.as_dict().items()})
+        lacks = f"no '{OFFICIAL}' in it, no {' or '.join(MEVF)}, and no parquet files"
+        raise FileNotFoundError(f"{raw}: {lacks}")
+    drops.merge(found.as_dict(), " (any split)")
     tested = {question.image for question in corpus.splits["test"]}
-    for question in (question for split in corpus.splits.values() for question in split):
+    for question in chain(*corpus.splits.values()):
         question.fields["image_in_test"] = question.image in tested
     return corpus
 
 
 def in_folder(raw: Path, splits: Splits) -> Corpus:
     """The corpus whose images lie in the official folder, else in `images`."""
-    folder, other = raw / IMAGES, raw / "images"
-    if other.is_dir() and not folder.is_dir():
-        folder = other
-    need(folder, "the folder of VQA-RAD's images")
-    return Corpus(splits, folder.joinpath, count_images(folder))
+    folder = need(raw / IMAGES, "the folder of VQA-RAD's images", raw / "images")
+    return Corpus(splits, folder.joinpath, questions.count_images(folder))
 
 
 def image_key(name: str) -> str:
-    """The picture's MedPix number, e.g. synpic54610: what exclusion lists name it by.
-
-    In the parquet copy, sha256- and the digest's first 16 digits.
-    """
+    """The picture's MedPix number, e.g. synpic54610; in the parquet copy, sha256- and 16 digits."""
     return PurePosixPath(name).stem
 
 
 def leaked_lines(train: Iterable[Question]) -> list[str]:
     """question_id, image and question of the leaked rows, between tabs."""
-    return [
-        "\t".join((q.fields["question_id"], image_key(q.image), " ".join(q.text.split()))) + "\n"
-        for q in train
-        if q.fields["leaked"]
-    ]
+    leaked = [q for q in train if q.fields["leaked"]]
+    rows = ((q.fields["question_id"], image_key(q.image), " ".join(q.text.split())) for q in leaked)
+    return ["\t".join(row) + "\n" for row in rows]
 
 
 def count_corpus(corpus: Corpus) -> dict[str, Any]:
-    """What the raw corpus has: image files, images with a question, training sets, test.
-
-    The parquet copy has no set `paper`, as it lacks the framed rows; `copy` is all it has.
-    """
+    """What the raw corpus has; the parquet copy has no set `paper`, as it lacks the framed rows."""
     train, test = corpus.splits["train"], corpus.splits["test"]
     asked = [question for question in train if not question.fields["framed"]]
-    known = all(question.fields["framed"] is not None for question in train)
-    framed, leaked = (
-        sum(bool(question.fields[flag]) for question in train) if known else None
-        for flag in ("framed", "leaked")
-    )
-    sets = {"copy" if corpus.copy else "paper": len(train)}
-    if known:
+    sets: dict[str, int] = {"copy" if corpus.copy else "paper": len(train)}
+    framed = leaked = None
+    if all(question.fields["framed"] is not None for question in train):
+        framed, leaked = len(train) - len(asked), sum(bool(q.fields["leaked"]) for q in train)
         sets |= {"strict": len(train) - leaked, "unframed": len(asked)}
     parts = {"all": train + test, "train": asked, "test": test}
     images = {name: len({question.image for question in part}) for name, part in parts.items()}
-    return {
-        "image_files": corpus.image_files,
-        "images_asked_about": images,
-        "training_sets": sets,
-        "framed": framed,
-        "leaked": leaked,
-        "test": count_types(test),
-        **({"joined": corpus.joined} if corpus.joined else {}),
-    }
+    counts = {"image_files": corpus.image_files, "images_asked_about": images}
+    counts |= {"training_sets": sets, "framed": framed, "leaked": leaked}
+    counts["test"] = questions.count_types(test)
+    return counts | ({"joined": corpus.joined} if corpus.joined else {})
 
 
 def make_shards(args: argparse.Namespace) -> None:
     """The whole work."""
     drops = Drops()
     corpus = read_corpus(args.raw, args.official, drops)
-    train, test = corpus.splits["train"], corpus.splits["test"]
-    asked = [question for question in train if not question.fields["framed"]]
-    # The paper's list is of all rows; frames of test rows add nothing to it.
-    lists = {"paper": labels(train, test), "train": labels(asked)}
-    images, both = (dict.fromkeys(corpus.splits, what) for what in (corpus.place, drops))
-    counts = count_corpus(corpus)
-    if args.official:  # counts by its content, as files do in `prepare`
-        digest = hashlib.sha256(args.official.read_bytes()).hexdigest()[:16]
-        args.official = f"{args.official.name} {digest}"
-    prepare_questions(corpus.splits, images, image_key, lists, counts, both, args, "VQA-RAD")
-    if all(question.fields["leaked"] is not None for question in train):
-        (args.out / LEAKED).write_text("".join(leaked_lines(train)), encoding="utf-8")
+    splits, facts = corpus.splits, {"corpus": count_corpus(corpus)}
+    to_items = partial(questions.to_items, place=corpus.place, key_of=image_key)
+    items = {split: to_items(some) for split, some in splits.items()}
+    both = dict.fromkeys(splits, drops)
+    questions.prepare_questions(questions.Parsed("VQA-RAD", splits, items, both, facts), args)
+    if all(question.fields["leaked"] is not None for question in splits["train"]):
+        write_text(args.out / LEAKED, "".join(leaked_lines(splits["train"])))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser, what = corpus_parser(__doc__), "the official json, to join the parquet copy to"
     parser.add_argument("--official", type=Path, metavar="FILE", help=what)
-    args = parser.parse_args(argv)
-    return exit_status(lambda: make_shards(args))
+    return run(make_shards, parser, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -182,6 +182,8 @@ def test_the_published_run():
         ("model: {itm: {group: 5}}", "model.itm.group: 5 does not divide train.batch_per_process"),
         ("train: {batch_per_process: 33}", "train.batch_global: 256 is no multiple of"),
         ("train: {steps: 0}", "train.steps: 0 is below 1"),
+        ("eval: {batch: 0}", "eval.batch: 0 is below 1"),
+        ("eval: {mask_draws: 0}", "eval.mask_draws: 0 is below 1"),
         ("data: {train: []}", "data.train: no folder given"),
         ("data: {train_weights: [1.0]}", "data.train_weights: 1 numbers for 2 folders"),
         ("optim: {betas: [0.9]}", "optim.betas: expected two numbers"),

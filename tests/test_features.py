@@ -119,7 +119,7 @@ def test_shards_of_another_size(corpus, models, tmp_path, capsys):  # noqa: F811
     code, err = run(capsys, *args, tmp_path / "jpeg48/test")
     assert code == 0 and "resized" not in err and "images of 32 px" in err
     code, err = run(capsys, *args, tmp_path / "raw40/test")
-    assert code == 2 and "images of 40 px are no multiple" in err and "prepare with --px 32" in err
+    assert code == 2 and "images of 40 px are no multiple" in err and "own 32 px" in err
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_not_finite_is_no_feature(corpus, models):  # noqa: F811
     with torch.no_grad():
         trained.model.text_encoder.embedding_norm.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"6 features are not finite, e\.g\. of 2\.png/"):
-        features.extract(trained, str(corpus / "vqa" / "test"), "text")
+        features.extract(trained, str(corpus / "vqa" / "test"), "text", "cls", 32, "fp32")
 
 
 def test_reading_something_else(tmp_path):

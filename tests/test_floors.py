@@ -1,6 +1,7 @@
 """The rooms of the package: imports run down the floors only (docs/architecture.md)."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,8 @@ def room_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def imports_of(source: str) -> set[str]:
-    """Modules below m3ae that a source imports, anywhere in it, as m3ae.ROOM[.FILE]."""
+def modules_of(source: str) -> set[str]:
+    """Modules that a source imports, anywhere in it."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -43,7 +44,12 @@ def imports_of(source: str) -> set[str]:
             names = [f"{node.module}.{name.name}" for name in node.names]
             deep = (SRC.parent / Path(*node.module.split("."))).is_dir()
             found.update(names if deep else [node.module])
-    return {module for module in found if module.startswith("m3ae.")}
+    return found
+
+
+def imports_of(source: str) -> set[str]:
+    """The package's own among them, as m3ae.ROOM[.FILE]."""
+    return {module for module in modules_of(source) if module.startswith("m3ae.")}
 
 
 def wrong_arrows(sources: dict[str, str]) -> list[str]:
@@ -69,6 +75,15 @@ def wrong_arrows(sources: dict[str, str]) -> list[str]:
             ):
                 wrong.append(f"{module} -> {other}: {room} may not know it")
     return wrong
+
+
+def test_scoring_rests_on_numpy_and_scipy():
+    """A number of anyone's predictions that takes torch, or minutes of installing, to count."""
+    allowed = {"m3ae", "numpy", "scipy", *sys.stdlib_module_names}
+    for module, text in sources().items():
+        if room_of(module) == "scoring":
+            found = {name.partition(".")[0] for name in modules_of(text)}
+            assert found <= allowed, f"{module}: {found - allowed}"
 
 
 def sources() -> dict[str, str]:

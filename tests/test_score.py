@@ -361,7 +361,7 @@ def test_kept_files_without_answers(predict, rad, tmp_path):
 
 
 def test_ranks(rad, tmp_path, capsys):
-    """Ranks read as predictions without an answer, or both ways as one."""
+    """Ranks read as predictions without an answer, both ways as one, options left out unsaid."""
     rows = [
         {"id": f"c{k}", "image": f"i{k}", "way": way, "rank": 1 + k % 4, "pool": 40}
         for way in ("t2i", "i2t")
@@ -380,7 +380,9 @@ def test_ranks(rad, tmp_path, capsys):
     assert "ranks are measured without --data" in fails(capsys, *paths, "--data", rad / "test")
     answers = many(tmp_path / "p.jsonl", [True] * 60)
     assert "some files are of ranks" in fails(capsys, paths[0], "--against", answers)
-    assert "are for answers, not ranks" in fails(capsys, *paths, "--show-differences", 1)
+    others = (("--show-differences", 1), ("--train", rad / "train"), ("--arm", f"x={paths[2]}"))
+    for option, value in others:
+        assert f"{option} is for answers, not for" in fails(capsys, *paths, option, value)
 
 
 def test_relaxed_and_calibration(tmp_path, capsys):

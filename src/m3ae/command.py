@@ -1,15 +1,20 @@
 """How a command begins and ends: --help is the script's docstring, a user's mistake one line."""
 
-import argparse
 import sys
-from collections.abc import Callable
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def parser_for(text: str | None) -> argparse.ArgumentParser:
+def parser_for(text: str | None) -> ArgumentParser:
     """A parser whose --help shows a script's docstring as it stands."""
-    form = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(description=text, formatter_class=form)
+    return ArgumentParser(description=text, formatter_class=RawDescriptionHelpFormatter)
+
+
+def run(work: Callable[..., Any], parser: ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Do a command's work on the parsed arguments; returns `exit_status`."""
+    args = parser.parse_args(argv)
+    return exit_status(lambda: work(args))
 
 
 def exit_status(body: Callable[[], Any], mistake: int = 1) -> int:

@@ -216,7 +216,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises FileNotFoundError for a missing file, ValueError for an unknown, missing, duplicate or
     mistyped key (naming it and the nearest valid one) and for values that cannot work.
     """
-    config = build(Config, read_with_overrides(path, overrides), "")
+    config = build(Config, read_with_overrides(path, overrides))
     _check(config)
     return config
 
@@ -247,67 +247,55 @@ def default_output(path: Path) -> str:
 
 def to_yaml(config: Any) -> str:
     """The resolved config as YAML that `load_config` reads back."""
-    return dump(_plain(dataclasses.asdict(config)))
+    return dump(dataclasses.asdict(config))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+def require(holds: bool, message: str) -> None:
+    """Raise ValueError with a message, which names the key, unless its value holds."""
+    if not holds:
+        raise ValueError(message)
+
+
+def check_run(config: Any, length: str) -> None:
+    """What pre-training and fine-tuning ask alike; `length` = the key of `train` for their end."""
+    train, betas = config.train, config.optim.betas
+    for key in (length, "batch_global", "batch_per_process", "log_every", "checkpoint_every"):
+        require(getattr(train, key) >= 1, f"train.{key}: {getattr(train, key)} is below 1")
+    size = train.batch_per_process
+    wrong = f"{train.batch_global} is no multiple of train.batch_per_process ({size})"
+    require(train.batch_global % size == 0, f"train.batch_global: {wrong}")
+    require(config.eval.batch >= 1, f"eval.batch: {config.eval.batch} is below 1")
+    require(config.data.text_length >= 3, "data.text_length: below 3, no room for a word")
+    require(len(betas) == 2, f"optim.betas: expected two numbers, got {betas}")
 
 
 def _check(config: Config) -> None:
     """Values that no run could work with; raises ValueError naming the key."""
-
-    def require(holds: bool, message: str) -> None:
-        if not holds:
-            raise ValueError(message)
-
-    model, train, optim = config.model, config.train, config.optim
-    depth = model.fusion.depth
+    check_run(config, "steps")
+    model, data, train, evaluation = config.model, config.data, config.train, config.eval
+    depth, group, warmup = model.fusion.depth, model.itm.group, config.optim.warmup_frac
     for name in ("mlm", "mim"):
-        section = getattr(model, name)
-        require(0 < section.ratio < 1, f"model.{name}.ratio: {section.ratio} is not in (0, 1)")
-        require(
-            -1 <= section.layer <= depth,
-            f"model.{name}.layer: {section.layer} is neither -1 nor in 0..fusion.depth ({depth})",
-        )
-    for name in ("mlm", "mim", "itm"):
-        weight = getattr(model, name).weight
+        part = getattr(model, name)
+        require(0 < part.ratio < 1, f"model.{name}.ratio: {part.ratio} is not in (0, 1)")
+        wrong = f"{part.layer} is neither -1 nor in 0..fusion.depth ({depth})"
+        require(-1 <= part.layer <= depth, f"model.{name}.layer: {wrong}")
+    weights = {name: getattr(model, name).weight for name in ("mlm", "mim", "itm")}
+    for name, weight in weights.items():
         require(weight >= 0, f"model.{name}.weight: {weight} is negative")
-    weights = (model.mlm.weight, model.mim.weight, model.itm.weight)
-    require(any(weights), "model: mlm.weight, mim.weight and itm.weight are all 0")
-    require(model.itm.group >= 2, f"model.itm.group: {model.itm.group} is below 2")
-    for key in ("steps", "batch_global", "batch_per_process", "log_every", "checkpoint_every"):
-        require(getattr(train, key) >= 1, f"train.{key}: {getattr(train, key)} is below 1")
-    require(
-        train.batch_global % train.batch_per_process == 0,
-        f"train.batch_global: {train.batch_global} is no multiple of train.batch_per_process "
-        f"({train.batch_per_process})",
-    )
+    require(any(weights.values()), "model: mlm.weight, mim.weight and itm.weight are all 0")
+    require(group >= 2, f"model.itm.group: {group} is below 2")
     if model.itm.weight:
-        require(
-            train.batch_per_process % model.itm.group == 0,
-            f"model.itm.group: {model.itm.group} does not divide train.batch_per_process "
-            f"({train.batch_per_process})",
-        )
-        require(
-            config.eval.batch % model.itm.group == 0,
-            f"model.itm.group: {model.itm.group} does not divide eval.batch ({config.eval.batch})",
-        )
+        sizes = {"train.batch_per_process": train.batch_per_process, "eval.batch": evaluation.batch}
+        for key, size in sizes.items():
+            require(size % group == 0, f"model.itm.group: {group} does not divide {key} ({size})")
+    require(evaluation.mask_draws >= 1, f"eval.mask_draws: {evaluation.mask_draws} is below 1")
     for key in ("fine", "text_only", "hard_negative_same"):
-        for name in getattr(config.eval, key):
-            require(
-                name in config.eval.attributes,
-                f"eval.{key}: {name!r} is not among eval.attributes",
-            )
-    require(len(optim.betas) == 2, f"optim.betas: expected two numbers, got {optim.betas}")
-    require(0 <= optim.warmup_frac <= 1, f"optim.warmup_frac: {optim.warmup_frac} not in [0, 1]")
-    require(config.data.text_length >= 3, "data.text_length: below 3, no room for a word")
-    require(bool(config.data.train), "data.train: no folder given")
-    if config.data.train_weights is not None:
-        require(
-            len(config.data.train_weights) == len(config.data.train),
-            f"data.train_weights: {len(config.data.train_weights)} numbers for "
-            f"{len(config.data.train)} folders of data.train",
-        )
+        for name in getattr(evaluation, key):
+            known = name in evaluation.attributes
+            require(known, f"eval.{key}: {name!r} is not among eval.attributes")
+    require(0 <= warmup <= 1, f"optim.warmup_frac: {warmup} not in [0, 1]")
+    require(bool(data.train), "data.train: no folder given")
+    if data.train_weights is not None:
+        given, folders = len(data.train_weights), len(data.train)
+        wrong = f"{given} numbers for {folders} folders of data.train"
+        require(given == folders, f"data.train_weights: {wrong}")

@@ -24,12 +24,11 @@ def tile(image: Tensor) -> Image.Image:
 
 
 @cache
-def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """A sans-serif font of `size` pixels."""
     # Pillow's own font lacks µ, ≥ and é; matplotlib, a dependency, ships one that has them.
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", name)
-    return ImageFont.truetype(str(path), size) if path.exists() else ImageFont.load_default(size)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf", name)), size)
 
 
 def line_height(size: int) -> int:

@@ -30,19 +30,13 @@ from safetensors.numpy import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from m3ae.command import exit_status
+from m3ae.command import exit_status, parser_for
 from m3ae.data.datasets import Pairs, stack_images, trim
 from m3ae.data.shards import read_manifest
-from m3ae.downstream.trained import (
-    Trained,
-    add_model_arguments,
-    load_trained,
-    pick_device,
-    shards_px,
-)
+from m3ae.downstream.trained import Trained, add_model_arguments, load_from
 from m3ae.files import replacing
 from m3ae.models.m3ae import M3AE
-from m3ae.training.engine import autocast, evaluating, resolve_precision, to_device
+from m3ae.training.engine import autocast, evaluating, to_device
 from m3ae.training.logs import start_logging
 
 log = logging.getLogger("m3ae")
@@ -77,12 +71,7 @@ def pair_features(model: M3AE, image: Tensor, ids: Tensor, keep: Tensor, pool: s
 
 
 def extract(
-    trained: Trained,
-    folder: str,
-    what: str,
-    pool: str = "cls",
-    batch: int = 32,
-    precision: str = "fp32",
+    trained: Trained, folder: str, what: str, pool: str, batch: int, precision: str
 ) -> tuple[np.ndarray, list[str]]:
     """Features float32 (n, D) and keys of a prepared split, in its order.
 
@@ -95,8 +84,7 @@ def extract(
     def compute(rows: list[int]) -> Tensor:
         shown = rows if what == "image" else shards.image_of_text[rows]
         if what != "text":
-            images = [shards.image(int(row), trained.image_px) for row in shown]
-            image = stack_images(images).to(device)
+            image = stack_images([pairs.image(int(row)) for row in shown]).to(device)
         if what == "image":
             return image_features(model, image, pool)
         texts = to_device(trim(pairs.texts(rows)), device)
@@ -105,9 +93,9 @@ def extract(
             return text_features(model, ids, keep, pool)
         return pair_features(model, image, ids, keep, pool)
 
-    key, count = (
-        (shards.image_key, shards.num_images) if what == "image" else (shards.text_key, len(shards))
-    )
+    key, count = shards.text_key, len(shards)
+    if what == "image":
+        key, count = shards.image_key, shards.num_images
     keys, features = [key(row) for row in range(count)], np.zeros((0, 0), np.float32)
     with evaluating(model), autocast(device, precision):
         for begin in tqdm(range(0, count, batch), unit="batch", desc=f"{what} features"):
@@ -118,20 +106,9 @@ def extract(
             features[begin : begin + len(part)] = part
     wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(wrong):
-        raise ValueError(
-            f"{folder}: {len(wrong)} features are not finite, e.g. of "
-            f"{keys[wrong[0]]}; try --precision fp32"
-        )
+        rows = f"{len(wrong)} features are not finite, e.g. of {keys[wrong[0]]}"
+        raise ValueError(f"{folder}: {rows}; try --precision fp32")
     return features, keys
-
-
-def write_features(path: Path, features: np.ndarray, keys: list[str], **facts: object) -> None:
-    """Write the file, whole or not at all; `facts` go to the metadata."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {name: str(value) for name, value in facts.items()}
-    metadata["keys"] = json.dumps(keys, ensure_ascii=False)
-    with replacing(path) as temporary:
-        save_file({"features": features}, temporary, metadata=metadata)
 
 
 def read_features(path: str | Path) -> tuple[np.ndarray, list[str]]:
@@ -148,59 +125,37 @@ def read_features(path: str | Path) -> tuple[np.ndarray, list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m m3ae.features",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_for(__doc__)
+    parser.prog = "python -m m3ae.features"
     add = parser.add_argument
     add_model_arguments(parser, "run folder, checkpoint folder or hub id of any model")
     add("--data", required=True, metavar="SPLIT", help="folder of a prepared split, e.g. OUT/train")
     add("--what", required=True, choices=WHAT)
     add("--out", required=True, type=Path, metavar="FILE", help="e.g. features.safetensors")
     add("--pool", choices=POOLS, default="cls", help="see above (default: %(default)s)")
-    add(
-        "--text-length",
-        type=int,
-        metavar="N",
-        help="tokens, special ones included (default: that of training)",
-    )
+    length = "tokens, special ones included (default: that of training)"
+    add("--text-length", type=int, metavar="N", help=length)
     args = parser.parse_args(argv)
     start_logging(True)
     return exit_status(lambda: _features(args), mistake=2)
 
 
 def _features(args: argparse.Namespace) -> None:
-    if args.batch < 1:
-        raise ValueError(f"--batch {args.batch}: below 1")
     if args.out.is_dir():
         raise ValueError(f"--out {args.out}: a folder; give a file, e.g. features.safetensors")
-    device = pick_device(args.device)
-    px = shards_px(args.data, args.model, args.protocol)
-    trained = load_trained(args.model, args.protocol, px, args.text_length)
-    trained.model.to(device)
-    log.info(
-        "model: %s (%s), images of %d px, texts of %d tokens",
-        trained.folder,
-        trained.task or "pre-trained",
-        trained.image_px,
-        trained.text_length,
-    )
-    precision = resolve_precision(args.precision, device)
+    trained, precision = load_from(args, args.data, args.text_length)
+    what = f"{trained.folder} ({trained.task or 'pre-trained'})"
+    sizes = {"image_px": trained.image_px, "text_length": trained.text_length}
+    log.info("model: %s, images of %d px, texts of %d tokens", what, *sizes.values())
     features, keys = extract(trained, args.data, args.what, args.pool, args.batch, precision)
     source = read_manifest(Path(args.data))["source"]
-    write_features(
-        args.out,
-        features,
-        keys,
-        what=args.what,
-        pool=args.pool,
-        source=source,
-        model=trained.folder,
-        data=args.data,
-        image_px=trained.image_px,
-        text_length=trained.text_length,
-    )
+    facts = {"what": args.what, "pool": args.pool, "source": source, **sizes}
+    facts |= {"model": trained.folder, "data": args.data}
+    metadata = {name: str(value) for name, value in facts.items()}
+    metadata["keys"] = json.dumps(keys, ensure_ascii=False)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(args.out) as temporary:
+        save_file({"features": features}, temporary, metadata=metadata)
     print(f"{args.what} features {features.shape[0]} x {features.shape[1]} -> {args.out}")
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 
-def need(path: Path, what: str) -> Path:
-    """The path itself; raises FileNotFoundError saying what should be there."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: not there; it should be {what}")
-    return path
+def need(path: Path, what: str, *others: Path) -> Path:
+    """The first of the paths that exists; else FileNotFoundError saying what `path` should be."""
+    for place in (path, *others):
+        if place.exists():
+            return place
+    raise FileNotFoundError(f"{path}: not there; it should be {what}")
 
 
 @contextmanager

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from m3ae.command import exit_status
-from m3ae.data.datasets import text_keep
-from m3ae.data.images import decode, resize_crop
+from m3ae.command import exit_status, parser_for
+from m3ae.data.datasets import Pairs, stack_texts
+from m3ae.data.images import Window, decode, resize_crop
 from m3ae.data.shards import WITH_FIELDS, read_manifest
 from m3ae.data.texts import assemble, encode, special_ids
 from m3ae.downstream.attention import draw_words
@@ -36,23 +36,19 @@ from m3ae.downstream.predictions import (
     rank_answers,
     scores_of,
 )
-from m3ae.downstream.trained import (
-    Trained,
-    add_model_arguments,
-    load_trained,
-    pick_device,
-    shards_px,
-)
+from m3ae.downstream.trained import Trained, add_model_arguments, load_from
 from m3ae.files import is_unicode
 from m3ae.scoring.predictions import write_predictions
 from m3ae.training.distributed import Processes
-from m3ae.training.engine import resolve_precision
 from m3ae.training.logs import start_logging
 
 log = logging.getLogger("m3ae")
 
+NOTE = """match score of image and text: a logit, no probability. Of several texts for this image
+the highest fits best; scores of other images or models do not compare."""
 
-def read_image(path: Path, px: int, window: tuple[float, float] | None = None) -> np.ndarray:
+
+def read_image(path: Path, px: int, window: Window = None) -> np.ndarray:
     """An image file through the transform of training: uint8 (C, px, px).
 
     Raises ValueError naming the file, FileNotFoundError where there is none.
@@ -78,24 +74,20 @@ def make_batch(trained: Trained, image: np.ndarray, texts: Sequence[str]) -> dic
     texts = [" ".join(text.split()) for text in texts]
     if not all(texts) or not all(map(is_unicode, texts)):
         raise ValueError("--question: empty, or not UTF-8")
-    special, rows = special_ids(trained.tokenizer), []
-    for text, (ids, words) in zip(texts, encode(trained.tokenizer, texts), strict=True):
-        if len(ids) > trained.text_length - 2:
-            log.info("cut to the %d tokens that the model takes: %s", trained.text_length - 2, text)
-        rows.append(assemble(np.array(ids), np.array(words), trained.text_length, special))
-    keep = np.stack([text_keep(words) for _, words in rows])
+    length, special = trained.text_length, special_ids(trained.tokenizer)
+    tokens = encode(trained.tokenizer, texts)
+    for text, (ids, _) in zip(texts, tokens, strict=True):
+        if len(ids) > length - 2:
+            log.info("cut to the %d tokens that the model takes: %s", length - 2, text)
     shown = torch.from_numpy(image)
     if trained.image == "none":
         shown = torch.zeros(3, trained.image_px, trained.image_px)
-    return {
-        "image": shown.expand(len(rows), -1, -1, -1),
-        "text_ids": torch.from_numpy(np.stack([ids for ids, _ in rows])),
-        "text_keep": torch.from_numpy(keep),
-    }
+    rows = [assemble(*both, length, special) for both in tokens]
+    return {"image": shown.expand(len(rows), -1, -1, -1), **stack_texts(rows)}
 
 
 def answer(
-    trained: Trained, image: np.ndarray, texts: Sequence[str], top: int = 5, precision: str = "fp32"
+    trained: Trained, image: np.ndarray, texts: Sequence[str], top: int, precision: str
 ) -> list[dict[str, Any]]:
     """What the model says of an image uint8 (C, px, px) and each text.
 
@@ -103,20 +95,15 @@ def answer(
     vqa, among all classes else), top. retrieval: text and score, a logit.
     """
     batch = make_batch(trained, image, texts)
-    device = trained.model.pixel_mean.device
     if trained.task == "retrieval":  # each image with one text
         batch |= {name: batch[name][:, None] for name in ("text_ids", "text_keep")}
-        scores = scores_of(trained.model, batch, device, precision)[:, 0]
-        return [
-            {"text": text, "score": round(float(score), 6)}
-            for text, score in zip(texts, scores, strict=True)
-        ]
-    chances = probabilities(scores_of(trained.model, batch, device, precision), trained.task)
+    logits = scores_of(trained.model, batch, trained.model.pixel_mean.device, precision)
+    if trained.task == "retrieval":
+        scores = zip(texts, logits[:, 0].tolist(), strict=True)
+        return [{"text": text, "score": round(score, 6)} for text, score in scores]
+    chances = probabilities(logits, trained.task)
     ranked = rank_answers(chances, trained.facts["answers"], trained.known, top)
-    return [
-        {"question": text, "prediction": best[0][0], "score": best[0][1], "top": best}
-        for text, best in zip(texts, ranked, strict=True)
-    ]
+    return [{"question": text, **said} for text, said in zip(texts, ranked, strict=True)]
 
 
 def predict_split(
@@ -124,29 +111,19 @@ def predict_split(
 ) -> list[dict[str, Any]]:
     """Rows of the predictions file for a prepared split; raises ValueError where it cannot be."""
     if trained.task == "retrieval":
-        raise ValueError(
-            f"{trained.folder}: a retrieval model, whose scores rank texts; evaluate "
-            "it with run_finetune.py eval_only=true"
-        )
+        hint = "evaluate it with run_finetune.py eval_only=true"
+        raise ValueError(f"{trained.folder}: a retrieval model, whose scores rank texts; {hint}")
     if read_manifest(Path(folder))["kind"] != WITH_FIELDS:
-        raise ValueError(
-            f"{folder}: holds image-text pairs without answers or classes; prepare it "
-            "with data_prep/table.py, or a script of questions"
-        )
-    facts, model = trained.facts, trained.model
-    questions = Questions(
-        folder,
-        trained.tokenizer,
-        trained.text_length,
-        trained.image_px,
-        facts.get("field", "label"),
-    )
-    questions.set_answers(facts["answers"])
+        hint = "prepare it with data_prep/table.py, or a script of questions"
+        raise ValueError(f"{folder}: holds pairs without answers or classes; {hint}")
+    answers, field = trained.facts["answers"], trained.facts.get("field", "label")
+    pairs = Pairs([folder], trained.tokenizer, trained.text_length, trained.image_px)
+    questions = Questions(pairs, field)
+    questions.set_answers(answers)
     data = EvalQuestions(questions, batch, trained.image)
-    alone = Processes(0, 0, 1, model.pixel_mean.device)
-    logits = predict(model, data, alone, precision, title=str(folder))
-    chances = probabilities(logits, trained.task)
-    return prediction_rows(questions, chances, facts["answers"], trained.known, top)
+    alone = Processes(0, 0, 1, trained.model.pixel_mean.device)
+    chances = predict(trained.model, data, alone, precision, folder)
+    return prediction_rows(questions, chances, answers, trained.known, top)
 
 
 # ------------------------------------------------------------------------------ command line
@@ -154,38 +131,22 @@ def predict_split(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m m3ae.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_for(__doc__)
+    parser.prog = "python -m m3ae.predict"
     add = parser.add_argument
     add_model_arguments(parser, "run folder of a fine-tuning, or a checkpoint folder")
     add("--image", type=Path, metavar="FILE", help="any image file that Pillow opens")
     add("--question", "--text", action="append", metavar="TEXT", help="may be repeated")
     add("--top", type=int, default=5, metavar="N", help="answers to list (default: %(default)s)")
     add("--json", action="store_true", help="print one JSON object a question")
-    add(
-        "--window",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="grey values of a 16-bit image that become 0 and 255, as in preparing",
+    grey = "grey values of a 16-bit image that become 0 and 255, as in preparing"
+    add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=grey)
+    drawn = (
+        "draw which patches each word looked at; several questions give OUT-1.png, OUT-2.png, ..."
     )
-    add(
-        "--attention",
-        type=Path,
-        metavar="OUT.png",
-        help="draw which patches each word looked at; "
-        "several questions give OUT-1.png, OUT-2.png, ...",
-    )
-    add(
-        "--layer",
-        type=int,
-        default=-1,
-        metavar="N",
-        help="fusion layer of that picture, from 1 (default: -1, the last)",
-    )
+    add("--attention", type=Path, metavar="OUT.png", help=drawn)
+    layer = "fusion layer of that picture, from 1 (default: -1, the last)"
+    add("--layer", type=int, default=-1, metavar="N", help=layer)
     add("--head", type=int, metavar="N", help="attention head, from 1 (default: the mean)")
     add("--data", metavar="SPLIT", help="predict a whole prepared split instead of --image")
     add("--out", type=Path, metavar="FILE", help="where its predictions go, e.g. predictions.jsonl")
@@ -202,21 +163,17 @@ def _predict(args: argparse.Namespace) -> None:
         raise ValueError("--image and --question belong together")
     if args.data is not None and args.attention is not None:
         raise ValueError("--attention: draws one image; give --image and --question")
-    if args.top < 1 or args.batch < 1:
-        raise ValueError(f"--top {args.top} --batch {args.batch}: below 1")
-    device = pick_device(args.device)
-    precision = resolve_precision(args.precision, device)
-    px = shards_px(args.data, args.model, args.protocol) if args.data else None
-    trained = load_trained(args.model, args.protocol, px)
+    if args.top < 1:
+        raise ValueError(f"--top {args.top}: below 1")
+    trained, precision = load_from(args, args.data)
     _say_model(trained, drawing=args.attention is not None)
-    trained.model.to(device)
     if args.data is not None:
         rows = predict_split(trained, args.data, args.batch, args.top, precision)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_predictions(args.out, rows)
         print(f"{len(rows)} predictions -> {args.out}")
         return
-    image = read_image(args.image, trained.image_px, tuple(args.window) if args.window else None)
+    image = read_image(args.image, trained.image_px, args.window)
     results = []
     if trained.task is None:
         make_batch(trained, image, args.question)  # its checks
@@ -224,7 +181,11 @@ def _predict(args: argparse.Namespace) -> None:
         for begin in range(0, len(args.question), args.batch):
             some = args.question[begin : begin + args.batch]
             results += answer(trained, image, some, args.top, precision)
-        _show(trained, args, results)
+        if args.json:
+            for result in results:
+                print(json.dumps({"image": str(args.image), **result}, ensure_ascii=False))
+        else:
+            print("\n\n".join(_lines(trained, results)))
     if args.attention is not None:
         _draw(trained, args, image, results)
 
@@ -233,17 +194,15 @@ def _say_model(trained: Trained, drawing: bool) -> None:
     """One line on what is used; ValueError where a model cannot answer and nothing is to draw."""
     if trained.task is None:
         if not drawing:
-            raise ValueError(
-                f"{trained.folder}: a pre-trained model, which has no answer head; fine-tune it "
-                f"first (run_finetune.py --config configs/finetune/... init={trained.folder}), or "
-                "give --attention OUT.png to see what each word of the text looks at"
-            )
+            tune = f"run_finetune.py --config configs/finetune/... init={trained.folder}"
+            hint = f"fine-tune it first ({tune}), or give --attention OUT.png to see what it reads"
+            raise ValueError(f"{trained.folder}: pre-trained, so it has no answer head; {hint}")
         log.info("%s: pre-trained, no answer head: only its attention is drawn", trained.folder)
         return
-    answers, known = trained.facts["answers"], trained.known
-    what = trained.task
+    what, known = trained.task, trained.known
     if trained.task != "retrieval":
-        what += f", {len(answers)} {'answers' if trained.task == 'vqa' else 'classes'}"
+        kind = "answers" if trained.task == "vqa" else "classes"
+        what += f", {len(trained.facts['answers'])} {kind}"
         if known is not None:
             what += f", of which {len(known)} may be given under the {trained.protocol} protocol"
         if trained.image == "none":
@@ -251,23 +210,12 @@ def _say_model(trained: Trained, drawing: bool) -> None:
     log.info("model: %s (%s)", trained.folder, what)
 
 
-def _show(trained: Trained, args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
-    if args.json:
-        for result in results:
-            print(json.dumps({"image": str(args.image), **result}, ensure_ascii=False))
-        return
-    print("\n\n".join(_lines(trained, results)))
-
-
 def _lines(trained: Trained, results: Sequence[dict[str, Any]]) -> Iterable[str]:
     """What is printed, a block a question."""
     if trained.task == "retrieval":
         ranked = sorted(results, key=lambda result: -result["score"])
         yield "\n".join(f"{result['score']:+9.4f}  {result['text']}" for result in ranked)
-        yield (
-            "match score of image and text: a logit, no probability. Of several texts for this "
-            "image\nthe highest fits best; scores of other images or models do not compare."
-        )
+        yield NOTE
         return
     names = ("question", "answer") if trained.task == "vqa" else ("text", "class")
     for result in results:
@@ -288,17 +236,7 @@ def _draw(
         elif trained.task is not None:
             name = "answer" if trained.task == "vqa" else "class"
             said = f"{name}: {results[number]['prediction']} ({results[number]['score']:.1%})"
-        draw_words(
-            trained.model,
-            trained.tokenizer,
-            image,
-            " ".join(text.split()),
-            trained.text_length,
-            path,
-            args.layer,
-            args.head,
-            said,
-        )
+        draw_words(trained, image, " ".join(text.split()), path, args.layer, args.head, said)
         log.info("attention -> %s", path)
 
 

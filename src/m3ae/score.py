@@ -4,13 +4,10 @@ r"""Score prediction files: accuracy with intervals, blind baselines, strata, co
 
 scores any model's answers: a JSON object a line with id and prediction (or a CSV with these
 columns; either may be .gz), and the questions' answers in it or in the prepared split --data.
-Several files are the seeds of one model: mean, standard deviation, and an interval that covers
-other seeds too. Accuracies and differences are percentages, intervals of 95 %, over images, all
-questions of an image together. Files whose rows have no `type` are of classes, compared by name;
-rows with `rank` are places of a retrieval.
-
-A run's own files are taken with its predictions: trained_on.txt, the rows that strata and blind
-baselines rest on, and the predictions with another's image and with the mean image.
+Several files are the seeds of one model. Accuracies and differences are percentages, intervals of
+95 %, over images. A run's own files are taken with its predictions: trained_on.txt, the rows that
+strata and blind baselines rest on, and the predictions with another's image and with the mean
+image. docs/scoring.md has the columns, and what is counted how.
 
 examples:
   a run of this package, with strata, blind baselines and what the image gives it
@@ -32,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m3ae.command import exit_status
+from m3ae.command import parser_for, run
 from m3ae.data.exclusions import read_exclusions
 from m3ae.data.questions import read_questions
 from m3ae.files import write_json, write_text
@@ -42,6 +39,8 @@ from m3ae.scoring.measures import measure_answers, measure_classes, measure_rank
 from m3ae.scoring.predictions import (
     PROTOCOLS,
     Row,
+    Rows,
+    Runs,
     annotate,
     complete,
     join,
@@ -55,19 +54,17 @@ from m3ae.scoring.text import ARMS, result_lines
 
 ARM = "the same model otherwise shown, or another one: a column and a difference; a file a seed"
 PROTOCOL = "what is right, and the training rows where the run's are not known (%(default)s)"
-_OF_A_RUN = re.compile(rf"predictions-({'|'.join(PROTOCOLS)})(\.jsonl(?:\.gz)?)")
-
-
-# ------------------------------------------------------------------ read
+ALONE = "each counts as an image, which narrows intervals; give --data, or a column image"
+UNKNOWN = "the run's own training rows are not known (no trained_on.txt, no --trained-on)"
+OPTIONS = ("samples", "seed", "paired_seeds")  # of all measures with comparisons
+OF_ANSWERS = ("train", "arm", "near_duplicates", "relaxed", "show_differences", "pictures")
+_OF_A_RUN = re.compile(rf"predictions-({'|'.join(PROTOCOLS)})\.jsonl(\.gz)?")
 
 
 def load(
     paths: Sequence[Path], questions: list[Row] | None, allow_missing: bool, notes: list[str]
 ) -> tuple[list[list[Row]], dict[str, int]]:
-    """Rows of each file, ready to be measured, and the number of missing predictions by file.
-
-    questions: those of --data.
-    """
+    """Rows of each file, joined with the questions of --data, and its missing predictions."""
     runs, missing = [], {}
     for path in paths:
         rows, name = read_predictions(path), str(path)
@@ -77,18 +74,15 @@ def load(
             rows, missing[name] = join(rows, questions, name, allow_missing)
         alone = [row["id"] for row in rows if "image" not in row and "/" not in row["id"]]
         if alone:
-            notes.append(
-                f"{name}: {len(alone)} rows, e.g. {alone[0]!r}, have no image and no / in the id: "
-                "each counts as an image of its own, and intervals are too narrow where images "
-                "have several questions; give --data, or a column image"
-            )
+            what = f"{len(alone)} rows, e.g. {alone[0]!r}, have no image and no / in the id"
+            notes.append(f"{name}: {what}: {ALONE}")
         runs.append(complete(rows, name))
     return runs, missing
 
 
-def beside(folder: Path, *names: str) -> Path | None:
-    """The first of these files that is in a folder."""
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def beside(folder: Path, name: str) -> Path | None:
+    """The file of that name in a folder, as it is or with .gz behind it."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def arm_files(args: argparse.Namespace, notes: list[str]) -> dict[str, list[Path]]:
@@ -101,10 +95,10 @@ def arm_files(args: argparse.Namespace, notes: list[str]) -> dict[str, list[Path
         arms[name] = [Path(path) for path in paths.split(",")]
     matches = [_OF_A_RUN.fullmatch(path.name) for path in args.predictions]
     for name in ARMS if all(matches) else ():
-        found = []
-        for path, match in zip(args.predictions, matches, strict=True):
-            stem = f"predictions-{match[1]}-{name}.jsonl"
-            found.append(beside(path.parent, stem, f"{stem}.gz"))
+        found = [
+            beside(path.parent, f"predictions-{match[1]}-{name}.jsonl")
+            for path, match in zip(args.predictions, matches, strict=True)
+        ]
         if all(found) and name not in arms:
             arms[name] = found
             notes.append(f"{ARMS[name]}: {', '.join(map(str, found))}")
@@ -113,15 +107,12 @@ def arm_files(args: argparse.Namespace, notes: list[str]) -> dict[str, list[Path
 
 def trained_on(args: argparse.Namespace, notes: list[str]) -> tuple[list[str], str] | None:
     """The ids of the rows that the run trained on and the file with them, if there is one."""
-    names = ("trained_on.txt", "trained_on.txt.gz")
-    if args.trained_on and args.trained_on.is_dir():
-        found = [beside(args.trained_on, *names)]
-        if found == [None]:
-            raise ValueError(f"{args.trained_on}: no {' or '.join(names)} in it")
-    elif args.trained_on:
-        found = [args.trained_on]
+    if given := args.trained_on:
+        found = [beside(given, "trained_on.txt") if given.is_dir() else given]
+        if None in found:
+            raise ValueError(f"{given}: no trained_on.txt or trained_on.txt.gz in it")
     else:
-        found = [beside(path.parent, *names) for path in args.predictions]
+        found = [beside(path.parent, "trained_on.txt") for path in args.predictions]
         if None in found:
             return None
         notes.append(f"rows trained on: {found[0]}")
@@ -135,65 +126,43 @@ def near_duplicates(path: Path, runs: list[list[Row]]) -> str:
     """Mark the rows on images of the list; returns what was found. ValueError if none was."""
     listed, images = read_exclusions(path), {row["image"] for row in runs[0]}
     if not listed & images:
-        raise ValueError(
-            f"{path}: none of its {len(listed)} ids is an image of the predictions, "
-            f"e.g. {min(images)!r}"
-        )
+        what = f"none of its {len(listed)} ids is an image of the predictions"
+        raise ValueError(f"{path}: {what}, e.g. {min(images)!r}")
     for row in (row for rows in runs for row in rows):
         row["near_duplicate"] = row["image"] in listed
     return f"near-duplicates: {len(listed & images)} of {len(listed)} listed images are scored"
 
 
-# ------------------------------------------------------------------ measure
-
-
 def with_training(
-    rows: list[Row],
-    train: list[Row],
-    known: tuple[list[str], str] | None,
-    protocol: str,
-    notes: list[str],
-) -> tuple[list[Row], dict[str, list[Row]]]:
+    rows: Rows, train: Rows, known: tuple[list[str], str] | None, protocol: str, notes: list[str]
+) -> tuple[Rows, dict[str, list[Row]]]:
     """Rows with the flags of a training split, and blind baselines from the rows trained on."""
+    what = f"strata and blind baselines of {protocol}"
     if known is not None:
         own = rows_trained_on(train, *known)
     else:
         try:
             own = training_rows(train, protocol)
         except ValueError as error:
-            notes.append(f"strata and blind baselines of {protocol}: not computed, for {error}")
+            notes.append(f"{what}: not computed, for {error}")
             return rows, {}
-        notes.append(
-            f"the run's own training rows are not known (no trained_on.txt, no --trained-on): "
-            f"strata and blind baselines of {protocol} rest on all {len(own)} that it allows"
-        )
-    rows, more = annotate(rows, own, train, protocol)
-    notes += more
-    try:
-        blind, more = blind_baselines(own, rows)
-    except ValueError as error:
-        blind, more = {}, [f"blind baselines of {protocol}: not computed, for {error}"]
-    notes += more
+        notes.append(f"{UNKNOWN}: {what} rest on all {len(own)} that it allows")
+    rows, untold = annotate(rows, own, train, protocol)
+    blind, lacking = blind_baselines(own, rows)
+    notes += untold + lacking
     return rows, blind
 
 
 def measure_all(
-    args: argparse.Namespace,
-    runs: list[list[Row]],
-    against: list[list[Row]],
-    arms: dict[str, list[list[Row]]],
-    notes: list[str],
+    args: argparse.Namespace, runs: Runs, against: Runs, arms: dict[str, Runs], notes: list[str]
 ) -> dict[str, Any]:
     """The results by protocol (of classes: `classes`), with what was asked for besides."""
-    rows = runs[0]
-    of_classes = "type" not in rows[0]
-    options = options_of(args)
+    of_classes = "type" not in runs[0][0]
+    options = {key: getattr(args, key) for key in OPTIONS}
     train = read_questions(args.train, args.field) if args.train else None
     if train is not None and (not train or ("type" in train[0]) == of_classes):
-        raise ValueError(
-            f"{args.train}: one of --train and the predictions is of classes (no "
-            "type), the other of questions; give --data, or another --train"
-        )
+        what = "one of --train and the predictions is of classes (no type), the other of questions"
+        raise ValueError(f"{args.train}: {what}; give --data, or another --train")
     known = trained_on(args, notes) if train is not None else None
     results: dict[str, Any] = {}
     wanted = list(PROTOCOLS[:2]) if args.protocol == "both" else [args.protocol]
@@ -201,31 +170,22 @@ def measure_all(
         named = _OF_A_RUN.fullmatch(args.predictions[0].name)
         wanted = [named[1] if named else wanted[-1]]
     for protocol in wanted:
-        blind: dict[str, list[Row]] = {}
+        first, blind = runs[0], {}
         if train is not None:
-            rows, blind = with_training(runs[0], train, known, protocol, notes)
-        own = [rows, *runs[1:]]
-        sides = {"blind": blind, "arms": arms, "against": against}
+            first, blind = with_training(runs[0], train, known, protocol, notes)
+        own = [first, *runs[1:]]
         counting = measure_classes if of_classes else measure_answers
-        result = counting(own, protocol, **sides, **options)
+        result = counting(own, protocol, blind=blind, arms=arms, against=against, **options)
         if args.relaxed:
             result["relaxed"] = measure_relaxed(own, protocol, against, **options)
         for side, some in (("these", own), ("against", against)):
             if (why := why_not(some)) is None:
-                calibrated = measure_calibration(
-                    some, protocol, samples=args.samples, seed=args.seed
-                )
+                calibrated = measure_calibration(some, protocol, args.samples, args.seed)
                 result.setdefault("calibration", {})[side] = calibrated
             elif why:
                 notes.append(f"calibration of {side}: not measured, for {why}")
         results["classes" if of_classes else protocol] = result
     return results
-
-
-def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Options that all measures with comparisons take."""
-    paired_seeds = False if args.unpaired_seeds else None
-    return {"samples": args.samples, "seed": args.seed, "paired_seeds": paired_seeds}
 
 
 def check(args: argparse.Namespace) -> None:
@@ -255,30 +215,25 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     of_ranks = "rank" in runs[0][0]
     if any(("rank" in run[0]) != of_ranks for run in runs + against):
         raise ValueError("some files are of ranks, others of answers; they cannot be compared")
-    if of_ranks and (args.show_differences or args.relaxed or args.pictures):
-        raise ValueError("--show-differences, --relaxed and --pictures are for answers, not ranks")
+    for option in OF_ANSWERS if of_ranks else ():
+        if getattr(args, option):
+            raise ValueError(f"--{option.replace('_', '-')} is for answers, not for ranks")
     if of_ranks:
-        results = {"ranks": measure_ranks(runs, against, **options_of(args))}
+        options = {key: getattr(args, key) for key in OPTIONS}
+        results = {"ranks": measure_ranks(runs, against, **options)}
     else:
         results = measure_all(args, runs, against, files, notes)
-    out = {
-        "files": [str(path) for path in args.predictions],
-        "against": [str(path) for path in args.against],
-        "questions": len(runs[0]),
-        "images": len({row["image"] for row in runs[0]}),
-        "missing": missing if args.data else None,
-        "notes": list(dict.fromkeys(notes)),
-        "results": results,
-    }
+    own, other = ([str(path) for path in paths] for paths in (args.predictions, args.against))
+    images = len({row["image"] for row in runs[0]})
+    out = {"files": own, "against": other, "questions": len(runs[0]), "images": images}
+    out["missing"] = missing if args.data else None
+    out |= {"notes": list(dict.fromkeys(notes)), "results": results}
     if args.show_differences:
         from m3ae.reports.differences import differing
 
         protocol = next(iter(results.values()))["protocol"]
         out["differences"] = differing(runs[0], against[0], protocol, args.show_differences)
     return out
-
-
-# ------------------------------------------------------------------ print
 
 
 def report(measured: dict[str, Any]) -> list[str]:
@@ -288,11 +243,8 @@ def report(measured: dict[str, Any]) -> list[str]:
     if (missing := measured["missing"]) is not None:
         some = [f"{n} missing in {name}, counted as wrong" for name, n in missing.items() if n]
         known = "; ".join(some) or "no id missing or unknown"
-    lines = [
-        *measured["files"],
-        *(f"against {name}" for name in measured["against"]),
-        f"{measured['questions']} {kind} on {measured['images']} images; {known}",
-    ]
+    lines = measured["files"] + [f"against {name}" for name in measured["against"]]
+    lines.append(f"{measured['questions']} {kind} on {measured['images']} images; {known}")
     lines += [f"note: {note}" for note in measured["notes"]]
     for name, result in measured["results"].items():
         lines += result_lines(name, result)
@@ -303,8 +255,10 @@ def report(measured: dict[str, Any]) -> list[str]:
     return lines
 
 
-def write(args: argparse.Namespace, measured: dict[str, Any]) -> None:
-    """The files that were asked for."""
+def score(args: argparse.Namespace) -> None:
+    """Measure, print, and write the files that were asked for."""
+    measured = measure(args)
+    print("\n".join(report(measured)))
     if args.json:
         write_json(args.json, measured)
     if args.sheet:
@@ -323,11 +277,8 @@ def write(args: argparse.Namespace, measured: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m m3ae.score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_for(__doc__)
+    parser.prog = "python -m m3ae.score"
     add = parser.add_argument
     many = {"nargs": "+", "type": Path}
     folder, file = {"type": Path, "metavar": "DIR"}, {"type": Path, "metavar": "FILE"}
@@ -339,12 +290,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--against", **many, default=[], metavar="FILE", help="another model's files, to compare")
     add("--arm", action="append", default=[], metavar="NAME=FILE[,FILE]", help=ARM)
     add("--protocol", choices=[*PROTOCOLS, "both"], default="strict", help=PROTOCOL)
-    add(
-        "--near-duplicates", **file, help="ids of test images that training nearly holds: a stratum"
-    )
+    add("--near-duplicates", **file, help="ids of test images nearly in training: a stratum")
     add("--field", default="label", metavar="NAME", help="classes: the task field (%(default)s)")
     add("--allow-missing", action="store_true", help="count missing predictions as wrong")
-    add("--unpaired-seeds", action="store_true", help="the two sides' seeds have nothing in common")
+    apart = {"dest": "paired_seeds", "action": "store_const", "const": False}
+    add("--unpaired-seeds", **apart, help="the two sides' seeds have nothing in common")
     add("--relaxed", action="store_true", help="a second table for answers in sentences")
     add("--show-differences", **number, default=0, help="items that only one side has right")
     add("--sheet", **file, help="these as an HTML page, with images where --data is given")
@@ -352,14 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--json", **file, help="write everything there, as fractions")
     add("--samples", **number, default=10_000, help="resamples (%(default)s); 0: no intervals")
     add("--seed", **number, default=0, help="of the resamples (%(default)s)")
-    args = parser.parse_args(argv)
-
-    def body() -> None:
-        measured = measure(args)
-        print("\n".join(report(measured)))
-        write(args, measured)
-
-    return exit_status(body)
+    return run(score, parser, argv)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def test_rows_and_images_of_parquet(tmp_path):
     rows[3]["image"]["bytes"] = None
     files = [write_rows(tmp_path / "a.parquet", rows), write_rows(tmp_path / "b.parquet", rows[:1])]
     found = list(parquet_rows(files, ["caption", "id"], ["cui"], image="image"))
-    assert [(row.file.name, row.row_group, row.row) for row in found] == [
+    assert [(place.file.name, place.row_group, place.row) for place, _ in found] == [
         ("a.parquet", 0, 0),
         ("a.parquet", 0, 1),
         ("a.parquet", 1, 0),
@@ -145,10 +145,10 @@ def test_rows_and_images_of_parquet(tmp_path):
         ("a.parquet", 2, 0),
         ("b.parquet", 0, 0),
     ]
-    assert found[4].values == {"caption": None, "id": 4} and found[3].values["caption"] == "c3"
-    assert found[4].where == "a.parquet row group 2 row 0"
+    assert found[4][1] == {"caption": None, "id": 4} and found[3][1]["caption"] == "c3"
+    assert found[4][0].where == "a.parquet row group 2 row 0"
     # As they go to a worker.
-    images = [pickle.loads(pickle.dumps(InParquet(*row[:3], "image"))) for row in found]
+    images = [pickle.loads(pickle.dumps(place)) for place, _ in found]
     assert [image.read_bytes() for image in images] == [b"0", b"1", b"2", b"", b"", b"0"]
     assert [image.name for image in images[2:4]] == ["a-1-0", "a-1-1"]
 
@@ -185,7 +185,7 @@ def test_binary_and_text_columns(tmp_path):
     path = tmp_path / "a.parquet"
     parquet.write_table(table, path)
     assert holds_images(path, "image") and not holds_images(path, "path")
-    values = [row.values for row in parquet_rows([path], ["caption", "word"], image="image")]
+    values = [row for _, row in parquet_rows([path], ["caption", "word"], image="image")]
     assert values == [
         {"caption": "gr\udcf6\udcdfe", "word": "x"},
         {"caption": "ok", "word": None},
@@ -315,8 +315,8 @@ def test_any_table_gives_rows_or_a_value_error(tmp_path_factory, values, as_stru
     except ValueError as error:
         assert "any.parquet" in str(error)
         return
-    for row in rows:
-        assert isinstance(InParquet(*row[:3], "image").read_bytes(), bytes)
+    for place, _ in rows:
+        assert isinstance(place.read_bytes(), bytes)
 
 
 @settings(max_examples=500)

@@ -281,7 +281,7 @@ def test_medicat_lines(base, stream, everything, held_out, rule):
     path = write(base, "figures.jsonl", data)
     kept = medicat.kept_figures(path, everything, drops)
     assert len(kept) + total(drops) == sum(bool(line.strip()) for line in data.split(b"\n"))
-    items = list(medicat.Figures(path, tuple(figure.offset for figure in kept)))
+    items = list(medicat.Figures(path, [offset for offset, _ in kept]))
     assert_inside(items, base / "raw" / "figures")
     assert all(isinstance(text, str) and text for item in items for text in item.texts)
     try:

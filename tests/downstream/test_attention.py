@@ -1,5 +1,7 @@
 """Attention pictures: the recorded maps, the right words, and colours at the right places."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from m3ae.downstream.attention import (
     text_to_image,
     word_texts,
 )
+from m3ae.downstream.trained import Trained
 from m3ae.drawing import TILE_PX
 from m3ae.models import build_model
 from tests.recipe import close, golden, golden_batch, golden_model, tiny_config
@@ -80,24 +83,30 @@ def model():
     return build_model(tiny_config())
 
 
+@pytest.fixture
+def trained(model, tokenizer):
+    """The model with texts of another length."""
+    return lambda length: Trained(Path(), model, tokenizer, length, {}, None)
+
+
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, 64, 64), dtype=np.uint8)
 
 
-def test_words_without_punctuation_and_beyond_the_cut(model, tokenizer):
+def test_words_without_punctuation_and_beyond_the_cut(trained):
     """A panel for a question mark, a word that was cut off, or no error for nothing to draw."""
-    names, attention = attention_of_words(model, tokenizer, IMAGE, "Is there? a mass", 16)
+    names, attention = attention_of_words(trained(16), IMAGE, "Is there? a mass")
     assert names == ["Is", "there", "a", "mass"]
     assert attention.shape == (4, 17)
     torch.testing.assert_close(attention.sum(dim=1), torch.ones(4))
-    assert attention_of_words(model, tokenizer, IMAGE, "is there a mass", 4)[0] == ["is", "there"]
+    assert attention_of_words(trained(4), IMAGE, "is there a mass")[0] == ["is", "there"]
     with pytest.raises(ValueError, match="no word"):
-        attention_of_words(model, tokenizer, IMAGE, "?!", 16)
+        attention_of_words(trained(16), IMAGE, "?!")
 
 
-def test_leaves_the_mode_alone(model, tokenizer):
+def test_leaves_the_mode_alone(model, trained):
     """A model that goes on in eval mode, or dropout in the picture."""
     model.train()
-    once, again = (attention_of_words(model, tokenizer, IMAGE, "a mass", 8)[1] for _ in range(2))
+    once, again = (attention_of_words(trained(8), IMAGE, "a mass")[1] for _ in range(2))
     assert model.training and torch.equal(once, again)
     model.eval()
 
@@ -155,12 +164,12 @@ def test_paint_is_stronger_for_more():
     )
 
 
-def test_a_picture_of_many_words(tmp_path, model, tokenizer):
+def test_a_picture_of_many_words(tmp_path, trained):
     """Words left out, long ones running into the next panel, a text that leaves the picture."""
     path, few = tmp_path / "a.png", tmp_path / "b.png"
     text = " ".join(["mass" * 12] * 5 + ["a"] * 20)
-    draw_words(model, tokenizer, IMAGE, text, 64, path, 1, 2, subtitle="answer: " + "no " * 200)
-    draw_words(model, tokenizer, IMAGE, "a mass", 64, few)
+    draw_words(trained(64), IMAGE, text, path, 1, 2, subtitle="answer: " + "no " * 200)
+    draw_words(trained(64), IMAGE, "a mass", few)
     with Image.open(path) as many, Image.open(few) as small:
         assert small.width == 2 * MARGIN + 3 * TILE_PX + 2 * 12
         assert many.height > small.height

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_prep import pairs as pairs_script
 from data_prep import table
+from m3ae.data.datasets import Pairs
 from m3ae.data.sampler import Plan
 from m3ae.data.texts import load_tokenizer
 from m3ae.downstream.config import load_finetune_config
@@ -50,7 +51,7 @@ def tokenizer(shards):
 
 
 def read(folder, tokenizer, **more) -> Questions:
-    return Questions(str(folder), tokenizer, 24, 64, **more)
+    return Questions(Pairs([str(folder)], tokenizer, 24, 64), **more)
 
 
 def test_targets(questions, tokenizer):
@@ -238,20 +239,20 @@ def test_no_image_is_on_both_sides(owners, share, skip):
 def test_answer_lists(tmp_path):
     """Another list, column or order than the one asked for."""
     train = str(tmp_path / "train")
-    assert read_answers(train, None, "label") is None
+    assert read_answers(train, None, "label", "paper") is None
     lists = {"paper": ["a", "b"], "train": ["a"], "reference_order": ["b", "a"]}
     (tmp_path / "answers.json").write_text(json.dumps(lists))
-    assert read_answers(train, None, "label") == ["a", "b"]
+    assert read_answers(train, None, "label", "paper") == ["a", "b"]
     assert read_answers(train, None, "label", "reference_order") == ["b", "a"]
     columns = {"i_meth": {"paper": ["x"], "train": []}, "p_meth": {"paper": ["y", "z"]}}
     (tmp_path / "classes.json").write_text(json.dumps(columns))
     (tmp_path / "answers.json").unlink()
-    assert read_answers(train, None, "p_meth") == ["y", "z"]
+    assert read_answers(train, None, "p_meth", "paper") == ["y", "z"]
     with pytest.raises(ValueError, match=r"classes\.json: no list paper for data\.field=label"):
-        read_answers(train, None, "label")
+        read_answers(train, None, "label", "paper")
     (tmp_path / "own.json").write_text('["no", "yes"]')
-    assert read_answers(train, str(tmp_path / "own.json"), "label") == ["no", "yes"]
+    assert read_answers(train, str(tmp_path / "own.json"), "label", "paper") == ["no", "yes"]
     for bad in ("{", "[]", "[1]", '{"train": ["a"]}', '"yes"x', "null"):
         (tmp_path / "own.json").write_text(bad)
         with pytest.raises(ValueError, match=r"own\.json"):
-            read_answers(train, str(tmp_path / "own.json"), "label")
+            read_answers(train, str(tmp_path / "own.json"), "label", "paper")

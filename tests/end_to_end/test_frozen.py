@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 import run_finetune
 import run_pretrain
+from m3ae.data.datasets import Pairs
 from m3ae.data.texts import load_tokenizer
 from m3ae.downstream.config import load_finetune_config
 from m3ae.downstream.data import Questions
@@ -92,7 +93,8 @@ def test_augmented_images_are_not_kept(questions, shards):
         ],
     )
     model = build_downstream(config, read_init(config), ["yes", "no"])
-    split = Questions(str(questions / "test"), load_tokenizer(shards / "tokenizer"), 24, 64)
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    split = Questions(Pairs([str(questions / "test")], tokenizer, 24, 64))
     alone = Processes(0, 0, 1, torch.device("cpu"))
     features = FrozenFeatures(model, split, config, alone, "fp32")
     assert features.image is None and len(features.text) == len(split)

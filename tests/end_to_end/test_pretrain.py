@@ -52,6 +52,20 @@ def test_a_finished_run_is_left_alone(small_run, tmp_path, capsys):
     assert (tmp_path / "run" / "evaluation.json").stat().st_mtime_ns == before
 
 
+def test_a_finished_run_of_another_config_is_an_error(small_run, tmp_path, capsys):
+    """Another seed, rate or earlier end in a finished run's folder answered with "is finished"."""
+    assert run_pretrain.main(small_run(steps=4)) == 0
+    before = (tmp_path / "run" / "evaluation.json").stat().st_mtime_ns
+    assert run_pretrain.main(small_run("seed=7", "optim.lr=2e-3", "data.workers=1", steps=2)) == 2
+    message = capsys.readouterr().err
+    for key in ("optim.lr (0.001 there, 0.002 now)", "seed (0 there, 7 now)", "train.steps (4"):
+        assert key in message
+    assert "workers" not in message and "is finished" not in message
+    assert run_pretrain.main(small_run("data.workers=1", steps=4)) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert (tmp_path / "run" / "evaluation.json").stat().st_mtime_ns == before
+
+
 def states(folder):
     weights = load_file(folder / "model.safetensors")
     rest = torch.load(folder / "optimizer.pt", weights_only=True)

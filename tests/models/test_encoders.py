@@ -7,8 +7,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from m3ae.config import ImageEncoderConfig, TextEncoderConfig
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
-from m3ae.models.m3ae import initialise, sizes
+from m3ae.models.m3ae import initialise
 from m3ae.models.pretrained import load_image_encoder, load_text_encoder
 from m3ae.models.text_encoder import TextEncoder
 from tests.recipe import golden_state, tiny_config
@@ -61,6 +62,7 @@ BERT = transformers.BertConfig(
 def text_encoder(kind: str, **changes) -> TextEncoder:
     config = ROBERTA if kind == "roberta" else BERT
     sizes = {
+        "weights": None,
         "kind": kind,
         "vocab_size": VOCAB,
         "type_vocab_size": config.type_vocab_size,
@@ -74,7 +76,7 @@ def text_encoder(kind: str, **changes) -> TextEncoder:
         "attention_dropout": 0.1,
         "pad_id": config.pad_token_id,
     }
-    return TextEncoder(**(sizes | changes)).eval()
+    return TextEncoder(TextEncoderConfig(**(sizes | changes))).eval()
 
 
 TEXT_MODELS = {
@@ -157,6 +159,7 @@ def test_text_family_must_agree(tmp_path):
 
 def image_encoder(kind: str, image_px: int = PX, **changes) -> ImageEncoder:
     sizes = {
+        "weights": None,
         "kind": kind,
         "image_px": image_px,
         "patch_px": PATCH,
@@ -167,7 +170,7 @@ def image_encoder(kind: str, image_px: int = PX, **changes) -> ImageEncoder:
         "layer_norm_eps": 1e-5,
         "activation": "quick_gelu" if kind == "clip" else "gelu",
     }
-    return ImageEncoder(**(sizes | changes)).eval()
+    return ImageEncoder(ImageEncoderConfig(**(sizes | changes))).eval()
 
 
 def images(px: int = PX) -> torch.Tensor:
@@ -266,6 +269,15 @@ def test_clip_files(form, tmp_path):
     hidden = whole.vision_model(pixel_values=images()).last_hidden_state
     wanted = whole.vision_model.post_layernorm(hidden)
     torch.testing.assert_close(ours(images()), wanted, rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", ["class_embedding", "position_embedding.weight"])
+def test_a_clip_file_without_a_part(name, tmp_path):
+    """A KeyError with a traceback where a file lacks what is reshaped on loading."""
+    state = {key: x for key, x in clip_model().vision_model.state_dict().items() if name not in key}
+    save_file(state, tmp_path / "clip.safetensors")
+    with pytest.raises(ValueError, match=r"clip\.safetensors: lacks (class|position)_"):
+        load_image_encoder(image_encoder("clip"), str(tmp_path / "clip.safetensors"))
 
 
 def timm_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -452,7 +464,7 @@ def test_weights_of_the_golden_text_encoder(tmp_path):
         if key.startswith("language_encoder.")
     }
     save_file(state, tmp_path / "model.safetensors")
-    encoder = TextEncoder(**sizes(tiny_config().model.text_encoder))
+    encoder = TextEncoder(tiny_config().model.text_encoder)
     load_text_encoder(encoder, str(tmp_path))
     wanted = state["encoder.layer.2.output.dense.weight"]
     assert torch.equal(encoder.blocks[2].feed_forward.down.weight, wanted)

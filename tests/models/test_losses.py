@@ -45,7 +45,7 @@ def test_mim_target(normalise):
     image = torch.randn(2, 3, 8, 8) * 3 + 1
     image[1, :, :4, :4] = 0.5  # a blank patch
     order = torch.stack([torch.tensor([3, 1, 0, 2]), torch.tensor([2, 0, 3, 1])])
-    ours = mim_target(image, order, 1, 4, normalise)
+    ours = mim_target(image, order[:, 1:], 4, normalise)
     assert ours.shape == (2, 3, 48) and ours.dtype == torch.float32
     for row in range(2):
         for place, patch in enumerate(order[row, 1:].tolist()):

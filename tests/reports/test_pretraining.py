@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from m3ae import score
-from m3ae.reports import parts as parts
-from m3ae.reports.pretraining import Run, learning_rates, main, read_run, write_report
+from m3ae.reports import parts
+from m3ae.reports.pretraining import Run, learning_rates, main, write_report
 from tests.recipe import ROOT
 
 
@@ -233,7 +233,7 @@ def test_absent_objectives_and_values(run):
     line = train_line(50, mlm_loss=float("nan"), mlm_accuracy=None, grad_norm=None)
     write_log(run, [{k: v for k, v in line.items() if not k.startswith("itm")}])
     (run / "evaluation.json").write_text('{"measures": {"mlm_accuracy": {"own": {}}}}')
-    assert read_run(run).objectives == ["mlm", "mim"]
+    assert Run(run).objectives == ["mlm", "mim"]
     text = Page(write_report(run)).text
     assert "Matching" not in text
     assert "Gradient norm" not in text
@@ -278,17 +278,17 @@ def test_places_on_the_curves(run):
     """Catches held-out points at their own number of pairs, and steps that a resume wrote twice."""
     lines = [train_line(50), train_line(100, loss=9.0), train_line(100, loss=1.0), eval_line(75, 3)]
     write_log(run, lines)
-    read = read_run(run)
+    read = Run(run)
     assert [line["loss"] for line in read.train] == [3.0, 1.0]
     assert read.seen(read.held_out[0]) == 75 * 256
     write_log(run, [eval_line(10, 3)])
-    read = read_run(run)
+    read = Run(run)
     assert read.seen(read.held_out[0]) == 10 * 256  # the config's batch
 
 
 def test_groups_of_one_rate_share_a_line(run):
     """Catches six lines on top of each other, or groups lost from the legend."""
-    lines = learning_rates(read_run(run))
+    lines = learning_rates(Run(run))
     assert [line.label for line in lines] == ["encoder", "head and fusion"]
     assert lines[1].y == [5e-5, 5e-5]
 
@@ -318,7 +318,8 @@ def test_name_of_a_run(tmp_path):
         ("elsewhere/b", "b"),
         ("x/runs", "runs"),
     ):
-        assert Run(tmp_path / place, "", {}, [], [], [], {}, []).name == name
+        (tmp_path / place).mkdir(parents=True)
+        assert Run(tmp_path / place).name == name
 
 
 def test_fine_tuning(run, tmp_path):

@@ -19,6 +19,7 @@ from m3ae.scoring.predictions import (
     join,
     read_predictions,
     read_trained_on,
+    right_answers,
     rows_trained_on,
     training_rows,
     write_predictions,
@@ -438,3 +439,13 @@ def test_ranks_need_no_answer(tmp_path):
         complete([RANK, {**GOOD, "image": "x", "right": True}], "f")
     with pytest.raises(ValueError, match="id 'a' twice"):
         write_predictions(tmp_path / "ranks.jsonl", [RANK, RANK])
+
+
+def test_right_answers_are_those_that_count():
+    """A ceiling that takes the label of `lung#spine` for an answer, which strict does not count."""
+    row = {"id": "a/1", "type": "open", "answer": "lung#spine", "label": "lung spine"}
+    assert right_answers(row, "paper") == {"lung spine"}
+    assert right_answers(row, "strict") == {"lung", "spine"}
+    for said in ("lung", "spine", "lung spine"):
+        right = is_right({**row, "prediction": said}, "strict")
+        assert right == (said in right_answers(row, "strict"))

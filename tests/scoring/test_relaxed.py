@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m3ae.scoring.measures import measure_answers
 from m3ae.scoring.predictions import complete
 from m3ae.scoring.relaxed import DEFINITIONS, measure_relaxed, token_measures, yes_or_no
 
@@ -71,9 +72,8 @@ def test_unparsed_predictions_are_wrong_and_counted():
     rows = rows_of(["Yes, clearly", "it depends", None, "the liver"], ["yes", "no", "no", "liver"])
     found = measure_relaxed([rows], "strict")
     assert found["unparsed"] == [2]
-    assert found["measures"]["yes_no"] == {
-        "overall": {"questions": 3, "value": pytest.approx(1 / 3), "interval": None}
-    }
+    entry = {"questions": 3, "images": 2, "value": pytest.approx(1 / 3), "interval": None}
+    assert found["measures"]["yes_no"] == {"overall": entry}
     assert found["measures"]["token_recall"]["open"]["value"] == 1
     assert found["measures"]["token_recall"]["closed"]["value"] == pytest.approx(1 / 3)
     assert list(found["measures"]) == list(DEFINITIONS) == list(found["definitions"])
@@ -93,13 +93,30 @@ def test_protocols_and_what_is_refused():
             measure_relaxed([lacking], "strict")
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_intervals_are_those_of_accuracy(seeds):
+    """A single run's interval without the expansion for few images: two intervals of one fact."""
+    right = [[k % 3 > 0 for k in range(44)], [k % 5 > 0 for k in range(44)]][:seeds]
+    runs = [rows_of(["liver" if hit else "x" for hit in run], ["liver"] * 44) for run in right]
+    other = [rows_of(["liver"] * 30 + ["x"] * 14, ["liver"] * 44)] * seeds
+    found = measure_relaxed(runs, "strict", other, samples=500)["measures"]
+    wanted = measure_answers(runs, "strict", against=other, samples=500)
+    for part in ("overall", "open"):
+        entry, accuracy = found["token_recall"][part], wanted[part]
+        assert entry["interval"] == pytest.approx(accuracy["interval"], abs=1e-8)
+        for key in ("difference_interval", "p"):
+            ours, theirs = entry["against"][key], accuracy["against"][key]
+            assert ours == pytest.approx(theirs, abs=1e-8) and theirs is not None
+        assert "mcnemar" not in entry["against"]  # no measure is right or wrong
+
+
 def test_intervals_and_comparisons():
     """An interval of questions instead of images, seeds that do not widen it, unpaired pairs."""
     answers = ["liver", "yes"] * 40
     half = rows_of(["it is liver", "no"] * 40, answers)
     mixed = rows_of(["liver", "yes"] * 20 + ["x", "y"] * 20, answers)
     own = measure_relaxed([half], "strict", samples=500)["measures"]
-    assert own["token_recall"]["overall"]["interval"] == [0.5, 0.5]  # the same in every image
+    assert own["token_recall"]["overall"]["interval"] is None  # the same in every image
     assert own["bleu_1"]["open"]["value"] == pytest.approx(1 / 3)
     against = measure_relaxed([mixed], "strict", [half], samples=500)["measures"]
     entry = against["token_recall"]["overall"]
@@ -111,13 +128,10 @@ def test_intervals_and_comparisons():
     same = same["token_f1"]["overall"]
     assert len(same["values"]) == 2
     assert same["against"]["difference_interval"] == [0, 0]
-    apart = measure_relaxed([mixed, half], "strict", [mixed, half], 500, 0, False)["measures"]
+    apart = measure_relaxed([mixed, half], "strict", [mixed, half], paired_seeds=False)["measures"]
     low, high = apart["token_f1"]["overall"]["against"]["difference_interval"]
     assert low < -0.05 and high > 0.05
     low, high = own["yes_no"]["overall"]["interval"]
     assert low == 0 < high < 0.1  # none of 40, which is no proof of none
-    assert measure_relaxed([half], "strict", samples=0)["measures"]["yes_no"]["overall"] == {
-        "questions": 40,
-        "value": 0,
-        "interval": None,
-    }
+    bare = measure_relaxed([half], "strict", samples=0)["measures"]["yes_no"]["overall"]
+    assert bare == {"questions": 40, "images": 40, "value": 0, "interval": None}

@@ -1,14 +1,14 @@
 """What two sets of images share: their ids, bytes, pictures and texts (data_prep/audit.py)."""
 
-import argparse
 import hashlib
 import re
+from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import chain
+from itertools import chain, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from m3ae.corpora.near_duplicates import (
-    Pictures,
-    blocks,
-    near_images,
-    near_texts,
-    normal_text,
-    picture,
-)
+from m3ae.corpora import near_duplicates as near
 from m3ae.corpora.prepare import finished_splits
 from m3ae.data.exclusions import IMAGE_SUFFIXES, image_stem
 from m3ae.data.images import ImageError, decode
@@ -34,9 +27,6 @@ from m3ae.files import need
 
 KINDS = ("bytes", "id", "image", "text", "near-text", "id-window")  # the surest first
 NEAR_TEXT_WORDS = 5
-
-
-# ------------------------------------------------------------------ inputs
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ def read_split(folder: Path, questions: bool) -> Iterator[Entry]:
             number += 1
 
 
-def read_inputs(folders: Sequence[Path], ids: str, questions: bool) -> list[Entry]:
+def read_inputs(folders: Sequence[Path], stem: bool, questions: bool) -> list[Entry]:
     """Every image of the inputs, each once."""
     entries: dict[Any, Entry] = {}
     for given in folders:
@@ -95,7 +85,6 @@ def read_inputs(folders: Sequence[Path], ids: str, questions: bool) -> list[Entr
         found = [entry for split in splits for entry in read_split(split, questions)]
         if not splits:
             paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
-            stem = ids == "stem"
             names = [path.stem if stem else path.relative_to(folder).as_posix() for path in paths]
             found = [Entry(name, path) for name, path in zip(names, paths, strict=True)]
             if not found:
@@ -104,16 +93,13 @@ def read_inputs(folders: Sequence[Path], ids: str, questions: bool) -> list[Entr
     return list(entries.values())
 
 
-# ------------------------------------------------------------------ what is compared
-
-
 @dataclass
 class Corpus:
     """Images that could be read, their digests and, where asked for, pictures."""
 
     entries: list[Entry]
     digests: list[str]
-    pictures: Pictures | None = None
+    pictures: near.Pictures | None = None
 
     def part(self, numbers: set[int]) -> "Corpus":
         """The entries of these numbers."""
@@ -127,55 +113,50 @@ def describe(entry: Entry, pictures: bool) -> tuple[str, Any] | str:
     """Digest of the stored bytes and the picture of an image; or what is wrong with it."""
     try:
         data, image = entry.read()
-        return hashlib.sha256(data).hexdigest(), picture(image) if pictures else None
+        return hashlib.sha256(data).hexdigest(), near.picture(image) if pictures else None
     except (ImageError, OSError) as error:
         return f"{entry.id} ({entry.folder}): {error}"
 
 
-def read_corpus(
-    entries: list[Entry], label: str, pictures: bool, workers: int, unreadable: list[str]
-) -> Corpus:
+def read_corpus(entries: list[Entry], pictures: bool, workers: int) -> tuple[Corpus, list[str]]:
     """Read every image; unreadable ones are left out and named."""
-    todo, kept, digests, pixels, boxes = partial(describe, pictures=pictures), [], [], [], []
+    todo, unreadable, kept, found = partial(describe, pictures=pictures), [], [], []
     pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers else None
     try:
         results = pool.map(todo, entries, chunksize=32) if pool else map(todo, entries)
-        for entry, result in zip(entries, tqdm(results, label, len(entries)), strict=True):
+        for entry, result in zip(entries, tqdm(results, "images", len(entries)), strict=True):
             if isinstance(result, str):
                 unreadable.append(result)
-                continue
-            kept.append(entry)
-            digests.append(result[0])
-            if pictures:
-                pixels.append(result[1][0])
-                boxes.append(result[1][1])
+            else:
+                kept.append(entry)
+                found.append(result)
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
-    if not pixels:
-        return Corpus(kept, digests)
-    stacked = Pictures(torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(boxes)))
-    return Corpus(kept, digests, stacked)
+    corpus = Corpus(kept, [digest for digest, _ in found])
+    if pictures and found:
+        pixels = torch.from_numpy(np.stack([seen[0] for _, seen in found]))
+        boxes = torch.from_numpy(np.stack([seen[1] for _, seen in found]))
+        corpus.pictures = near.Pictures(pixels, boxes)
+    return corpus, unreadable
 
 
-def read_sides(
-    given: Sequence[Sequence[Path]], ids: str, questions: bool, pictures: bool, workers: int
-) -> tuple[list[Corpus], list[Entry], list[str]]:
-    """The corpora of two sides, the entries of both by number, and what cannot be read.
+def read_sides(args: Namespace) -> tuple[list[Corpus], list[Entry], list[str]]:
+    """The corpora of --keep and --against, all entries by number, and what cannot be read.
 
     An image of both sides is read once. Raises ValueError where none of a side can be read, or for
     an id of the second that an exclusion list cannot hold.
     """
-    sides = [read_inputs(folders, ids, questions) for folders in given]
+    given, stem = (args.keep, args.against), args.ids == "stem"
+    sides = [read_inputs(folders, stem, args.questions) for folders in given]
     for name in (entry.id for entry in sides[1]):
-        broken = name.startswith("#") or name != name.strip() or "\t" in name
-        if broken or name.splitlines() != [name]:
+        whole = name == name.strip() and name.splitlines() == [name]
+        if not whole or name.startswith("#") or "\t" in name:
             raise ValueError(f"image id {name!r}: no list can hold it; rename the image")
     places = {place: n for n, place in enumerate(dict.fromkeys(e.place for e in chain(*sides)))}
     sides = [[replace(entry, number=places[entry.place]) for entry in side] for side in sides]
     entries = list({entry.number: entry for entry in chain(*sides)}.values())
-    unreadable: list[str] = []
-    every = read_corpus(entries, "images", pictures, workers, unreadable)
+    every, unreadable = read_corpus(entries, "image" in args.kinds, args.workers)
     corpora = [every.part({entry.number for entry in side}) for side in sides]
     for corpus, name in zip(corpora, ("--keep", "--against"), strict=True):
         if not corpus.entries:
@@ -189,10 +170,9 @@ def medpix_numbers(entries: Sequence[Entry]) -> np.ndarray:
     return np.array([int(match.group(1)) if match else -1 for match in found], dtype=np.int64)
 
 
-# ------------------------------------------------------------------ matches
-
 # A match: row in --against, row in --keep, score in [0, 1], remark.
 Match = tuple[int, int, float, str]
+Matches = dict[str, list[Match]]  # by kind
 
 
 def same(keep: Iterable[Any], against: Iterable[Any]) -> Iterator[Match]:
@@ -219,77 +199,56 @@ def near_ids(keep: np.ndarray, against: np.ndarray, window: int) -> Iterator[Mat
 
 def rows_of_texts(entries: Sequence[Entry]) -> dict[str, list[int]]:
     """Images of each normalised text."""
-    rows: dict[str, list[int]] = defaultdict(list)
+    rows: defaultdict[str, list[int]] = defaultdict(list)
     for i, entry in enumerate(entries):
-        for text in {normal_text(text) for text in entry.texts} - {""}:
+        for text in {near.normal_text(text) for text in entry.texts} - {""}:
             rows[text].append(i)
     return rows
 
 
-def text_matches(
-    keep: Corpus, against: Corpus, threshold: float, stock: int, facts: dict[str, Any]
-) -> dict[str, list[Match]]:
+def text_matches(keep: Corpus, against: Corpus, args: Namespace, facts: dict[str, Any]) -> Matches:
     """Matches by the same and by nearly the same text."""
-    theirs, ours = (rows_of_texts(corpus.entries) for corpus in (keep, against))
-    counts = {"keep": len(theirs), "against": len(ours)}
-    both = [*theirs.items(), *ours.items()]
-    phrases = {text for text, images in both if len(images) > stock}
-    for rows in (theirs, ours):
+    sides = theirs, ours = [rows_of_texts(corpus.entries) for corpus in (keep, against)]
+    phrases = {text for rows in sides for text, images in rows.items() if len(images) > args.stock}
+    counts = {"keep": len(theirs), "against": len(ours), "stock": len(phrases)}
+    facts["texts"] = {**counts, "stock_examples": sorted(phrases)[:5]}
+    for rows in sides:
         for text in phrases & rows.keys():
             del rows[text]
-    examples = sorted(phrases)[:5]
-    facts["texts"] = {**counts, "stock": len(phrases), "stock_examples": examples}
-    equal = [
-        (i, j, 1.0, f"both: {text}")
-        for text in ours
-        for i in ours[text]
-        for j in theirs.get(text, ())
-    ]
-    first, second = (
-        [text for text in rows if len(text.split()) >= NEAR_TEXT_WORDS] for rows in (theirs, ours)
-    )
-    parts = near_texts(first, second, threshold)
-    found = tqdm(parts, "near texts", len(blocks(len(second), len(first))))
-    near = [
-        (i, j, score, f"{second[b]} | {first[a]}")
-        for part in found
-        for b, a, score in part
-        for i in ours[second[b]]
-        for j in theirs[first[a]]
-    ]
-    return {"text": equal, "near-text": near}
+    matches: Matches = {"text": [], "near-text": []}
+    for text, rows in ours.items():
+        both = f"both: {text}"
+        matches["text"] += [(i, j, 1.0, both) for i, j in product(rows, theirs.get(text, ()))]
+    first, second = ([t for t in rows if len(t.split()) >= NEAR_TEXT_WORDS] for rows in sides)
+    parts = near.near_texts(first, second, args.text_threshold)
+    for part in tqdm(parts, "near texts", len(near.blocks(len(second), len(first)))):
+        for b, a, score in part:
+            both, places = f"{second[b]} | {first[a]}", product(ours[second[b]], theirs[first[a]])
+            matches["near-text"] += [(i, j, score, both) for i, j in places]
+    return matches
 
 
-def find_matches(
-    keep: Corpus, against: Corpus, args: argparse.Namespace, facts: dict[str, Any]
-) -> dict[str, list[Match]]:
+def find_matches(keep: Corpus, against: Corpus, args: Namespace, facts: dict[str, Any]) -> Matches:
     """The matches of each kind in `args.kinds`; a pair found from both ends once."""
     sides = (keep.entries, against.entries)
     places = [np.array([entry.number for entry in entries]) for entries in sides]
     ids = [[image_stem(entry.id) for entry in entries] for entries in sides]
-    found: dict[str, Iterable[Match]] = {
-        "bytes": same(keep.digests, against.digests),
-        "id": same(*ids),
-        "id-window": near_ids(*map(medpix_numbers, sides), args.window),
-    }
+    found: dict[str, Iterable[Match]] = {"bytes": same(keep.digests, against.digests)}
+    found |= {"id": same(*ids), "id-window": near_ids(*map(medpix_numbers, sides), args.window)}
     if "image" in args.kinds:
-        parts = near_images(keep.pictures, against.pictures, *places, args.threshold)
-        total = len(blocks(len(against.entries), len(keep.entries)))
-        found["image"] = (
-            (i, j, score, f"score {score:.3f}")
-            for part in tqdm(parts, "near images", total)
-            for i, j, score in part
-        )
+        parts = near.near_images(keep.pictures, against.pictures, *places, args.threshold)
+        total = len(near.blocks(len(against.entries), len(keep.entries)))
+        parts = tqdm(parts, "near images", total)
+        found["image"] = ((i, j, s, f"score {s:.3f}") for i, j, s in chain.from_iterable(parts))
     if {"text", "near-text"} & set(args.kinds):
-        found |= text_matches(keep, against, args.text_threshold, args.stock, facts)
+        found |= text_matches(keep, against, args, facts)
     return {kind: once(found[kind], *places) for kind in KINDS if kind in args.kinds}
 
 
 def once(matches: Iterable[Match], keep: np.ndarray, against: np.ndarray) -> list[Match]:
     """Best match of each pair as (image left out, image kept, score, remark), by number of entry.
 
-    An image is no match of itself. Of two images that both stand on both sides, the later one is
-    left out, from whichever end the pair was found.
+    An image is no match of itself. Of two that stand on both sides, the later one is left out.
     """
     both = set(keep.tolist()) & set(against.tolist())
     best: dict[tuple[int, int], Match] = {}

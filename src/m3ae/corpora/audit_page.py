@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from m3ae.corpora.audit import KINDS, Entry, Match
+from m3ae.corpora.audit import KINDS, Entry, Matches
 
 
 @dataclass(frozen=True)
@@ -30,27 +30,20 @@ class Pair:
     @property
     def reason(self) -> str:
         """For the exclusion list and the page."""
-        kinds = [
-            kind + (f" ({self.by[kind][1]})" if self.by[kind][1] else "")
-            for kind in KINDS
-            if kind in self.by
-        ]
+        remarks = [(kind, self.by[kind][1]) for kind in KINDS if kind in self.by]
+        said = ", ".join(kind + (f" ({remark})" if remark else "") for kind, remark in remarks)
         # On one line: a tab or a line end would break the list.
-        return " ".join(f"{self.kept.id}: {', '.join(kinds)}".split())
+        return " ".join(f"{self.kept.id}: {said}".split())
 
     def plain(self) -> dict[str, Any]:
         """For the JSON report."""
-        return {
-            "id": self.left.id,
-            "in": str(self.left.folder),
-            "matches": self.kept.id,
-            "matches_in": str(self.kept.folder),
-            "by": {kind: round(score, 4) for kind, (score, _) in self.by.items()},
-            "remarks": [remark for _, remark in self.by.values() if remark],
-        }
+        facts: dict[str, Any] = {"id": self.left.id, "in": str(self.left.folder)}
+        facts |= {"matches": self.kept.id, "matches_in": str(self.kept.folder)}
+        facts["by"] = {kind: round(score, 4) for kind, (score, _) in self.by.items()}
+        return facts | {"remarks": [remark for _, remark in self.by.values() if remark]}
 
 
-def collect(found: dict[str, list[Match]], entries: Sequence[Entry]) -> list[Pair]:
+def collect(found: Matches, entries: Sequence[Entry]) -> list[Pair]:
     """Matches of all kinds by pair of images."""
     by: dict[tuple[int, int], dict[str, tuple[float, str]]] = defaultdict(dict)
     for kind, matches in found.items():
@@ -67,13 +60,16 @@ def exclusions(pairs: Sequence[Pair]) -> list[str]:
     return [f"{name}\t{best[name].reason}\n" for name in sorted(best)]
 
 
-def _inline(entry: Entry) -> str:
+def _cell(entry: Entry) -> str:
+    """The image, its id and the last folders of where it lies."""
     image = entry.read()[1].convert("RGB")
     image.thumbnail((220, 220), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=75)
     data = base64.b64encode(out.getvalue()).decode()
-    return f'<img alt="" src="data:image/jpeg;base64,{data}">'
+    source = "/".join((entry.folder.parent if entry.at is None else entry.folder).parts[-2:])
+    picture = f'<img alt="" src="data:image/jpeg;base64,{data}">'
+    return f"<td>{picture}{html.escape(entry.id)}<br>{html.escape(source)}"
 
 
 STYLE = """body{font:14px/1.4 sans-serif;margin:24px;max-width:1000px}
@@ -115,25 +111,14 @@ def page(pairs: Sequence[Pair], most: int) -> Iterator[str]:
         yield "<table><tr><th>leave out<th>matches<th>by"
         ordered = sorted(some, key=lambda pair: (pair.by[pair.kind][0], pair.left.id))
         for pair in tqdm(ordered[: shown[kind]], f"page: {kind}"):
-            cells = [
-                f"<td>{_inline(entry)}{html.escape(entry.id)}<br>{html.escape(_source(entry))}"
-                for entry in (pair.left, pair.kept)
-            ]
-            yield f"<tr>{''.join(cells)}<td>{html.escape(pair.reason)}"
+            yield f"<tr>{_cell(pair.left)}{_cell(pair.kept)}<td>{html.escape(pair.reason)}"
         yield "</table>"
-
-
-def _source(entry: Entry) -> str:
-    """The last folders of where an image lies."""
-    return "/".join((entry.folder.parent if entry.at is None else entry.folder).parts[-2:])
 
 
 def count_pairs(pairs: Sequence[Pair], kinds: Sequence[str]) -> dict[str, Any]:
     """Counts of pairs and of images to leave out, in all and by kind."""
     images = {kind: {pair.left.number for pair in pairs if kind in pair.by} for kind in kinds}
     by = Counter(kind for pair in pairs for kind in pair.by)
-    return {
-        "pairs": len(pairs),
-        "images": len({pair.left.number for pair in pairs}),
-        "by_kind": {kind: {"pairs": by[kind], "images": len(images[kind])} for kind in kinds},
-    }
+    counts = {kind: {"pairs": by[kind], "images": len(images[kind])} for kind in kinds}
+    every = {pair.left.number for pair in pairs}
+    return {"pairs": len(pairs), "images": len(every), "by_kind": counts}

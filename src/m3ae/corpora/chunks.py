@@ -92,9 +92,9 @@ def _encode_image(item: Item, settings: Settings) -> tuple[np.ndarray | bytes, l
     """Pixels (C, px, px) or encoded bytes of an image, and notes; raises ImageError."""
     try:
         data = item.image.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError("missing") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        if isinstance(error, FileNotFoundError):
-            raise ImageError("missing") from error
         raise ImageError("unreadable", str(error)) from error
     image, notes = decode(data, settings.window)
     if settings.encoding == "raw":
@@ -104,8 +104,8 @@ def _encode_image(item: Item, settings: Settings) -> tuple[np.ndarray | bytes, l
         return data, notes
     pixels = to_array(resize_shorter(image, settings.px))
     out = io.BytesIO()
-    grey = len(pixels) == 1
-    Image.fromarray(pixels[0] if grey else pixels.transpose(1, 2, 0)).save(out, "JPEG", quality=90)
+    shown = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    Image.fromarray(shown).save(out, "JPEG", quality=90)
     return out.getvalue(), notes
 
 
@@ -114,10 +114,11 @@ class _Shard:
     """A shard that is being written: the grey or the coloured images of a chunk, or all."""
 
     path: Path
+    channels: int | None
     writer: ShardWriter
-    keys: list[str] = field(default_factory=list)
-    texts: list[list[tuple[str, str, str]]] = field(default_factory=list)  # of each image
-    sizes: list[int] = field(default_factory=list)  # bytes
+    keys: list[str] = field(default_factory=list)  # of images
+    texts: list[tuple[int, str, str, str]] = field(default_factory=list)  # image's row, `clean`
+    sizes: list[int] = field(default_factory=list)  # bytes of images
 
 
 def prepare_chunk(
@@ -145,26 +146,20 @@ def prepare_chunk(
             if channels not in shards:
                 number = index if channels is None else 2 * index + (channels == 3)
                 path = folder / shard_name(number)
-                shards[channels] = _Shard(path, ShardWriter(path))
+                shards[channels] = _Shard(path, channels, ShardWriter(path))
             shard = shards[channels]
             shard.writer.append(image)
+            shard.texts += [(len(shard.keys), *text) for text in texts]
             shard.keys.append(item.key)
-            shard.texts.append(texts)
             shard.sizes.append(len(image))
         for channels in sorted(shards, key=lambda c: c or 0):
-            files.append(_finish_shard(shards[channels], channels, settings, lengths))
+            files.append(_finish_shard(shards[channels], settings, lengths))
     finally:
         for shard in shards.values():
             shard.writer.close()
-    result = {
-        "digest": digest,
-        "files": files,
-        "images": len(items),
-        "texts": sum(len(item.texts) for item in items),
-        "dropped": drops.as_dict(),
-        "notes": notes.as_dict(),
-        "lengths": [list(pair) for pair in sorted(lengths.items())],
-    }
+    seen = {"images": len(items), "texts": sum(len(item.texts) for item in items)}
+    result = {"digest": digest, "files": files, **seen, "dropped": drops.as_dict()}
+    result |= {"notes": notes.as_dict(), "lengths": sorted(map(list, lengths.items()))}
     write_json(chunk_path(folder, index), result)
     return result
 
@@ -174,30 +169,22 @@ def chunk_path(folder: Path, index: int) -> Path:
     return folder / f"chunk-{index:05d}.json"
 
 
-def _finish_shard(
-    shard: _Shard, channels: int | None, settings: Settings, lengths: Counter
-) -> dict[str, Any]:
-    """Write all but the images of one shard; returns its entry in the manifest.
-
-    Adds the texts' lengths, in tokens or else words, to `lengths`.
-    """
-    texts = [text for kept in shard.texts for _, text, _ in kept]
-    owners = [row for row, kept in enumerate(shard.texts) for _ in kept]
-    tensors = {"image_of_text": np.array(owners, dtype=np.int64)}
+def _finish_shard(shard: _Shard, settings: Settings, lengths: Counter) -> dict[str, Any]:
+    """Write the rest of a shard, count its texts' lengths (tokens or words) -> manifest entry."""
+    texts = [text for _, _, text, _ in shard.texts]
+    tensors = {"image_of_text": np.array([row for row, *_ in shard.texts], dtype=np.int64)}
     tensors |= ragged("text", (text.encode() for text in texts))
-    keys = (key.encode() for kept in shard.texts for key, _, _ in kept)
-    tensors |= ragged("text_key", keys)
+    tensors |= ragged("text_key", (key.encode() for _, key, _, _ in shard.texts))
     tensors |= ragged("image_key", (key.encode() for key in shard.keys))
     if settings.fields:
-        fields = (stored.encode() for kept in shard.texts for _, _, stored in kept)
-        tensors |= ragged("text_fields", fields)
+        tensors |= ragged("text_fields", (stored.encode() for *_, stored in shard.texts))
     if settings.tokenizer is None:
         lengths.update(len(text.split()) for text in texts)
     else:
         tokens = tokenize(settings.tokenizer, texts)
         lengths.update(len(ids) for ids, _ in tokens)
         tensors |= ragged_tokens(tokens)
-    images = len(shard.keys)
+    images, channels = len(shard.keys), shard.channels
     if channels is None:
         offsets = np.cumsum([0, *shard.sizes], dtype=np.int64)
         tensors["image_offsets"] = offsets
@@ -245,13 +232,12 @@ def run_chunks(
 
         def pending() -> Iterator[Chunk]:
             for index, chunk, digest in _chunks(items, settings.chunk_images):
-                done = _finished(folder, index, digest)
-                if done is None:
-                    yield index, chunk, digest
-                else:
+                if done := _finished(folder, index, digest):
                     results[index] = done
                     bar.initial += done["images"]
                     bar.update(done["images"])
+                else:
+                    yield index, chunk, digest
 
         for index, result in _results(pending(), folder, settings, workers):
             results[index] = result

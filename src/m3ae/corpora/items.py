@@ -51,19 +51,18 @@ class Drops:
             # Undecodable bytes of a file come as lone surrogates, which no file can be given.
             known.append(example.encode("utf-8", "backslashreplace").decode())
 
-    def merge(self, other: dict[str, Any]) -> None:
-        """Add what another one's `as_dict` holds."""
+    def merge(self, other: dict[str, Any], remark: str = "") -> None:
+        """Add what another one's `as_dict` holds, with `remark` after each reason."""
         for reason, entry in other.items():
+            reason += remark
             self.counts[reason] += entry["count"]
             known = self.examples.setdefault(reason, [])
             known += entry["examples"][: _EXAMPLES - len(known)]
 
     def as_dict(self) -> dict[str, Any]:
         """Reason -> count and examples, sorted by reason."""
-        return {
-            reason: {"count": self.counts[reason], "examples": self.examples[reason]}
-            for reason in sorted(self.counts)
-        }
+        counted = sorted(self.counts.items())
+        return {why: {"count": count, "examples": self.examples[why]} for why, count in counted}
 
 
 def is_inside(name: str) -> bool:

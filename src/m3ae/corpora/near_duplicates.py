@@ -1,13 +1,12 @@
 """Near-duplicate images and texts: the same picture after resizing, re-encoding, cropping, turning.
 
-Images, in two steps. Candidates: thumbnails of a few views of each picture (whole, centre square,
-crops, small rotations, the eight symmetries of the square) are compared with those of every other
-picture. Check: each candidate pair is aligned by an affine map, and scored by the correlation of
-the fine structure where the two overlap, which pictures of the same anatomy do not share.
+Candidates: thumbnails of a few views of each picture (crops, small rotations, the eight symmetries
+of the square) are compared with those of every other picture. Check: each candidate pair is aligned
+by an affine map, and scored by the correlation of the fine structure where the two overlap, which
+pictures of the same anatomy do not share.
 
-Everything is an affine map between pictures, which are squeezed to a square after uniform borders
-are cut. Coordinates are (x, y) in [-1, 1] over a picture. Letters: `N` pictures, `V` views, `P`
-pairs.
+Pictures are squeezed to a square after uniform borders are cut. Coordinates are (x, y) in [-1, 1]
+over a picture. Letters: `N` pictures, `V` views, `P` pairs.
 """
 
 import re
@@ -15,7 +14,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 import torch
@@ -29,12 +28,7 @@ BORDER = 16  # grey values that a border may differ from its own median
 THUMB = 16  # side of a view, pixels
 # Crops of the whole image, before borders are cut: part of its sides (0: the centre square, as in
 # raw shards), place across and down.
-CROPS = (
-    (0, 0.5, 0.5),
-    (0.9, 0.5, 0.5),
-    (0.8, 0.5, 0.5),
-    *((part, x, y) for part in (0.9, 0.8) for x in (0, 1) for y in (0, 1)),
-)
+CROPS = ((0, 0.5, 0.5), (0.9, 0.5, 0.5), (0.8, 0.5, 0.5), *product((0.9, 0.8), (0, 1), (0, 1)))
 BASES = 2  # the first views: whole, centre square; of two views compared, one is among them
 TURNS = (-7, 7)  # degrees of further views
 CANDIDATES = 5  # pictures that a picture is aligned with, at most
@@ -53,8 +47,7 @@ AREAS = (0.25, 4)  # how much larger one picture may show things
 PAIRS = 256  # pairs aligned at a time
 CELLS = 2**24  # similarities held at a time
 
-
-# ------------------------------------------------------------------ pictures
+Near = list[tuple[int, int, float]]  # row of `against`, row of `keep`, score
 
 
 @dataclass
@@ -109,9 +102,6 @@ def picture(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(pixels), (2 * (np.array(boxes) - start) / size - 1).astype(np.float32)
 
 
-# ------------------------------------------------------------------ candidates
-
-
 def view_maps(boxes: Tensor) -> Tensor:
     """Maps of the views onto their pictures, (N, V, 2, 3); the first `BASES` are no crops."""
     left, top, right, bottom = boxes.unbind(-1)
@@ -120,25 +110,20 @@ def view_maps(boxes: Tensor) -> Tensor:
     down = torch.stack([zero, (bottom - top) / 2, (top + bottom) / 2], -1)
     angles = [np.deg2rad(angle) for angle in (0, 0, *TURNS)]
     scales = (1, 0.9, *[0.97] * len(TURNS))
-    fixed = torch.tensor(
-        [
-            [[s * np.cos(t), -s * np.sin(t), 0], [s * np.sin(t), s * np.cos(t), 0]]
-            for s, t in zip(scales, angles, strict=True)
-        ],
-        dtype=torch.float32,
-    )
-    fixed = fixed.expand(len(boxes), -1, -1, -1)
+    fixed = [
+        [[s * np.cos(t), -s * np.sin(t), 0], [s * np.sin(t), s * np.cos(t), 0]]
+        for s, t in zip(scales, angles, strict=True)
+    ]
+    fixed = torch.tensor(fixed, dtype=torch.float32).expand(len(boxes), -1, -1, -1)
     return torch.cat([fixed[:, :1], torch.stack([across, down], -2), fixed[:, 1:]], 1)
 
 
 @cache
 def symmetries() -> Tensor:
     """The eight symmetries of the square as maps (8, 2, 3)."""
-    out = []
-    for flip in (1, -1):
-        for a, b in ((1, 0), (0, 1), (-1, 0), (0, -1)):
-            out.append([[flip * a, -flip * b, 0], [b, a, 0]])
-    return torch.tensor(out, dtype=torch.float32)
+    turns = product((1, -1), ((1, 0), (0, 1), (-1, 0), (0, -1)))
+    maps = [[[flip * a, -flip * b, 0], [b, a, 0]] for flip, (a, b) in turns]
+    return torch.tensor(maps, dtype=torch.float32)
 
 
 def sample(images: Tensor, maps: Tensor, side: int, mode: str = "bilinear") -> Tensor:
@@ -169,13 +154,22 @@ def unit(vectors: Tensor) -> Tensor:
     return torch.where(norm > 1e-3, centred / norm.clamp(min=1e-3), 0)
 
 
+def smaller(pixels: Tensor, side: int) -> Tensor:
+    """Pictures uint8 (P, SIDE, SIDE) -> grey values 0-1 at `side` pixels, float32 (P, 1, ...)."""
+    return F.avg_pool2d(pixels[:, None].float() / 255, SIDE // side)
+
+
+def shrink(pixels: Tensor, side: int) -> Tensor:
+    """The fine structure of `smaller` pictures."""
+    return even_out(smaller(pixels, side), WINDOW, FLOOR)
+
+
 def views(pictures: Pictures) -> Tensor:
     """Thumbnails of all views, float32 (N, V, THUMB**2), each of mean 0 and length 1."""
-    small = F.avg_pool2d(pictures.pixels[:, None].float() / 255, SIDE // 32)
+    small = smaller(pictures.pixels, 32)
     maps = view_maps(pictures.boxes)
     n, v = maps.shape[:2]
-    repeated = small.repeat_interleave(v, 0)
-    seen = sample(repeated, maps.reshape(-1, 2, 3), THUMB)
+    seen = sample(small.repeat_interleave(v, 0), maps.reshape(-1, 2, 3), THUMB)
     flat = seen.flatten(1).std(1) < 0.02
     seen = even_out(seen, 7, 0.05).flatten(1)
     seen[flat] = 0
@@ -229,15 +223,6 @@ def invert(maps: Tensor) -> Tensor:
     return torch.cat([inverse, -inverse @ maps[..., 2:]], -1)
 
 
-# ------------------------------------------------------------------ check
-
-
-def shrink(pixels: Tensor, side: int) -> Tensor:
-    """Pictures uint8 (P, SIDE, SIDE) -> fine structure at `side` pixels, float32 (P, 1, ...)."""
-    small = F.avg_pool2d(pixels[:, None].float() / 255, SIDE // side)
-    return even_out(small, WINDOW, FLOOR)
-
-
 def refine(ours: Tensor, theirs: Tensor, maps: Tensor, steps: int) -> Tensor:
     """Gauss-Newton steps on the six numbers of each map, by squared difference of (P, 1, s, s)."""
     side = ours.shape[-1]
@@ -268,8 +253,7 @@ def overlap(maps: Tensor, side: int) -> Tensor:
 
 def similarity(ours: Tensor, theirs: Tensor, maps: Tensor, side: int) -> Tensor:
     """Correlation of the fine structure where pictures uint8 (P, SIDE, SIDE) overlap, (P,)."""
-    a = F.avg_pool2d(ours[:, None].float() / 255, SIDE // side)
-    b = F.avg_pool2d(theirs[:, None].float() / 255, SIDE // side)
+    a, b = smaller(ours, side), smaller(theirs, side)
     # Evened out after the map: the same window of both pictures.
     a, b = (even_out(x, *SCORED).flatten(1) for x in (a, sample(b, maps, side)))
     inside = overlap(maps, side)
@@ -302,17 +286,10 @@ def align(ours: Tensor, theirs: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     return maps, score.where(score > LIKELY, 0)
 
 
-# ------------------------------------------------------------------ search
-
-
 def near_images(
-    keep: Pictures,
-    against: Pictures,
-    keep_places: np.ndarray,
-    places: np.ndarray,
-    threshold: float,
-) -> Iterator[list[tuple[int, int, float]]]:
-    """Near-duplicates as (row of `against`, row of `keep`, score), a list for each block of rows.
+    keep: Pictures, against: Pictures, keep_places: np.ndarray, places: np.ndarray, threshold: float
+) -> Iterator[Near]:
+    """Near-duplicates, a list for each block of rows of `against`.
 
     Places (N,) number the images through all inputs: an image is never its own duplicate. Memory
     is a multiple of `keep` (15 KB an image), whatever the length of `against`.
@@ -347,9 +324,7 @@ def normal_text(text: str) -> str:
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
-def near_texts(
-    keep: Sequence[str], against: Sequence[str], threshold: float
-) -> Iterator[list[tuple[int, int, float]]]:
+def near_texts(keep: Sequence[str], against: Sequence[str], threshold: float) -> Iterator[Near]:
     """Texts of `normal_text` that are nearly the same, as `near_images`: cosine of TF-IDF values
     of words and pairs of words. Equal texts are not among them."""
     if not keep or not against:

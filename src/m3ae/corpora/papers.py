@@ -102,10 +102,7 @@ def write_papers(out: Path, papers: dict[str, str]) -> None:
 
 
 def write_roco_papers(raw: Path, out: Path) -> None:
-    """`write_papers` of all splits of ROCO's original layout; the hub's copies name no article.
-
-    Raises ValueError where an id is of two articles in two splits.
-    """
+    """`write_papers` of ROCO's original layout, all splits; ValueError for an id of two papers."""
     papers: dict[str, str] = {}
     for folder in sorted(raw.glob("*/radiology")):
         for key, paper in roco_papers(folder, Drops()).items():

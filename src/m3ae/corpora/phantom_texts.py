@@ -103,8 +103,7 @@ def state(facts: Facts, rng: np.random.Generator) -> Facts:
     # is hollow and a masked word that stands alone can only be the second.
     chances = {"number": 0.2, "level": 0.2, "sex": 0.3, "age": 0.3}
     dropped = {name for name, chance in chances.items() if rng.random() < chance}
-    stated = {name: word for name, word in facts.items() if name not in dropped}
-    return stated
+    return {name: word for name, word in facts.items() if name not in dropped}
 
 
 def write_caption(facts: Facts, rng: np.random.Generator) -> tuple[str, Facts]:
@@ -127,59 +126,26 @@ def write_reference(stated: Facts, rng: np.random.Generator, figure: int) -> str
     return fill(pick(rng, REFERENCES) + patient_words + ending, stated, figure=str(figure))
 
 
-# Of each fact: VQA-RAD's question type, then a question, its re-phrasing and its frame, where
-# {} is the value asked for. OPEN questions are answered by the word, CLOSED ones by yes or no.
+# Of each fact: VQA-RAD's question type, a question and its re-phrasing; answered by the word.
 OPEN = {
-    "modality": (
-        "MODALITY",
-        "What modality made this phantom image?",
-        "How was this image taken?",
-        "What is the modality?",
-    ),
-    "plane": (
-        "PLANE",
-        "In what plane is this image?",
-        "How is this slice oriented?",
-        "What is the plane?",
-    ),
+    "modality": ("MODALITY", "What modality made this phantom image?", "How was this image taken?"),
+    "plane": ("PLANE", "In what plane is this image?", "How is this slice oriented?"),
     "region": (
         "ORGAN",
         "Which region of the body is shown?",
         "What part of the phantom do we see?",
-        "What is the region?",
     ),
-    "kind": ("ABN", "What kind of finding is seen?", "What is the lesion?", "What is the finding?"),
-    "side": (
-        "POS",
-        "On which side is the finding?",
-        "Which half of the image holds the lesion?",
-        "What is the side of the finding?",
-    ),
-    "level": (
-        "POS",
-        "At what level is the finding?",
-        "How high does the lesion lie?",
-        "What is the level of the finding?",
-    ),
-    "size": (
-        "SIZE",
-        "What is the size of the lesion?",
-        "How big is the finding?",
-        "What is the size of the finding?",
-    ),
-    "number": (
-        "COUNT",
-        "Is the finding single or paired?",
-        "What is the number of lesions?",
-        "What is the count of the finding?",
-    ),
-    "place": (
-        "POS",
-        "Where is the finding?",
-        "Where does the lesion lie?",
-        "What is the place of the finding?",
-    ),
+    "kind": ("ABN", "What kind of finding is seen?", "What is the lesion?"),
+    "side": ("POS", "On which side is the finding?", "Which half of the image holds the lesion?"),
+    "level": ("POS", "At what level is the finding?", "How high does the lesion lie?"),
+    "size": ("SIZE", "What is the size of the lesion?", "How big is the finding?"),
+    "number": ("COUNT", "Is the finding single or paired?", "What is the number of lesions?"),
+    "place": ("POS", "Where is the finding?", "Where does the lesion lie?"),
 }
+FRAMES = {name: f"What is the {name}?" for name in COARSE}
+FRAMES |= {n: f"What is the {n} of the finding?" for n in ("side", "level", "size", "place")}
+FRAMES |= {"kind": "What is the finding?", "number": "What is the count of the finding?"}
+# The same with a frame, where {} is the value asked for; answered by yes or no.
 CLOSED = {
     "modality": ("MODALITY", "Was {} used here?", "Is this image made by {}?", "Is it {}?"),
     "plane": ("PLANE", "Is the plane {}?", "Is this a slice that is {}?", "Is it {}?"),
@@ -205,7 +171,7 @@ def ask(facts: Facts, rng: np.random.Generator) -> list[dict]:
     for choice in rng.permutation(len(pool))[:5]:
         answer_type, name = pool[choice]
         if answer_type == "OPEN":
-            question_type, *wordings = OPEN[name]
+            question_type, *wordings = (*OPEN[name], FRAMES[name])
             answer = known[name]
         else:
             words = ATTRIBUTES[name]
@@ -216,8 +182,7 @@ def ask(facts: Facts, rng: np.random.Generator) -> list[dict]:
             value = pick(rng, others)
             answer = "Yes" if value == known.get(name) else "No"
             question_type, *wordings = (text.format(value) for text in CLOSED[name])
-        asked.append(
-            dict(zip(("question", "para", "frame"), wordings, strict=True))
-            | {"question_type": question_type, "answer": answer, "answer_type": answer_type}
-        )
+        question, para, frame = wordings
+        item = {"question": question, "para": para, "frame": frame, "question_type": question_type}
+        asked.append({**item, "answer": answer, "answer_type": answer_type})
     return asked

@@ -9,25 +9,15 @@ import io
 import json
 import multiprocessing
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
+from m3ae.corpora import phantom_texts as texts
 from m3ae.corpora.phantom_images import draw_image
-from m3ae.corpora.phantom_texts import (
-    ATTRIBUTES,
-    COARSE,
-    FINE,
-    TEXT_ONLY,
-    Facts,
-    ask,
-    draw_facts,
-    generator,
-    write_caption,
-    write_reference,
-)
 from m3ae.files import replacing, write_json
 
 NOTICE = """PHANTOMS: generated pictures and texts, not patients.
@@ -50,12 +40,12 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 
 
-def make_image(task: tuple[int, str, int, int, str]) -> Facts:
+def make_image(task: tuple[int, str, int, int, str]) -> texts.Facts:
     """Draw and save one image of (seed, layout, index, px, path) if absent; return its facts."""
     seed, layout, index, px, path = task
-    facts = draw_facts(generator(seed, layout, index, 0))
+    facts = texts.draw_facts(texts.generator(seed, layout, index, 0))
     if not os.path.exists(path):
-        pixels = draw_image(facts, px, generator(seed, layout, index, 1))
+        pixels = draw_image(facts, px, texts.generator(seed, layout, index, 1))
         encoded = io.BytesIO()
         kind = "PNG" if path.endswith(".png") else "JPEG"
         Image.fromarray(pixels).save(encoded, kind, quality=92, comment="phantom, not a patient")
@@ -63,7 +53,7 @@ def make_image(task: tuple[int, str, int, int, str]) -> Facts:
     return facts
 
 
-def make_images(layout: str, paths: list[Path], options: dict, workers: int) -> list[Facts]:
+def make_images(layout: str, paths: list[Path], options: dict, workers: int) -> list[texts.Facts]:
     """Make the images of a layout, path i from index i, and return their facts in order."""
     tasks = [(options["seed"], layout, i, options["px"], str(p)) for i, p in enumerate(paths)]
     bar = functools.partial(tqdm, total=len(tasks), desc=layout, unit="image")
@@ -76,7 +66,7 @@ def make_images(layout: str, paths: list[Path], options: dict, workers: int) -> 
 
 def deal_papers(count: int, seed: int, layout: str) -> list[tuple[int, int]]:
     """Deal `count` figures to papers of 1 to 4: (paper from 1, figure from 1) of each."""
-    sizes = generator(seed, layout, 0, 3).integers(1, 5, count)
+    sizes = texts.generator(seed, layout, 0, 3).integers(1, 5, count)
     return [(p + 1, f + 1) for p, size in enumerate(sizes) for f in range(size)][:count]
 
 
@@ -89,37 +79,36 @@ def write_roco(out: Path, options: dict, workers: int) -> list[dict]:
     paths = [folders[s] / "images" / f"{n}.jpg" for s, n in zip(splits, names, strict=True)]
     all_facts = make_images("roco", paths, options, workers)
     papers = deal_papers(len(paths), options["seed"], "roco")
-    files = ("captions", "dlinks", "licences", "keywords", "cuis", "semtypes")
-    lines: dict[str, dict[str, list[str]]] = {s: {f: [] for f in files} for s in counts}
+    lines: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in counts}
     references: dict[str, list[str]] = {split: [] for split in counts}
     records = []
     for index, (split, name, facts) in enumerate(zip(splits, names, all_facts, strict=True)):
-        rng = generator(options["seed"], "roco", index, 2)
-        caption, stated = write_caption(facts, rng)
+        rng = texts.generator(options["seed"], "roco", index, 2)
+        caption, stated = texts.write_caption(facts, rng)
         paper, figure = f"PMC99{papers[index][0]:07d}", papers[index][1]
         file_name = f"phantom-g{figure:02d}.jpg"
         link = f"wget -r ftp://phantom.invalid/{paper}.tar.gz -P /path/to/Dir"
         words = "\t".join(stated.values())
-        rows = (
-            f"{name}\t {caption}",
-            f"{name}\t{link}\t{file_name}",
-            f"{name},{paper}_{file_name},PHANTOM",
-            f"{name}\t\t{words}",
-            "\t".join([name, *(f"PHANTOM_{word}" for word in stated.values())]),
-            "\t".join([name, *(f"PHANTOM_{fact}" for fact in stated)]),
-        )
-        for file, row in zip(files, rows, strict=True):
+        rows = {
+            "captions": f"{name}\t {caption}",
+            "dlinks": f"{name}\t{link}\t{file_name}",
+            "licences": f"{name},{paper}_{file_name},PHANTOM",
+            "keywords": f"{name}\t\t{words}",
+            "cuis": "\t".join([name, *(f"PHANTOM_{word}" for word in stated.values())]),
+            "semtypes": "\t".join([name, *(f"PHANTOM_{fact}" for fact in stated)]),
+        }
+        for file, row in rows.items():
             lines[split][file].append(row)
         draw = rng.random()
         if draw < 0.2:  # some images have references, some an empty entry, most no entry at all
-            said = [write_reference(stated, rng, figure)] if draw < 0.15 else None
+            said = [texts.write_reference(stated, rng, figure)] if draw < 0.15 else None
             entry = {"roco_image_id": f"{paper}_{file_name}", "gorc_references": said}
             references[split].append(json.dumps(entry))
         records.append(record("roco", split, f"{name}.jpg", facts, stated))
     for split, folder in folders.items():
         lines[split]["licences"].insert(0, "ROCO_ID,PMC_ID,CC")
-        for file in files:
-            write_lines(folder / f"{file}.txt", lines[split][file])
+        for file, some in lines[split].items():
+            write_lines(folder / f"{file}.txt", some)
     beside = out / "roco_references"
     write_whole(beside / "NOTICE", NOTICE.encode())
     for split, entries in references.items():
@@ -128,18 +117,12 @@ def write_roco(out: Path, options: dict, workers: int) -> list[dict]:
     return records
 
 
-def record(layout: str, split: str, file: str, facts: Facts, stated: Facts) -> dict:
+def record(layout: str, split: str, file: str, facts: texts.Facts, stated: texts.Facts) -> dict:
     """Return the line of records.jsonl for an image."""
-    hidden = {name: word for name, word in facts.items() if name in TEXT_ONLY}
-    shown = {name: word for name, word in facts.items() if name not in TEXT_ONLY}
-    return {
-        "layout": layout,
-        "split": split,
-        "file": file,
-        "shown": shown,
-        "text_only": hidden,
-        "stated": sorted(stated),
-    }
+    hidden = {name: word for name, word in facts.items() if name in texts.TEXT_ONLY}
+    shown = {name: word for name, word in facts.items() if name not in texts.TEXT_ONLY}
+    place = {"layout": layout, "split": split, "file": file}
+    return {**place, "shown": shown, "text_only": hidden, "stated": sorted(stated)}
 
 
 def write_medicat(out: Path, options: dict, workers: int) -> list[dict]:
@@ -153,11 +136,11 @@ def write_medicat(out: Path, options: dict, workers: int) -> list[dict]:
     paths = [release / "figures" / name for name in names]
     lines, records = [], []
     for index, facts in enumerate(make_images("medicat", paths, options, workers)):
-        rng = generator(seed, "medicat", index, 2)
-        caption, stated = write_caption(facts, rng)
+        rng = texts.generator(seed, "medicat", index, 2)
+        caption, stated = texts.write_caption(facts, rng)
         figure = papers[index][1]
         full = f"Figure {figure}. {caption}"
-        said = [write_reference(stated, rng, figure) for _ in range(rng.integers(1, 3))]
+        said = [texts.write_reference(stated, rng, figure) for _ in range(rng.integers(1, 3))]
         entry = {
             "pdf_hash": hashes[index],
             "fig_key": f"Figure{figure}",
@@ -191,32 +174,28 @@ def write_vqa_rad(out: Path, options: dict, workers: int) -> list[dict]:
     records = []
     made = make_images("vqa_rad", [folder / name for name in names], options, workers)
     for index, (name, facts) in enumerate(zip(names, made, strict=True)):
-        rng = generator(options["seed"], "vqa_rad", index, 2)
-        for number, item in enumerate(ask(facts, rng)):
-            wordings = {"freeform": item.pop("question"), "para": item.pop("para")}
+        rng = texts.generator(options["seed"], "vqa_rad", index, 2)
+        for number, item in enumerate(texts.ask(facts, rng)):
+            question, para = item.pop("question"), item.pop("para")
             frame = item.pop("frame") if rng.random() < 0.6 else "NULL"
             prefix = "test_" if rng.random() < 0.2 else ""
             twin = rng.random() < 0.4
-            if not twin:
-                del wordings["para"]
-            for style, question in wordings.items():
-                other = {"freeform": "para", "para": "freeform"}[style]
-                rows.append(
-                    {
-                        "qid": len(rows),
-                        "phrase_type": prefix + style,
-                        "qid_linked_id": f"phantom-{index:05d}-{number}",
-                        "image_case_url": f"https://phantom.invalid/case?id={index}",
-                        "image_name": name,
-                        "image_organ": ORGANS[facts["region"]],
-                        "evaluation": "evaluated" if twin else "not evaluated",
-                        "question": question,
-                        "question_rephrase": wordings.get(other, "NULL"),
-                        "question_relation": "strict agreement" if twin else "NULL",
-                        "question_frame": frame,
-                    }
-                    | item
-                )
+            styles = [("freeform", question, para if twin else "NULL"), ("para", para, question)]
+            for style, words, other in styles if twin else styles[:1]:
+                row = {
+                    "qid": len(rows),
+                    "phrase_type": prefix + style,
+                    "qid_linked_id": f"phantom-{index:05d}-{number}",
+                    "image_case_url": f"https://phantom.invalid/case?id={index}",
+                    "image_name": name,
+                    "image_organ": ORGANS[facts["region"]],
+                    "evaluation": "evaluated" if twin else "not evaluated",
+                    "question": words,
+                    "question_rephrase": other,
+                    "question_relation": "strict agreement" if twin else "NULL",
+                    "question_frame": frame,
+                }
+                rows.append(row | item)
         records.append(record("vqa_rad", "", name, facts, {}))
     write_json(out / "vqa_rad" / "VQA_RAD Dataset Public.json", rows)
     return records
@@ -231,7 +210,7 @@ def write_phantoms(out: Path, options: dict, workers: int) -> int:
     for layout in options["layouts"]:
         write_whole(out / layout / "NOTICE", NOTICE.encode())  # first: a torso has it too
         records += WRITERS[layout](out, options, workers)
-    lists = {"coarse": COARSE, "fine": FINE, "text_only": TEXT_ONLY}
-    write_json(out / "attributes.json", ATTRIBUTES | lists)
+    lists = {"coarse": texts.COARSE, "fine": texts.FINE, "text_only": texts.TEXT_ONLY}
+    write_json(out / "attributes.json", texts.ATTRIBUTES | lists)
     write_lines(out / "records.jsonl", map(json.dumps, records))
     return len(records)

@@ -25,13 +25,12 @@ from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.shard_writer import seal
 from m3ae.data import shards
 from m3ae.data.exclusions import read_exclusions
-from m3ae.files import is_unicode, replacing, write_json
+from m3ae.files import file_sha256, is_unicode, replacing, write_json
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
 CHUNKS = "chunks.json"
 
-
-# ------------------------------------------------------------------ command line
+Splits = dict[str, Iterable[Item]]
 
 
 def corpus_parser(text: str | None) -> argparse.ArgumentParser:
@@ -59,41 +58,32 @@ def corpus_parser(text: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-# ------------------------------------------------------------------ options and tokenizer
-
-
-def _options(args: argparse.Namespace) -> dict[str, Any]:
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options that decide what is written; a file counts by its content, not its place."""
     options: dict[str, Any] = {}
     for name, value in sorted(vars(args).items()):
         if name in _NOT_OPTIONS:
             continue
         if isinstance(value, Path):
-            digest = hashlib.sha256(value.read_bytes()).hexdigest()[:16] if value.is_file() else ""
-            value = f"{value.name} {digest}".strip()
+            value = f"{value.name} {file_sha256(value)[:16]}" if value.is_file() else value.name
         options[name] = value
     return options
 
 
-def compare_options(found: dict[str, Any], wanted: dict[str, Any], names: Iterable[str]) -> str:
+def compare(found: dict[str, Any], wanted: dict[str, Any], names: Iterable[str]) -> str:
     """What differs of these options between those found and those wanted; "" where nothing does."""
-    return "; ".join(
-        f"{name} was {found.get(name)!r}, is {wanted.get(name)!r}"
-        for name in sorted(names)
-        if found.get(name) != wanted.get(name)
-    )
+    differing = [name for name in sorted(names) if found.get(name) != wanted.get(name)]
+    return "; ".join(f"{n} was {found.get(n)!r}, is {wanted.get(n)!r}" for n in differing)
 
 
 def _same_or_raise(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise ValueError naming what differs between the options of `place` and today's."""
-    if differing := compare_options(found, wanted, found | wanted):
+    if differing := compare(found, wanted, found | wanted):
         said = f"{place}: prepared with other options ({differing})"
         raise ValueError(f"{said}; give those, another --out, or delete that folder")
 
 
-def _tokenizer(
-    args: argparse.Namespace, splits: dict[str, Iterable[Item]]
-) -> tuple[Any, dict[str, Any] | None]:
+def _tokenizer(args: argparse.Namespace, splits: Splits) -> tuple[Any, dict[str, Any] | None]:
     """The tokenizer, if any, and its manifest entry (name, fingerprint, size)."""
     name = args.tokenizer
     if name is None:
@@ -110,9 +100,7 @@ def _tokenizer(
 
 
 def _save_tokenizer(tokenizer: Any, path: Path) -> str:
-    """Write what workers load; returns the path. Raises ValueError if they would tokenise so
-    that the model, which has the tokenizer itself, sees other tokens.
-    """
+    """Write what workers load; returns the path. ValueError if the model would see other tokens."""
     from m3ae.data.texts import encode
 
     probes = ["Axial CT of the chest: 5.6 cm mass.", "T2-weighted MRI, naïve FLAIR; x-ray", "a  B"]
@@ -125,9 +113,7 @@ def _save_tokenizer(tokenizer: Any, path: Path) -> str:
     return str(path)
 
 
-def _train_tokenizer(
-    args: argparse.Namespace, splits: dict[str, Iterable[Item]], folder: Path
-) -> None:
+def _train_tokenizer(args: argparse.Namespace, splits: Splits, folder: Path) -> None:
     """Train on the kept texts of split `train`, unless an earlier run of this command did."""
     from m3ae.data.texts import train_wordpiece
 
@@ -148,9 +134,9 @@ def _train_tokenizer(
     record = folder / "trained_on.json"
     if record.exists():
         _same_or_raise(folder, json.loads(record.read_text()), facts)
-        return
-    train_wordpiece(texts(), int(size), folder)
-    write_json(record, facts)
+    else:
+        train_wordpiece(texts(), int(size), folder)
+        write_json(record, facts)
 
 
 def _select(items: Iterable[Item], args: argparse.Namespace, drops: Drops) -> Iterator[Item]:
@@ -171,11 +157,8 @@ def _select(items: Iterable[Item], args: argparse.Namespace, drops: Drops) -> It
             yield item
 
 
-# ------------------------------------------------------------------ splits
-
-
 def prepare(
-    splits: dict[str, Iterable[Item]],
+    splits: Splits,
     dropped: dict[str, Drops],
     args: argparse.Namespace,
     source: str,
@@ -184,32 +167,28 @@ def prepare(
 ) -> dict[str, Any]:
     """Write the shards of every split and OUT/report.json; returns the report.
 
-    `splits`: items by split, each an iterable that can be run through more than once.
-    `dropped`: what the parser left out, by split. `source`: name of the corpus. `args`: of
-    `corpus_parser`; further options of a script count as options of the shards. `kind`: pairs, or
-    vqa for items with fields. `facts`: more for the report. Raises ValueError where OUT holds a
-    split made with other options, or where no image is left.
+    `splits`: items by split, each an iterable that can be run through more than once. `dropped`:
+    what the parser left out. `args`: of `corpus_parser`; a script's own options count as the
+    shards'. `kind`: pairs, or vqa for items with fields. `facts`: more for the report. Raises
+    ValueError where OUT holds a split made with other options, or where no image is left.
     """
     if args.min_words is None:
         args.min_words = 1 if kind == shards.WITH_FIELDS else 3
-    unknown = set(args.split or ()) - set(splits)
-    if unknown:
-        raise ValueError(f"--split {sorted(unknown)[0]}: the corpus has {', '.join(splits)}")
+    if unknown := set(args.split or ()) - set(splits):
+        raise ValueError(f"--split {min(unknown)}: the corpus has {', '.join(splits)}")
     if args.px < 1 or args.workers < 0:
         raise ValueError(f"--px {args.px} --workers {args.workers}: out of range")
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer, made = _tokenizer(args, splits)
     window, fields = tuple(args.window) if args.window else None, kind == shards.WITH_FIELDS
     settings = Settings(args.encoding, args.px, window, args.min_words, None, fields)
-    for name, items in splits.items():
-        if args.split and name not in args.split:
-            continue
-        entries = {"format": shards.FORMAT, "version": shards.VERSION, "kind": kind}
-        entries |= {"source": source, "encoding": args.encoding, "px": args.px}
-        entries |= {"tokenizer": made, "options": _options(args)}
+    entries = {"format": shards.FORMAT, "version": shards.VERSION, "kind": kind, "source": source}
+    entries |= {"encoding": args.encoding, "px": args.px, "tokenizer": made}
+    entries["options"] = options_of(args)
+    for name in (name for name in splits if name in (args.split or splits)):
         drops = Drops()
         drops.merge(dropped.get(name, Drops()).as_dict())
-        kept = _select(items, args, drops)
+        kept = _select(splits[name], args, drops)
         _prepare_split(kept, args.out / name, entries, settings, drops, args.workers, tokenizer)
     return write_report(args.out, source, facts)
 
@@ -217,8 +196,7 @@ def prepare(
 def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
     """What of a manifest must be the same for a split to be continued or left as it is."""
     made = facts["tokenizer"] and facts["tokenizer"]["fingerprint"]
-    own = {"source": facts["source"], "kind": facts["kind"], "tokenizer": made}
-    return facts["options"] | own
+    return facts["options"] | {"source": facts["source"], "kind": facts["kind"], "tokenizer": made}
 
 
 def _prepare_split(
@@ -253,14 +231,13 @@ def _prepare_split(
             raise ValueError(f"{final}: no image is left to prepare: {_first_drops(drops)}")
         for path in partial.glob("chunks*.json"):  # of a repair
             path.unlink()
-        record = {"facts": facts, "chunks": results}
-        write_json(partial / CHUNKS, seal(record), indent=None)
+        write_json(partial / CHUNKS, seal({"facts": facts, "chunks": results}), indent=None)
         write_json(partial / "manifest.json", seal(manifest))
-    wanted_files = {file["name"] for file in shards.read_manifest(partial)["files"]}
+    kept = {file["name"] for file in shards.read_manifest(partial)["files"]}
     leftovers = ("options.json", "chunk-*", "tokenizer-*", "shard-*", "*.tmp")
-    for path in [path for pattern in leftovers for path in partial.glob(pattern)]:
-        if path.name not in wanted_files:
-            path.unlink(missing_ok=True)  # it may fit two patterns
+    for path in {path for pattern in leftovers for path in partial.glob(pattern)}:
+        if path.name not in kept:
+            path.unlink()
     os.replace(partial, final)
 
 
@@ -281,9 +258,6 @@ def say_missing(raw: Path, splits: Container[str]) -> None:
         print(f"{raw}: no split {split} in it, it is left out")
 
 
-# ------------------------------------------------------------------ repair
-
-
 def reopen(final: Path, record: dict[str, Any], broken: set[str]) -> tuple[int, int]:
     """Turn a finished split into a begun one without the chunks that have a file in `broken`.
 
@@ -294,8 +268,8 @@ def reopen(final: Path, record: dict[str, Any], broken: set[str]) -> tuple[int, 
     if partial.exists():
         said = f"{partial}: an unfinished preparation of {final.name} is in the way"
         raise ValueError(f"{said}; finish it elsewhere or delete it")
-    options, lost = _decisive(record["facts"]), 0
-    write_json(final / "options.json", options)
+    lost = 0
+    write_json(final / "options.json", _decisive(record["facts"]))
     for index, chunk in enumerate(record["chunks"]):
         path = chunk_path(final, index)
         if any(file["name"] in broken for file in chunk["files"]):
@@ -309,7 +283,7 @@ def reopen(final: Path, record: dict[str, Any], broken: set[str]) -> tuple[int, 
 
 
 def command(facts: dict[str, Any], out: Path) -> str:
-    """The preparation command of a split as far as its manifest tells: no paths are kept there."""
+    """The preparation command of a split as far as its manifest, which keeps no paths, tells."""
     words = ["python data_prep/SCRIPT.py --raw RAW --out", shlex.quote(str(out))]
     options = facts["options"] | {"tokenizer": facts["tokenizer"] and facts["tokenizer"]["name"]}
     for name, value in sorted(options.items()):
@@ -322,12 +296,8 @@ def command(facts: dict[str, Any], out: Path) -> str:
 
 
 def _first_drops(drops: Drops) -> str:
-    found = [(reason, n, drops.examples[reason][0]) for reason, n in sorted(drops.counts.items())]
-    said = "; ".join(f"{reason}: {n} (e.g. {example})" for reason, n, example in found)
-    return said or "the corpus is empty"
-
-
-# ------------------------------------------------------------------ report
+    found = [f"{why}: {n} (e.g. {drops.examples[why][0]})" for why, n in drops.counts.items()]
+    return "; ".join(sorted(found)) or "the corpus is empty"
 
 
 def _summary(results: list[dict[str, Any]], drops: Drops, settings: Settings) -> dict[str, Any]:
@@ -339,13 +309,9 @@ def _summary(results: list[dict[str, Any]], drops: Drops, settings: Settings) ->
         lengths.update(dict(result["lengths"]))
     files = [file for result in results for file in result["files"]]
     counts = {what: sum(file[what] for file in files) for what in ("images", "texts")}
-    report = {
-        "images_seen": sum(result["images"] for result in results),
-        "texts_seen": sum(result["texts"] for result in results),
-        "dropped": drops.as_dict(),
-        "notes": notes.as_dict(),
-        "text_lengths": length_statistics(lengths, settings.tokenizer is not None),
-    }
+    report = {f"{what}_seen": sum(result[what] for result in results) for what in counts}
+    report |= {"dropped": drops.as_dict(), "notes": notes.as_dict()}
+    report["text_lengths"] = length_statistics(lengths, settings.tokenizer is not None)
     return {"counts": counts, "files": files, "report": report}
 
 
@@ -356,8 +322,8 @@ def length_statistics(lengths: Counter, tokens: bool) -> dict[str, Any]:
     if not total:
         return result
     result["mean"] = round(sum(length * n for length, n in lengths.items()) / total, 2)
-    ordered, running, levels = sorted(lengths), 0, [5, 25, 50, 75, 95, 99, 100]
-    for length in ordered:
+    running, levels = 0, [5, 25, 50, 75, 95, 99, 100]
+    for length in sorted(lengths):
         running += lengths[length]
         while levels and running * 100 >= levels[0] * total:
             result[f"p{levels.pop(0)}"] = length

@@ -8,9 +8,9 @@ The task fields of a question, as `Shards.fields` gives them:
     answer_type    open or closed
     question_type  the corpus's own categories
 
-and what a corpus adds, e.g. framed, leaked and image_in_test of VQA-RAD. `alternatives`, where a
-corpus has them, are all answers that the strict protocol counts as right, normalised
-(`scoring.answers.accepted_answers`). Corpora of classes (MELINDA) have fields of their own.
+and what a corpus adds, e.g. `framed` of VQA-RAD. `alternatives`, where a corpus has them, are all
+answers that the strict protocol counts as right (`scoring.answers.accepted_answers`). Corpora of
+classes (MELINDA) have fields of their own.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from m3ae.corpora.items import Drops, Item, Stored, is_inside
-from m3ae.corpora.prepare import compare_options, corpus_parser, finished_splits, prepare
+from m3ae.corpora.prepare import compare, corpus_parser, finished_splits, options_of, prepare
 from m3ae.corpora.tables import read_json_list
 from m3ae.data import shards
 from m3ae.files import is_unicode, write_json
@@ -42,12 +42,15 @@ class Question:
     fields: dict[str, Any]
 
 
+Splits = dict[str, list[Question]]
+Facts = dict[str, dict[str, Any]]  # by list
+
+
 def check_row(row: Any, keys: Sequence[str]) -> dict[str, Any]:
     """The row with qid, answer and `keys` as strings without outer white space.
 
-    The first of `keys` names the image. `answer_type`, one of them, is open or closed; the official
-    files have "CLOSED " among them. Raises ValueError whose message is a reason
-    to leave the row out, without the row's particulars.
+    The first of `keys` names the image, another is `answer_type`, which the official files spell
+    "CLOSED " too. Raises ValueError whose message is a reason to leave the row out.
     """
     if not isinstance(row, dict):
         raise ValueError("not an object")
@@ -83,15 +86,13 @@ def checked_rows(
         where = f"{path.name}: row {number}, qid {qid!r}"
         try:
             row = check_row(raw, keys)
+            if repeated:
+                row["qid"] = unused(row["qid"], rows)
+            if row["qid"] in rows:
+                raise ValueError("qid occurs twice, first one kept")
+            rows[row["qid"]] = row
         except ValueError as error:
             drops.add(f"question: {error}", where)
-            continue
-        if repeated:
-            row["qid"] = unused(row["qid"], rows)
-        if row["qid"] in rows:
-            drops.add("question: qid occurs twice, first one kept", where)
-        else:
-            rows[row["qid"]] = row
     return list(rows.values())
 
 
@@ -105,14 +106,8 @@ def task_fields(
     question_id: str, answer: str, answer_type: str, question_type: str, **more: Any
 ) -> dict[str, Any]:
     """The fields of a question; `more`: the corpus's own."""
-    return {
-        "question_id": question_id,
-        "answer": answer,
-        "label": normalise_answer(answer),
-        "answer_type": answer_type,
-        "question_type": question_type,
-        **more,
-    }
+    fields = {"question_id": question_id, "answer": answer, "label": normalise_answer(answer)}
+    return {**fields, "answer_type": answer_type, "question_type": question_type, **more}
 
 
 def to_items(
@@ -134,14 +129,13 @@ def labels(*splits: Iterable[Question]) -> set[str]:
     return {question.fields["label"] for split in splits for question in split}
 
 
-def coverage(lists: dict[str, set[str]], test: Sequence[Question]) -> dict[str, dict[str, Any]]:
-    """What the report says of each answer list.
+def coverage(lists: dict[str, set[str]], test: Sequence[Question]) -> Facts:
+    """Of each answer list its length, and the fraction of test questions whose label is in it.
 
-    `answers`: its length. `test_coverage`: the fraction of test questions whose label is in it (a
-    ceiling on accuracy); None without test questions. `test_coverage_any`, where answers have
-    alternatives: the fraction that has one in it.
+    That is a ceiling on accuracy; None without test questions. `test_coverage_any`, where answers
+    have alternatives: the fraction that has one in it.
     """
-    facts: dict[str, dict[str, Any]] = {}
+    facts: Facts = {}
     for name, known in lists.items():
         right = fraction([question.fields["label"] in known for question in test])
         facts[name] = {"answers": len(known), "test_coverage": right}
@@ -151,130 +145,114 @@ def coverage(lists: dict[str, set[str]], test: Sequence[Question]) -> dict[str, 
     return facts
 
 
-def class_lists(
-    splits: dict[str, list[Question]], columns: Sequence[str]
-) -> dict[str, dict[str, list[str]]]:
+def class_lists(splits: Splits, columns: Sequence[str]) -> dict[str, dict[str, list[str]]]:
     """Of each column the sorted classes: `paper`, of all splits, and `train`; null is none."""
 
-    def found(column: str, *names: str) -> list[str]:
-        given = {q.fields[column] for name in names for q in splits.get(name, ())}
-        return sorted(given - {None})
+    train, every = splits.get("train", []), list(chain(*splits.values()))
 
-    return {
-        name: {"paper": found(name, *splits), "train": found(name, "train")} for name in columns
-    }
+    def found(column: str, questions: list[Question]) -> list[str]:
+        return sorted({q.fields[column] for q in questions} - {None})
+
+    return {name: {"paper": found(name, every), "train": found(name, train)} for name in columns}
 
 
-def class_coverage(
-    lists: dict[str, dict[str, list[str]]], test: Sequence[Question]
-) -> dict[str, dict[str, Any]]:
-    """Of each column: numbers of classes, and the fraction of test rows with a class in `train`.
-
-    Of those that have a class; None without any.
-    """
-    facts: dict[str, dict[str, Any]] = {}
+def class_coverage(lists: dict[str, dict[str, list[str]]], test: Sequence[Question]) -> Facts:
+    """Of each column: numbers of classes, and the fraction of test rows' classes in `train`."""
+    facts: Facts = {}
     for column, some in lists.items():
+        facts[column] = {name: len(each) for name, each in some.items()}
         given = [q.fields[column] for q in test if q.fields[column] is not None]
-        covered = fraction([name in some["train"] for name in given])
-        facts[column] = {
-            **{name: len(each) for name, each in some.items()},
-            "test_coverage": covered,
-        }
+        facts[column]["test_coverage"] = fraction([name in some["train"] for name in given])
     return facts
 
 
-def count_empty(questions: Iterable[Question], columns: Sequence[str]) -> dict[str, int]:
+def count_empty(questions: Sequence[Question], columns: Sequence[str]) -> dict[str, int]:
     """Of each column: rows without a class."""
-    rows = list(questions)
-    return {name: sum(row.fields[name] is None for row in rows) for name in columns}
+    return {name: sum(q.fields[name] is None for q in questions) for name in columns}
 
 
 def own_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options that only this script has, as JSON has them; they decide the lists."""
     common = vars(corpus_parser(None).parse_args(["--raw", "", "--out", ""]))
-    own = {name: value for name, value in vars(args).items() if name not in common}
+    own = {name: value for name, value in options_of(args).items() if name not in common}
     return json.loads(json.dumps(own))
 
 
-def refuse_mixture(
-    args: argparse.Namespace, source: str, path: Path, lists: dict[str, Any]
-) -> None:
+def refuse_mixture(args: argparse.Namespace, source: str, path: Path, lists: Any) -> None:
     """Raise ValueError where OUT has splits that these lists, to be written to `path`, do not fit.
 
     That is a split (finished or begun) of another corpus or made with other `own_options`, or a
     file of lists that another state of the corpus gave. All splits of OUT share one such file.
     """
-    wanted, splits = {**own_options(args), "source": source}, []
+    wanted, splits = {**own_options(args), "source": source}, {}
     for split in finished_splits(args.out):
         made = shards.read_manifest(split)
-        splits.append((split, {**made["options"], "source": made["source"]}))
+        splits[split] = {**made["options"], "source": made["source"]}
     for begun in sorted(args.out.glob("*.partial/options.json")):
-        splits.append((begun.parent, json.loads(begun.read_text(encoding="utf-8"))))
+        splits[begun.parent] = json.loads(begun.read_text(encoding="utf-8"))
     advice = f"give those, another --out, or delete what is in {args.out}"
-    for split, made in splits:
-        if differing := compare_options(made, wanted, wanted):
+    for split, made in splits.items():
+        if differing := compare(made, wanted, wanted):
             said = f"{split}: prepared with other options ({differing})"
             raise ValueError(f"{said}, and {path.name} is one for all splits; {advice}")
     if splits and path.exists() and json.loads(path.read_text(encoding="utf-8")) != lists:
-        raise ValueError(
-            f"{path}: made from other files of the corpus than --raw has now; {advice}"
-        )
+        raise ValueError(f"{path}: made from other files of the corpus than in --raw; {advice}")
 
 
-def prepare_fields(
-    items: dict[str, list[Item]],
-    dropped: dict[str, Drops],
-    args: argparse.Namespace,
-    source: str,
-    facts: dict[str, Any],
-    file: str,
-    lists: dict[str, Any],
-) -> dict[str, Any]:
-    """`prepare` for texts with fields, and OUT/`file` with the lists; returns the report.
+@dataclass(frozen=True)
+class Parsed:
+    """A corpus with its questions, their items and what was left out by split; facts to report."""
 
-    Raises ValueError as `refuse_mixture` and `prepare` do.
-    """
-    path = args.out / file
+    source: str
+    splits: Splits
+    items: dict[str, list[Item]]
+    dropped: dict[str, Drops]
+    facts: dict[str, Any]
+
+
+def prepare_fields(corpus: Parsed, args: argparse.Namespace, file: str, lists: Any) -> None:
+    """`prepare` for texts with fields, and OUT/`file` with the lists; see also `refuse_mixture`."""
+    path, source = args.out / file, corpus.source
     refuse_mixture(args, source, path, lists)
-    report = prepare(items, dropped, args, source, kind=shards.WITH_FIELDS, facts=facts)
+    prepare(corpus.items, corpus.dropped, args, source, shards.WITH_FIELDS, corpus.facts)
     # Only now: where OUT was prepared with other options, `prepare` has refused.
     write_json(path, lists)
-    return report
+
+
+def prepare_classes(corpus: Parsed, args: argparse.Namespace, columns: Sequence[str]) -> None:
+    """`prepare_fields` for texts with classes, and OUT/classes.json: `class_lists`."""
+    lists = class_lists(corpus.splits, columns)
+    corpus.facts["classes"] = class_coverage(lists, corpus.splits.get("test", []))
+    prepare_fields(corpus, args, "classes.json", lists)
 
 
 def prepare_questions(
-    splits: dict[str, list[Question]],
-    images: dict[str, Place],
-    key_of: Callable[[str], str],
-    lists: dict[str, set[str]],
-    corpus: dict[str, Any],
-    dropped: dict[str, Drops],
+    corpus: Parsed,
     args: argparse.Namespace,
-    source: str,
-    type_order: Sequence[str] = (),
-) -> dict[str, Any]:
-    """`prepare` for questions, and OUT/answers.json; returns the report.
+    type_order: Sequence[str] | None = (),
+    more: dict[str, set[str]] | None = None,
+) -> None:
+    """`prepare_fields` for questions, and OUT/answers.json with lists of the whole corpus.
 
-    The file has each of `lists` sorted, and as `reference_order` all labels in the order in which
-    they first occur in train, valid and test: that of a released checkpoint's outputs, if the rows
-    stand as in the files that it was made from, in a split by the question types in `type_order`
-    (reference, data fact 22). `images`: where the images of a split lie. `key_of`: an image's key
-    from its file name.
-    `corpus`: what the raw corpus has, for the report. The rest is as in `prepare`. The lists are of
-    the whole corpus, whatever --split, --limit or missing images leave of it. Raises ValueError
-    where OUT has splits that these lists do not fit (`refuse_mixture`).
+    `paper`: the labels of all rows; `train`: of the training rows that are no frames; `more` lists;
+    and, unless `type_order` is None, `reference_order`: all labels as they first occur in train,
+    valid and test, in a split by these question types. That is the order of a released checkpoint's
+    outputs, if the rows stand as in the files that it was made from (reference, data fact 22).
     """
-    facts = {"corpus": corpus, "answers": coverage(lists, splits["test"])}
-    items = {name: to_items(asked, images[name], key_of) for name, asked in splits.items()}
-    answers = {name: sorted(lists[name]) for name in lists}
-    rank = {kind: place for place, kind in enumerate(type_order)}
-    found: dict[str, None] = {}
-    for name in ("train", "valid", "test"):
-        asked = splits.get(name, [])
-        ordered = sorted(asked, key=lambda q: rank.get(q.fields["question_type"], len(rank)))
-        found |= dict.fromkeys(question.fields["label"] for question in ordered)
-    answers["reference_order"] = list(found)
-    return prepare_fields(items, dropped, args, source, facts, "answers.json", answers)
+    splits = corpus.splits
+    asked = [q for q in splits.get("train", []) if not q.fields.get("framed")]
+    lists = {"paper": labels(*splits.values()), "train": labels(asked), **(more or {})}
+    answers = {name: sorted(known) for name, known in lists.items()}
+    if type_order is not None:
+        rank = {kind: place for place, kind in enumerate(type_order)}
+        found: dict[str, None] = {}
+        for name in ("train", "valid", "test"):
+            asked = splits.get(name, [])
+            ordered = sorted(asked, key=lambda q: rank.get(q.fields["question_type"], len(rank)))
+            found |= dict.fromkeys(question.fields["label"] for question in ordered)
+        answers["reference_order"] = list(found)
+    corpus.facts["answers"] = coverage(lists, splits.get("test", []))
+    prepare_fields(corpus, args, "answers.json", answers)
 
 
 def count_images(folder: Path) -> int:
@@ -282,11 +260,10 @@ def count_images(folder: Path) -> int:
     return sum(path.suffix.lower() in (".jpg", ".jpeg", ".png") for path in folder.iterdir())
 
 
-def count_corpus(questions: Sequence[Question], images: Path) -> dict[str, int]:
-    """Of one split: files in its images' folder, images with a question, questions by type."""
+def count_questions(questions: Sequence[Question]) -> dict[str, int]:
+    """Of one split: images with a question, questions by type."""
     asked_about = len({question.image for question in questions})
-    counts = {"image_files": count_images(images), "images_asked_about": asked_about}
-    return {**counts, **count_types(questions)}
+    return {"images_asked_about": asked_about, **count_types(questions)}
 
 
 def fraction(hits: list[bool]) -> float | None:

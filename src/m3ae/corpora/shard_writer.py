@@ -1,4 +1,7 @@
-"""Writing shards, whose form `m3ae.data.shards` states; the same rows give the same bytes."""
+"""Writing shards, whose form `m3ae.data.shards` states.
+
+The same rows give the same bytes: the library's own writer promises no order.
+"""
 
 import hashlib
 import json
@@ -17,20 +20,22 @@ _HEADER = 2048  # bytes before the first tensor: the longest header, of 14 tenso
 _WRITEBACK = 8 * 2**20
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
+Tensors = dict[str, np.ndarray]
+
 
 def shard_name(number: int, version: str = "") -> str:
     """File name of a shard; `version`: of the tokenizer, where tokens were replaced."""
     return f"shard-{number:05d}{'-' if version else ''}{version}.safetensors"
 
 
-def ragged(name: str, rows: Iterable[bytes]) -> dict[str, np.ndarray]:
+def ragged(name: str, rows: Iterable[bytes]) -> Tensors:
     """Rows of bytes as `NAME_bytes` (flat) and `NAME_offsets` (rows + 1)."""
     rows = list(rows)
     offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     return {f"{name}_bytes": np.frombuffer(b"".join(rows), np.uint8), f"{name}_offsets": offsets}
 
 
-def ragged_tokens(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, np.ndarray]:
+def ragged_tokens(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensors:
     """(ids, word indices) of each text as the three token tensors of a shard."""
     offsets = np.cumsum([0, *(len(ids) for ids, _ in rows)], dtype=np.int64)
     ids = np.array([number for ids, _ in rows for number in ids], dtype=np.int32)
@@ -39,10 +44,7 @@ def ragged_tokens(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[s
 
 
 class ShardWriter:
-    """A safetensors file whose images are appended one by one and never held.
-
-    The same rows and tensors give the same bytes: the library's own writer promises no order.
-    """
+    """A safetensors file whose images are appended one by one and never held."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "w+b")
@@ -55,16 +57,13 @@ class ShardWriter:
         if self._size - self._begun >= _WRITEBACK:
             self._start_writeback()
 
-    def finish(
-        self, name: str | None, shape: Sequence[int], tensors: dict[str, np.ndarray]
-    ) -> dict[str, Any]:
+    def finish(self, name: str, shape: Sequence[int], tensors: Tensors) -> dict[str, Any]:
         """Add all other tensors and close; returns the file's `bytes` and `sha256`.
 
-        `name`, `shape`: what the appended bytes are, images or image_bytes; None: there are none.
+        `name`, `shape`: what the appended bytes are, images or image_bytes.
         """
-        header: dict[str, Any] = {}
-        if name is not None:
-            header[name] = {"dtype": "U8", "shape": list(shape), "data_offsets": [0, self._size]}
+        images = {"dtype": "U8", "shape": list(shape), "data_offsets": [0, self._size]}
+        header: dict[str, Any] = {name: images}
         if self._size % 8:
             tensors = {**tensors, "padding": np.zeros(-self._size % 8, np.uint8)}
         order = sorted(tensors, key=lambda n: (n != "padding", -tensors[n].dtype.itemsize, n))
@@ -72,11 +71,8 @@ class ShardWriter:
         for other in order:
             array = np.ascontiguousarray(tensors[other])
             begin, end = end, end + array.nbytes
-            header[other] = {
-                "dtype": _NAMES[array.dtype.newbyteorder("<")],
-                "shape": list(array.shape),
-                "data_offsets": [begin, end],
-            }
+            kind, place = _NAMES[array.dtype.newbyteorder("<")], [begin, end]
+            header[other] = {"dtype": kind, "shape": list(array.shape), "data_offsets": place}
             self._file.write(array.reshape(-1).view(np.uint8))
         text = json.dumps(header, separators=(",", ":")).encode()
         if len(text) > _HEADER - 8:
@@ -97,8 +93,8 @@ class ShardWriter:
         self._file.close()
 
     def _start_writeback(self) -> None:
-        # Linux begins to write these pages at this advice, and does not wait: else the whole file
-        # is left to fsync, which keeps the processor idle.
+        # Linux begins to write these pages at this advice, and does not wait: else fsync, which
+        # keeps the processor idle, writes the whole file.
         self._file.flush()
         if hasattr(os, "posix_fadvise"):
             begin, length = _HEADER + self._begun, self._size - self._begun
@@ -106,13 +102,11 @@ class ShardWriter:
         self._begun = self._size
 
 
-def write_shard(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+def write_shard(path: Path, tensors: Tensors) -> dict[str, Any]:
     """Write one safetensors file; returns its `bytes` and `sha256`."""
     writer = ShardWriter(path)
     try:
-        first = next((name for name in _IMAGES if name in tensors), None)
-        if first is None:
-            return writer.finish(None, (), tensors)
+        first = next(name for name in _IMAGES if name in tensors)
         images = np.ascontiguousarray(tensors[first])
         flat = images.reshape(-1).view(np.uint8)
         for begin in range(0, len(flat), _WRITEBACK):

@@ -12,9 +12,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from m3ae.corpora.items import Drops, Item
 
@@ -32,9 +33,6 @@ def _stamp(path: Path) -> Stamp:
     return facts.st_mtime_ns, facts.st_size
 
 
-# ------------------------------------------------------------------ zip
-
-
 @lru_cache(maxsize=4)
 def _archive(path: Path, stamp: Stamp) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
@@ -44,8 +42,9 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return _archive(path, _stamp(path))
     except _ZIP_ERRORS as error:
-        said = f"{path}: not a readable zip archive ({error})"
-        raise ValueError(f"{said}; download it again") from error
+        raise ValueError(
+            f"{path}: not a readable zip archive ({error}); download it again"
+        ) from error
 
 
 def zip_names(archive: Path) -> list[str]:
@@ -79,27 +78,6 @@ class InZip:
             raise OSError(f"{self.member} of {self.archive}: {error}") from error
 
 
-# ------------------------------------------------------------------ parquet
-
-
-class Row(NamedTuple):
-    """A row of a parquet file: where it stands, and its columns (never the image)."""
-
-    file: Path
-    row_group: int
-    row: int
-    values: dict[str, Any]
-
-    @property
-    def where(self) -> str:
-        """For messages."""
-        return f"{self.file.name} row group {self.row_group} row {self.row}"
-
-    def image(self, column: str) -> "InParquet":
-        """The row's image."""
-        return InParquet(self.file, self.row_group, self.row, column)
-
-
 def _pyarrow() -> ModuleType:
     try:
         import pyarrow
@@ -131,21 +109,25 @@ def _image_column(path: Path, stamp: Stamp, row_group: int, column: str) -> Any:
 
 @dataclass(frozen=True)
 class InParquet:
-    """An image in a row of a parquet file.
+    """A row of a parquet file and, in its `column`, an image: {bytes, path} or the bytes alone.
 
-    `column` holds {bytes, path} or the bytes alone. Not named by that path, which some files
-    repeat for different images.
+    Not named by that path, which some files repeat for different images.
     """
 
     file: Path
     row_group: int
     row: int
-    column: str
+    column: str = ""
 
     @property
     def name(self) -> str:
         """FILE-ROWGROUP-ROW."""
         return f"{self.file.stem}-{self.row_group}-{self.row}"
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"{self.file.name} row group {self.row_group} row {self.row}"
 
     def read_bytes(self) -> bytes:
         """The encoded image, empty where the row has none; OSError where the file is damaged."""
@@ -156,8 +138,7 @@ class InParquet:
         except FileNotFoundError:
             raise
         except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
-            where = f"{self.file} row group {self.row_group} row {self.row}"
-            raise OSError(f"{where}: {error}") from error
+            raise OSError(f"{self.where} of {self.file}: {error}") from error
         return (value.get("bytes") if isinstance(value, dict) else value) or b""
 
 
@@ -191,14 +172,13 @@ def _schema(file: Path, columns: Iterable[str]) -> Any:
 
 def parquet_rows(
     files: Iterable[Path], columns: Sequence[str], optional: Sequence[str] = (), image: str = ""
-) -> Iterator[Row]:
-    """Rows of parquet files, a row group at a time, without the bytes of any image.
+) -> Iterator[tuple[InParquet, dict[str, Any]]]:
+    """Place and columns of each row, a row group at a time, without the bytes of any image.
 
     `columns` must be there, `optional` ones are left out of a file's rows where they are not. Text
     that is not UTF-8 comes with lone surrogates, as from `tables.read_lines`; other values as
-    Python has them, null as None. With `image`, that column must hold images; the row's is
-    `row.image(image)`. Raises ValueError naming the file and, where a column is missing or of a
-    wrong type, what it has.
+    Python has them, null as None. With `image`, that column must hold images, which are read from
+    the place. Raises ValueError naming the file and, where a column is wrong, what it has.
     """
     pyarrow = _pyarrow()
     for path in files:
@@ -216,7 +196,8 @@ def parquet_rows(
             except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
                 raise ValueError(f"{path}: row group {group} cannot be read: {error}") from error
             for row in range(file.metadata.row_group(group).num_rows):
-                yield Row(path, group, row, {name: values[name][row] for name in wanted})
+                place = InParquet(path, group, row, image)
+                yield place, {name: values[name][row] for name in wanted}
 
 
 def _values(column: Any) -> list[Any]:
@@ -239,21 +220,14 @@ def parquet_splits(raw: Path) -> dict[str, list[Path]]:
     """
     splits = {}
     for split, names in SPLIT_NAMES.items():
-        places = [
-            sorted(found)
-            for base in (raw / "data", raw)
-            for name in names
-            for found in (
-                [*base.glob(f"{name}-*.parquet"), *base.glob(f"{name}.parquet")],
-                [*(base / name).glob("*.parquet")],
-            )
-            if found
-        ]
+        places = []
+        for base, name in product((raw / "data", raw), names):
+            places.append([*base.glob(f"{name}-*.parquet"), *base.glob(f"{name}.parquet")])
+            places.append([*(base / name).glob("*.parquet")])
+        places = [sorted(found) for found in places if found]
         if len(places) > 1:
-            two = f"{places[0][0]} and {places[1][0]}"
-            raise ValueError(
-                f"{raw}: parquet files of split {split} in two places, {two}; keep one"
-            )
+            two = f"in two places, {places[0][0]} and {places[1][0]}"
+            raise ValueError(f"{raw}: parquet files of split {split} {two}; keep one")
         if places:
             splits[split] = places[0]
             _check_parts(raw, split, places[0])
@@ -268,25 +242,22 @@ def _check_parts(raw: Path, split: str, files: list[Path]) -> None:
     found = [(int(part[1]), int(part[2])) if part else (-1, -1) for part in parts]
     total = found[-1][1]
     if found != [(number, total) for number in range(total)]:
-        names = ", ".join(path.name for path in files)
-        said = f"{raw}: split {split} should be {total} parquet files by their names, found {names}"
+        said = f"{raw}: split {split} should be {total} parquet files by their names, found "
+        said += ", ".join(path.name for path in files)
         raise ValueError(f"{said}; download the missing, remove others")
 
 
 def parquet_pairs(files: Iterable[Path], drops: Drops) -> list[Item]:
-    """Items of the hub's parquet copies: an image, its image_id and one caption a row.
-
-    Rows without id or caption are counted, and so are those of an id that occurred before.
-    """
+    """Items of the hub's parquet copies, an image with its image_id and one caption a row."""
     items: dict[str, Item] = {}
-    for row in parquet_rows(files, ("image_id", "caption"), image="image"):
-        name, text = row.values["image_id"], row.values["caption"]
+    for place, row in parquet_rows(files, ("image_id", "caption"), image="image"):
+        name, text = row["image_id"], row["caption"]
         if not isinstance(name, str) or not name.strip():
-            drops.add("row: no image_id", row.where)
+            drops.add("row: no image_id", place.where)
         elif not isinstance(text, str) or not text.strip():
-            drops.add("row: no caption", f"{row.where}: {name}")
+            drops.add("row: no caption", f"{place.where}: {name}")
         elif name in items:
-            drops.add("row: image_id occurs twice, first one kept", f"{row.where}: {name}")
+            drops.add("row: image_id occurs twice, first one kept", f"{place.where}: {name}")
         else:
-            items[name] = Item(name, row.image("image"), (text,))
+            items[name] = Item(name, place, (text,))
     return list(items.values())

@@ -7,7 +7,9 @@ import math
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,10 +23,7 @@ _DELIMITERS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t"}
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of each line that is not blank.
-
-    Bytes that are not UTF-8 come as lone surrogates: `prepare` drops the texts that hold them.
-    """
+    """Number (from 1) and text of each line that is not blank; bad UTF-8 as lone surrogates."""
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -81,8 +80,8 @@ def _read_delimited(
                 if len(cells) == len(header):
                     yield number, dict(zip(header, cells, strict=True))
                 else:
-                    reason = "row: more or fewer cells than the header has"
-                    drops.add(reason, f"{path.name}: row {number}, line {line}: {len(cells)}")
+                    where = f"{path.name}: row {number}, line {line}: {len(cells)}"
+                    drops.add("row: more or fewer cells than the header has", where)
     except csv.Error as error:
         raise ValueError(f"{path}: after line {line}: {error}; repair or download it") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -108,18 +107,14 @@ def _read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -
     read = [name for name in columns if not (stored and name == "image")]
     others = dict.fromkeys(column_names(path))
     rows = parquet_rows([path], read, optional, image="image" if stored else "")
-    for number, row in enumerate(rows, start=1):
-        image = {"image": row.image("image")} if stored else {}
-        yield number, {**others, **row.values, **image}
-
-
-# ------------------------------------------------------------------ users' own tables
+    for number, (place, row) in enumerate(rows, start=1):
+        yield number, {**others, **row, **({"image": place} if stored else {})}
 
 
 def cell(row: dict[str, Any], name: str) -> str:
-    """A cell without outer white space, "" where it is empty, null or not there.
+    """A cell as text without outer white space, "" where it is null or not there.
 
-    Numbers as strings. Raises ValueError, whose message is a reason to leave the row out.
+    Raises ValueError, whose message is a reason to leave the row out.
     """
     value = row.get(name)
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -153,11 +148,10 @@ def split_and_image(row: dict[str, Any]) -> tuple[str, str, Stored | None]:
 def shared_images(images: dict[str, Iterable[str]]) -> set[str]:
     """Images that are in two of the splits or more; each split that has some is named on stderr."""
     sets = {split: set(some) for split, some in images.items()}
-    shared: set[str] = set()
+    places = Counter(chain(*sets.values()))
+    shared = {name for name, count in places.items() if count > 1}
     for split, some in sets.items():
-        found = some & set().union(*(sets[other] for other in sets if other != split))
-        shared |= found
-        if found:
+        if found := some & shared:
             say = f"{len(found)} images of split {split} are in another split too"
             print(f"warning: {say}, e.g. {min(found)}", file=sys.stderr)
     return shared

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from m3ae.config import Architecture, Config
-from m3ae.data.exclusions import listed, read_lists
+from m3ae.data.exclusions import listed, read_exclusions
 from m3ae.data.masking import (
     draw_in_batch_negatives,
     draw_matches,
@@ -25,10 +25,19 @@ from m3ae.data.masking import (
 )
 from m3ae.data.sampler import GROUP, SAMPLE, SUBSET, Order, Plan, keyed
 from m3ae.data.shards import Shards
-from m3ae.data.texts import assemble, encode, mask_tokens, max_scored, mlm_scored, ordinary_ids
-from m3ae.data.texts import special_ids as find_special_ids
+from m3ae.data.texts import (
+    assemble,
+    encode,
+    mask_tokens,
+    max_scored,
+    mlm_scored,
+    ordinary_ids,
+    special_ids,
+)
 
 log = logging.getLogger(__name__)
+
+Generators = list[np.random.Generator]
 
 
 @dataclass
@@ -62,8 +71,8 @@ class Pairs:
     ) -> None:
         self.corpora = [Shards(folder, tokenizer) for folder in folders]
         self.tokenizer, self.text_length, self.image_px = tokenizer, text_length, image_px
-        self.special = find_special_ids(tokenizer)
-        left_out = read_lists(exclude or ())
+        self.special = special_ids(tokenizer)
+        left_out = read_exclusions(*(exclude or ()))
         kept = [_kept(corpus, left_out) for corpus in self.corpora]
         self.images, self.rows = [images for images, _ in kept], [rows for _, rows in kept]
         self.sizes = [len(rows) for rows in self.rows]
@@ -87,6 +96,12 @@ class Pairs:
         corpus, row = self.find(index)
         return self.corpora[corpus].text(row)
 
+    def image_id(self, index: int) -> int:
+        """The number of a sample's image through all corpora."""
+        corpus, row = self.find(index)
+        image = self.corpora[corpus].image_of_text[row]
+        return int(self.image_starts[corpus] + np.searchsorted(self.images[corpus], image))
+
     def image(self, image_id: int) -> np.ndarray:
         """Image by its number through all corpora, uint8 (C, H, W)."""
         corpus = int(np.searchsorted(self.image_starts, image_id, side="right")) - 1
@@ -97,27 +112,17 @@ class Pairs:
         """Token ids and word indices of a sample's text, both int64 (text_length,)."""
         corpus, row = self.find(index)
         shards = self.corpora[corpus]
-        tokens = shards.tokens(row)
-        if tokens is None:
-            ids, words = encode(self.tokenizer, [shards.text(row)])[0]
-            tokens = np.array(ids, dtype=np.int64), np.array(words, dtype=np.int64)
+        tokens = shards.tokens(row) or encode(self.tokenizer, [shards.text(row)])[0]
         return assemble(*tokens, self.text_length, self.special)
 
     def texts(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """`text_ids` int64 and `text_keep` bool of these samples, both (B, L)."""
-        ids, words = zip(*(self.tokens(int(index)) for index in indices), strict=True)
-        keep = np.stack([text_keep(row) for row in words])
-        return {"text_ids": torch.from_numpy(np.stack(ids)), "text_keep": torch.from_numpy(keep)}
+        return stack_texts([self.tokens(int(index)) for index in indices])
 
     def __getitem__(self, index: int) -> Sample:
         corpus, row = self.find(index)
-        shards = self.corpora[corpus]
-        ids, words = self.tokens(index)
-        image_row = int(shards.image_of_text[row])
-        image = shards.image(image_row, self.image_px)
-        place = int(np.searchsorted(self.images[corpus], image_row))
-        image_id = place + int(self.image_starts[corpus])
-        return Sample(index, shards.text_key(row), corpus, image_id, image, ids, words)
+        key, image_id = self.corpora[corpus].text_key(row), self.image_id(index)
+        return Sample(index, key, corpus, image_id, self.image(image_id), *self.tokens(index))
 
 
 def _kept(corpus: Shards, left_out: set[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -127,19 +132,12 @@ def _kept(corpus: Shards, left_out: set[str]) -> tuple[np.ndarray, np.ndarray]:
         return images, texts
     keep = ~listed(corpus, left_out)
     images, texts = images[keep], texts[keep[corpus.image_of_text]]
-    log.info(
-        "%s: data.exclude leaves out %d of %d images, %d of %d texts",
-        corpus.folder,
-        len(keep) - len(images),
-        len(keep),
-        len(corpus) - len(texts),
-        len(corpus),
-    )
+    lost = f"{len(keep) - len(images)} of {len(keep)} images"
+    lost += f", {len(corpus) - len(texts)} of {len(corpus)} texts"
+    log.info("%s: data.exclude leaves out %s", corpus.folder, lost)
     if not len(texts):
-        raise ValueError(
-            f"{corpus.folder}: data.exclude lists all of its images; take the folder "
-            "out of data.train or the list out of data.exclude"
-        )
+        hint = "take the folder out of data.train or the list out of data.exclude"
+        raise ValueError(f"{corpus.folder}: data.exclude lists all of its images; {hint}")
     return images, texts
 
 
@@ -153,20 +151,14 @@ class Assembler:
         self.most_scored = max_scored(pairs.text_length, model.mlm.ratio, model.mlm.sampling)
 
     def __call__(
-        self,
-        samples: list[Sample],
-        sample_rngs: list[np.random.Generator],
-        group_rngs: list[np.random.Generator],
+        self, samples: list[Sample], sample_rngs: Generators, group_rngs: Generators
     ) -> dict[str, Tensor]:
         """One generator a sample, one an ITM group of consecutive samples."""
         batch = {
             "index": torch.tensor([sample.index for sample in samples]),
             "image": stack_images([sample.image for sample in samples]),
-            "text_ids": torch.from_numpy(np.stack([sample.ids for sample in samples])),
+            **stack_texts([(sample.ids, sample.words) for sample in samples]),
         }
-        batch["text_keep"] = torch.from_numpy(
-            np.stack([text_keep(sample.words) for sample in samples])
-        )
         if self.model.mlm.weight:
             self._mask_texts(batch, samples, sample_rngs)
         if self.model.mim.weight:
@@ -176,9 +168,7 @@ class Assembler:
             self._draw_matches(batch, samples, group_rngs)
         return trim(batch)
 
-    def _mask_texts(
-        self, batch: dict, samples: list[Sample], rngs: list[np.random.Generator]
-    ) -> None:
+    def _mask_texts(self, batch: dict, samples: list[Sample], rngs: Generators) -> None:
         config, mask = self.model.mlm, self.pairs.special["mask"]
         rows = []
         for sample, rng in zip(samples, rngs, strict=True):
@@ -190,9 +180,7 @@ class Assembler:
         positions, targets = scored_positions(labels, self.most_scored)
         batch["mlm_positions"], batch["mlm_targets"] = positions, targets
 
-    def _draw_matches(
-        self, batch: dict, samples: list[Sample], rngs: list[np.random.Generator]
-    ) -> None:
+    def _draw_matches(self, batch: dict, samples: list[Sample], rngs: Generators) -> None:
         group, matches, shown = self.model.itm.group, [], []
         for number, rng in enumerate(rngs):
             first = number * group
@@ -233,10 +221,11 @@ def trim(batch: dict[str, Tensor], multiple: int = 8) -> dict[str, Tensor]:
     return batch | {key: batch[key][..., :length] for key in columns if key in batch}
 
 
-def text_keep(words: np.ndarray) -> np.ndarray:
-    """Which of the tokens (L,) are real: words and the two special ones around them, bool (L,)."""
-    real = int((words >= 0).sum()) + 2
-    return np.arange(len(words)) < real
+def stack_texts(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
+    """Ids and words of `assemble` -> `text_ids` int64, `text_keep` bool (B, L): not padding."""
+    ids, words = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*rows, strict=True))
+    real = (words >= 0).sum(dim=1, keepdim=True) + 2  # words and the two special ones around them
+    return {"text_ids": ids, "text_keep": torch.arange(ids.shape[1]) < real}
 
 
 def stack_images(images: list[np.ndarray]) -> Tensor:
@@ -280,8 +269,7 @@ class EvalBatches(Dataset):
         self, pairs: Pairs, model: Architecture, seed: int, samples: int, batch: int, draw: int = 0
     ) -> None:
         self.pairs, self.seed, self.draw, self.group = pairs, seed, draw, model.itm.group
-        indices = keyed(seed, SUBSET).permutation(len(pairs))
-        self.indices = indices[: samples or len(pairs)]
+        self.indices = keyed(seed, SUBSET).permutation(len(pairs))[: samples or len(pairs)]
         self.batch = batch
         self.assemble = Assembler(model, pairs)
 

@@ -1,11 +1,10 @@
 """Exclusion lists: images to leave out, one id a line (anything after a tab is a remark)."""
 
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from m3ae.data.shards import Shards, row_bytes
+from m3ae.data.shards import Shards
 from m3ae.files import need
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
@@ -17,18 +16,9 @@ def image_stem(key: str) -> str:
     return name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name
 
 
-def read_lists(files: Sequence[str]) -> set[str]:
-    """Ids of all lists; raises FileNotFoundError naming a missing file."""
-    return {name for file in files for name in read_exclusions(Path(file))}
-
-
 def image_keys(split: Shards) -> list[str]:
     """The key of every image of a split."""
-    return [
-        row_bytes(split.shard(k), "image_key", row).decode()
-        for k, file in enumerate(split.files)
-        for row in range(file["images"])
-    ]
+    return [split.image_key(image) for image in range(split.num_images)]
 
 
 def listed(split: Shards, ids: set[str]) -> np.ndarray:
@@ -37,8 +27,8 @@ def listed(split: Shards, ids: set[str]) -> np.ndarray:
     return np.fromiter((key in ids or image_stem(key) in ids for key in keys), bool)
 
 
-def read_exclusions(path: Path) -> set[str]:
-    """Ids of an exclusion list: the part of each line before the first tab; # starts a remark."""
-    lines = need(path, "a list of image ids").read_text(encoding="utf-8").splitlines()
-    ids = {line.split("\t")[0].strip() for line in lines if not line.startswith("#")}
-    return ids - {""}
+def read_exclusions(*files: str | Path) -> set[str]:
+    """Ids of these lists: the part of each line before the first tab; # starts a remark."""
+    texts = [need(Path(file), "a list of image ids").read_text(encoding="utf-8") for file in files]
+    lines = [line for text in texts for line in text.splitlines() if not line.startswith("#")]
+    return {line.split("\t")[0].strip() for line in lines} - {""}

@@ -16,21 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# What Pillow's decoders raise on damaged files, besides OSError.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    KeyError,
-    IndexError,
-    TypeError,
-    OverflowError,
-    AttributeError,
-    struct.error,
-    zlib.error,
-)
+# What Pillow's decoders raise on damaged files.
+_BROKEN = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError)
+_BROKEN += (AttributeError, struct.error, zlib.error)
 _EXIF_ORIENTATION = 0x0112
+Window = tuple[float, float] | None  # grey values that become 0 and 255
 _DEEP_GREY = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -42,14 +32,12 @@ class ImageError(ValueError):
         self.reason = reason
 
 
-def decode(
-    source: bytes | Path, window: tuple[float, float] | None = None
-) -> tuple[Image.Image, list[str]]:
+def decode(source: bytes | Path, window: Window = None) -> tuple[Image.Image, list[str]]:
     """Open an image; returns it as L, RGB or, where some pixel is transparent, RGBA, and notes.
 
-    RGBA is kept because alpha takes part in the resize (reference, data fact 19); `resize_crop`
-    and `resize_shorter` drop it afterwards. `window` = (low, high) maps 16-bit and float grey
-    values to 0-255. Raises ImageError, and FileNotFoundError for a path that does not exist.
+    RGBA is kept because alpha takes part in the resize (reference, data fact 19), which drops it
+    afterwards. `window` is for 16-bit and float grey values. Raises ImageError, and
+    FileNotFoundError for a path that does not exist.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data:
@@ -60,7 +48,8 @@ def decode(
         try:
             image = Image.open(io.BytesIO(data))
             notes = _notes(image)
-            deep_colour = image.mode not in _DEEP_GREY and _is_deep(image)
+            # 16 bits a channel in a mode that Pillow cuts to 8 (PNG, TIFF)
+            deep = image.mode not in _DEEP_GREY and any(";16" in str(t.args) for t in image.tile)
             image.load()
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ImageError("too many pixels", f"more than {Image.MAX_IMAGE_PIXELS}") from error
@@ -69,7 +58,7 @@ def decode(
         except _BROKEN as error:
             cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
             raise ImageError("truncated" if cut else "unreadable", str(error)) from error
-    if deep_colour:
+    if deep:
         notes.append("16-bit colour, high bytes taken")
     return _to_eight_bit(image, window, notes), notes
 
@@ -92,14 +81,7 @@ def _notes(image: Image.Image) -> list[str]:
     return notes
 
 
-def _is_deep(image: Image.Image) -> bool:
-    """Whether the file holds 16 bits a channel in a mode that Pillow cuts to 8 (PNG, TIFF)."""
-    return any(";16" in str(tile.args) for tile in image.tile)
-
-
-def _to_eight_bit(
-    image: Image.Image, window: tuple[float, float] | None, notes: list[str]
-) -> Image.Image:
+def _to_eight_bit(image: Image.Image, window: Window, notes: list[str]) -> Image.Image:
     if image.mode in _DEEP_GREY:
         if window is None:
             raise ImageError("16-bit", f"mode {image.mode} needs a grey-value window")
@@ -153,9 +135,7 @@ def resize_crop(image: Image.Image, px: int) -> np.ndarray:
     return to_array(_resize_part(image, size, part))
 
 
-def _resize_part(
-    image: Image.Image, size: tuple[int, int], part: tuple[int, int, int, int]
-) -> Image.Image:
+def _resize_part(image: Image.Image, size: tuple[int, int], part: tuple[int, ...]) -> Image.Image:
     """`image.resize(size).crop(part)` of a wide L or RGB image, the same pixels with less work.
 
     Pillow resizes each row, rounds, and then each column, every output from a window of inputs that
@@ -165,12 +145,10 @@ def _resize_part(
     """
     bicubic = Image.Resampling.BICUBIC
     left, top, right, bottom = part
-    ends = [
-        (end * before, after)
-        for end, before, after in zip(part, image.size * 2, size * 2, strict=True)
-    ]
-    if all(product % after == 0 for product, after in ends):
-        box = tuple(product // after for product, after in ends)
+    scales = zip(part, image.size * 2, size * 2, strict=True)
+    ends = [divmod(end * before, after) for end, before, after in scales]
+    if not any(rest for _, rest in ends):
+        box = tuple(whole for whole, _ in ends)
         return image.resize((right - left, bottom - top), bicubic, box=box)
     columns = image.resize((size[0], image.height), bicubic).crop((left, 0, right, image.height))
     return columns.resize((right - left, size[1]), bicubic).crop((0, top, right - left, bottom))

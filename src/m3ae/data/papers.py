@@ -9,6 +9,9 @@ from pathlib import Path
 from m3ae.files import need
 
 PAPERS = "papers.tsv"
+_HOW = "the articles that the corpus is from. data_prep/roco.py writes it, and medicat.py with \
+--pmc-ids; for another corpus write `image key<TAB>PMC id`, a line an image, or an empty file \
+where no image is from an article of PubMed Central"
 
 
 def read_papers(folder: str | Path) -> dict[str, str]:
@@ -16,12 +19,7 @@ def read_papers(folder: str | Path) -> dict[str, str]:
 
     Raises FileNotFoundError that says how to make it, ValueError naming a wrong line.
     """
-    path = need(
-        Path(folder).parent / PAPERS,
-        "the articles that the corpus is from. data_prep/roco.py writes it, and medicat.py with "
-        "--pmc-ids; for another corpus write `image key<TAB>PMC id`, a line an image, or an empty "
-        "file where no image is from an article of PubMed Central",
-    )
+    path = need(Path(folder).parent / PAPERS, _HOW)
     papers: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         key, tab, paper = line.partition("\t")

@@ -18,21 +18,15 @@ def read_questions(folder: str | Path, field: str = "label") -> list[Row]:
     shards, rows = Shards(folder), []
     for i in range(len(shards)):
         fields = shards.fields(i)
-        row = {
-            "id": shards.text_key(i),
-            "question": shards.text(i),
-            "image": shards.image_key(int(shards.image_of_text[i])),
-            **fields,
-        }
+        image = shards.image_key(int(shards.image_of_text[i]))
+        row = {"id": shards.text_key(i), "question": shards.text(i), "image": image, **fields}
         if "answer_type" in fields:
             row["type"] = fields["answer_type"]
         elif field in fields:
             row["answer"] = fields[field]
         else:
-            raise ValueError(
-                f"{folder}: no task field {field!r}; give --field, one of "
-                f"{', '.join(sorted(fields))}"
-            )
+            known = ", ".join(sorted(fields))
+            raise ValueError(f"{folder}: no task field {field!r}; give --field, one of {known}")
         if row["answer"] is not None:
             rows.append(row)
     return rows

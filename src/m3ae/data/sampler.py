@@ -38,10 +38,6 @@ class Order:
             self.weights = np.array(weights) / sum(weights)
         self._epochs: dict[int, np.ndarray] = {}
 
-    def epoch(self, position: int) -> int:
-        """Epoch that a position belongs to."""
-        return position // self.samples
-
     def __getitem__(self, position: int) -> int:
         """Sample at a position, numbered through all corpora."""
         if self.weights is not None:
@@ -67,10 +63,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.batch_global % (self.batch_per_process * self.processes):
-            raise ValueError(
-                f"train.batch_global: {self.batch_global} is no multiple of "
-                f"train.batch_per_process x processes = {self.batch_per_process} x {self.processes}"
-            )
+            sizes = f"{self.batch_per_process} x {self.processes}"
+            wrong = f"no multiple of train.batch_per_process x processes = {sizes}"
+            raise ValueError(f"train.batch_global: {self.batch_global} is {wrong}")
 
     @property
     def accumulation(self) -> int:

@@ -1,4 +1,4 @@
-"""Shards: the prepared form of a corpus. Write and read; `verification.py` checks them.
+"""Shards: the prepared form of a corpus, and its reading; `m3ae.corpora` writes and verifies it.
 
 A split is a folder: `manifest.json`, `shard-00000.safetensors`, ... (numbers may be left out) and
 `chunks.json`, which only repairs read. Tensors of a shard with n images and m texts (ragged ones
@@ -18,7 +18,7 @@ The images come first in a file, since they are written before the number of the
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +34,19 @@ WITH_FIELDS = "vqa"  # the kind of shards whose texts are questions, with task f
 _MANIFEST_KEYS = ("kind", "source", "encoding", "px", "tokenizer", "options", "counts", "files")
 _MOST = 2**40  # no count or size is larger: products of two fit an int64
 _OPEN_SHARDS = 256  # memory maps held at a time, each a file descriptor
+# What a header that is no header of tensors makes the code that reads it raise.
+_BROKEN = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 DTYPES = {"U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 AGAIN = "prepare the split again, or copy it again"
-
-
-# ------------------------------------------------------------------ write
-
-
-# ------------------------------------------------------------------ read
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The checked manifest of a split folder; raises ValueError or FileNotFoundError naming it."""
     path = Path(folder) / "manifest.json"
     if not path.is_file():
-        hint = (
-            "its preparation was not finished"
-            if Path(f"{folder}.partial").exists()
-            else ("no prepared split; give the folder of a split, e.g. OUT/train")
-        )
+        hint = "no prepared split; give the folder of a split, e.g. OUT/train"
+        if Path(f"{folder}.partial").exists():
+            hint = "its preparation was not finished"
         raise FileNotFoundError(f"{path}: not there ({hint})")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -60,71 +54,69 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a manifest of shards ({error}); {AGAIN}") from error
     if found != (FORMAT, VERSION):
-        raise ValueError(
-            f"{path}: format {found[0]} version {found[1]}, this code reads {FORMAT} "
-            f"version {VERSION}; prepare the split again"
-        )
-    missing = [name for name in _MANIFEST_KEYS if name not in manifest]
-    if missing:
-        raise ValueError(f"{path}: no {', '.join(missing)} in it; {AGAIN}")
-    if manifest["encoding"] not in ENCODINGS:
-        raise ValueError(f"{path}: unknown image encoding {manifest['encoding']!r}; {AGAIN}")
-    wrong = next(_wrong_entries(manifest), None)
-    if wrong:
+        made = f"format {found[0]} version {found[1]}"
+        reads = f"this code reads {FORMAT} version {VERSION}"
+        raise ValueError(f"{path}: {made}, {reads}; prepare the split again")
+    if wrong := _wrong_entry(manifest):
         raise ValueError(f"{path}: {wrong}; {AGAIN}")
     return manifest
+
+
+def _wrong_entry(manifest: dict[str, Any]) -> str | None:
+    """What in a manifest is other than the reader relies on: the first such thing, or None."""
+    missing = [name for name in _MANIFEST_KEYS if name not in manifest]
+    if missing:
+        return f"no {', '.join(missing)} in it"
+    if manifest["encoding"] not in ENCODINGS:
+        return f"unknown image encoding {manifest['encoding']!r}"
+    if not _has(manifest, kind=_is_text, source=_is_text):
+        return "kind or source is no text"
+    if not (_is_count(manifest["px"]) and 1 <= manifest["px"] < 2**16):
+        return f"px is {manifest['px']!r}"
+    if not _has(manifest["options"], window=_is_window):
+        return "options are not readable"
+    tokenizer, counts, files = (manifest[name] for name in ("tokenizer", "counts", "files"))
+    made = {"name": _is_text, "fingerprint": _is_text, "size": _is_count}
+    if tokenizer is not None and not _has(tokenizer, **made):
+        return "tokenizer is not one's name, fingerprint and size"
+    if not _has(counts, images=_is_count, texts=_is_count):
+        return "counts are no numbers"
+    if not isinstance(files, list):
+        return "files is no list"
+    channels = (1, 3) if manifest["encoding"] == "raw" else (None,)
+    kinds = dict.fromkeys(("bytes", "images", "texts"), _is_count)
+    kinds |= {"name": _is_file_name, "sha256": _is_text, "channels": lambda c: c in channels}
+    for number, file in enumerate(files):
+        if not _has(file, **kinds):
+            return f"entry {number} of files is not one of a shard"
+    if len({file["name"] for file in files}) < len(files):
+        return "a file occurs twice"
+    if any(counts[name] != sum(file[name] for file in files) for name in ("images", "texts")):
+        return f"counts {counts} are not the sums of its files"
+    return None
+
+
+def _has(value: Any, **kinds: Callable[[Any], bool]) -> bool:
+    """Whether a value is an object whose members are of these kinds; a missing one is null."""
+    return isinstance(value, dict) and all(fits(value.get(name)) for name, fits in kinds.items())
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < _MOST
 
 
-def _wrong_entries(manifest: dict[str, Any]) -> Iterator[str]:
-    """What in a manifest has another type than the reader relies on."""
-    for name in ("kind", "source"):
-        if not isinstance(manifest[name], str):
-            yield f"{name} is no text"
-    if not (_is_count(manifest["px"]) and 1 <= manifest["px"] < 2**16):
-        yield f"px is {manifest['px']!r}"
-    options, made, counts = (manifest[name] for name in ("options", "tokenizer", "counts"))
-    window = options.get("window") if isinstance(options, dict) else False
-    numbers = (
-        isinstance(window, list)
-        and len(window) == 2
-        and all(type(number) in (int, float) for number in window)
-    )
-    if window is not None and not numbers:
-        yield "options are not readable"
-    texts = ("name", "fingerprint")
-    if made is not None and not (
-        isinstance(made, dict)
-        and _is_count(made.get("size"))
-        and all(isinstance(made.get(name), str) for name in texts)
-    ):
-        yield "tokenizer is not one's name, fingerprint and size"
-    if not (
-        isinstance(counts, dict)
-        and all(_is_count(counts.get(name)) for name in ("images", "texts"))
-    ):
-        yield "counts are no numbers"
-    if not isinstance(manifest["files"], list):
-        yield "files is no list"
-        return
-    channels = (1, 3) if manifest["encoding"] == "raw" else (None,)
-    for number, file in enumerate(manifest["files"]):
-        numbers = ("bytes", "images", "texts")
-        if not (
-            isinstance(file, dict)
-            and all(_is_count(file.get(name)) for name in numbers)
-            and isinstance(file.get("sha256"), str)
-            and isinstance(file.get("name"), str)
-            and re.fullmatch(r"\w[\w.-]*", file["name"], re.ASCII)
-            and file.get("channels", False) in channels
-        ):
-            yield f"entry {number} of files is not one of a shard"
-    names = [file.get("name") for file in manifest["files"] if isinstance(file, dict)]
-    if len({str(name) for name in names}) < len(names):
-        yield "a file occurs twice"
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_file_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch(r"\w[\w.-]*", value, re.ASCII))
+
+
+def _is_window(value: Any) -> bool:
+    """Two numbers, or null."""
+    numbers = isinstance(value, list) and [type(side) in (int, float) for side in value]
+    return value is None or numbers == [True, True]
 
 
 def map_shard(path: Path) -> dict[str, np.ndarray]:
@@ -151,15 +143,7 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
             tensors[name], filled = flat.reshape(entry["shape"]), end
         if filled != len(data):
             raise ValueError(f"tensors end at {filled}, the file at {len(data)}")
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except _BROKEN as error:
         raise ValueError(f"{path}: corrupt header ({error}); {AGAIN}") from error
     return tensors
 
@@ -168,11 +152,9 @@ def check_size(path: Path, file: dict[str, Any]) -> None:
     """Raise where a file is missing or of another size than its entry in the manifest says."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; {AGAIN}")
-    if path.stat().st_size != file["bytes"]:
-        raise ValueError(
-            f"{path}: {path.stat().st_size} bytes where the manifest says "
-            f"{file['bytes']} (cut short?); {AGAIN}"
-        )
+    if (size := path.stat().st_size) != (said := file["bytes"]):
+        wrong = f"{size} bytes where the manifest says {said} (cut short?)"
+        raise ValueError(f"{path}: {wrong}; {AGAIN}")
 
 
 def check_shapes(path: Path, tensors: dict[str, np.ndarray], entry: dict, manifest: dict) -> None:
@@ -222,10 +204,10 @@ class Shards:
         self.image_starts = np.cumsum([0, *(file["images"] for file in self.files)])
         self.text_starts = np.cumsum([0, *(file["texts"] for file in self.files)])
         self.num_images = int(self.image_starts[-1])
-        self._check_files()
-        rows = [
-            self.shard(k)["image_of_text"] + self.image_starts[k] for k in range(len(self.files))
-        ]
+        for file in self.files:
+            check_size(self.folder / file["name"], file)
+        firsts = self.image_starts[:-1]
+        rows = [self.shard(k)["image_of_text"] + first for k, first in enumerate(firsts)]
         self.image_of_text = np.concatenate([np.zeros(0, np.int64), *rows])
         self._open.clear()
 
@@ -235,21 +217,9 @@ class Shards:
         made, given = self.manifest["tokenizer"], fingerprint(tokenizer)
         if made["fingerprint"] != given:
             name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-            raise ValueError(
-                f"{self.folder}: its tokens are of tokenizer {made['name']} "
-                f"({made['fingerprint']}), not of {name} ({given}); set that tokenizer in the "
-                "config, or prepare the corpus with this one or with none"
-            )
-
-    def _check_files(self) -> None:
-        counts = self.manifest["counts"]
-        if (counts["images"], counts["texts"]) != (self.num_images, len(self)):
-            raise ValueError(
-                f"{self.folder / 'manifest.json'}: counts {counts} are not the sums "
-                f"of its files; {AGAIN}"
-            )
-        for file in self.files:
-            check_size(self.folder / file["name"], file)
+            those = f"{made['name']} ({made['fingerprint']}), not of {name} ({given})"
+            hint = "set that tokenizer in the config, or prepare with this one or with none"
+            raise ValueError(f"{self.folder}: its tokens are of tokenizer {those}; {hint}")
 
     def __len__(self) -> int:
         return int(self.text_starts[-1])
@@ -293,10 +263,8 @@ class Shards:
     def fields(self, i: int) -> dict[str, Any]:
         """Task fields of text i, e.g. its answer; ValueError where the shards hold none."""
         if self.manifest["kind"] != WITH_FIELDS:
-            raise ValueError(
-                f"{self.folder}: holds {self.manifest['kind']}, no questions; prepare "
-                "it with a script of questions, e.g. data_prep/vqa_rad.py"
-            )
+            hint = "prepare it with a script of questions, e.g. data_prep/vqa_rad.py"
+            raise ValueError(f"{self.folder}: holds {self.manifest['kind']}, no questions; {hint}")
         shard, row = self._find(self.text_starts, i, "text")
         try:
             return json.loads(row_bytes(shard, "text_fields", row))
@@ -320,11 +288,10 @@ class Shards:
         """Pixels of image j, uint8 (C, px, px), C = 1 or 3; raw shards hold one size only."""
         shard, row = self._find(self.image_starts, j, "image")
         if self.manifest["encoding"] == "raw":
-            if px != self.manifest["px"]:
-                raise ValueError(
-                    f"{self.folder}: raw shards of {self.manifest['px']} px cannot give {px} px; "
-                    f"prepare with --px {px}, or with --encoding jpeg or original for any size"
-                )
+            if px != (made := self.manifest["px"]):
+                hint = f"prepare with --px {px}, or with --encoding jpeg or original for any size"
+                wrong = f"raw shards of {made} px cannot give {px} px"
+                raise ValueError(f"{self.folder}: {wrong}; {hint}")
             return np.array(shard["images"][row])
         try:
             return resize_crop(self.picture(j), px)
@@ -334,9 +301,9 @@ class Shards:
     def picture(self, j: int) -> Image.Image:
         """Image j decoded but neither resized nor cropped; encodings jpeg and original only."""
         shard, row = self._find(self.image_starts, j, "image")
-        window = self.manifest["options"].get("window")
         try:
-            return decode(row_bytes(shard, "image", row), tuple(window) if window else None)[0]
+            window = self.manifest["options"].get("window")
+            return decode(row_bytes(shard, "image", row), window)[0]
         except ImageError as error:
             key = self.image_key(j)
             raise ValueError(f"{self.folder}: image {key}: {error}; {AGAIN}") from error

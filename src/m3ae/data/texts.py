@@ -6,7 +6,7 @@ Letters: `L` text tokens, special tokens and padding included.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,8 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder), use_fast=True)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"tokeniser {name_or_folder}: no folder that holds one, and not to be had from the "
-            "hub; give a local folder"
-        ) from error
+        reason = "no folder that holds one, and not to be had from the hub; give a local folder"
+        raise FileNotFoundError(f"tokeniser {name_or_folder}: {reason}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{name_or_folder}: only fast tokenisers give word ids; convert it first")
     for role in ("cls_token", "sep_token", "mask_token", "pad_token"):
@@ -54,7 +52,8 @@ def train_wordpiece(texts: Iterable[str], size: int, folder: Path) -> PreTrained
     frequent words. The library's own trainer breaks ties at random, so that two preparations of
     one corpus would differ.
     """
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    roles = ("pad", "unk", "cls", "sep", "mask")
+    special = {f"{role}_token": f"[{role.upper()}]" for role in roles}
     normaliser = normalizers.BertNormalizer(lowercase=True)
     splitter = pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()
@@ -62,21 +61,14 @@ def train_wordpiece(texts: Iterable[str], size: int, folder: Path) -> PreTrained
         words = splitter.pre_tokenize_str(normaliser.normalize_str(text))
         counts.update(word for word, _ in words)
     letters = sorted({letter for word in counts for letter in word})
-    entries = special + letters + ["##" + letter for letter in letters]
+    entries = [*special.values(), *letters, *("##" + letter for letter in letters)]
     words = sorted((word for word in counts if len(word) > 1), key=lambda w: (-counts[w], w))
-    entries = [*entries, *words][: max(size, len(entries))]
+    entries += words[: max(size - len(entries), 0)]
     vocabulary = {entry: number for number, entry in enumerate(entries)}
     core = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
     core.normalizer, core.pre_tokenizer = normaliser, splitter
     core.decoder = decoders.WordPiece()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
     tokenizer.save_pretrained(str(folder))
     return tokenizer
 
@@ -84,21 +76,18 @@ def train_wordpiece(texts: Iterable[str], size: int, folder: Path) -> PreTrained
 def check_tokenizer(tokenizer: Any, text: TextEncoderConfig, text_length: int) -> None:
     """Raise ValueError when a tokeniser or the texts' length does not fit the text encoder."""
     if len(tokenizer) > text.vocab_size:
-        raise ValueError(
-            f"model.text_encoder.vocab_size: {text.vocab_size} is too small for the tokeniser's "
-            f"{len(tokenizer)} entries"
-        )
-    if tokenizer.pad_token_id != text.pad_id:
-        raise ValueError(
-            f"model.text_encoder.pad_id: {text.pad_id}, but the tokeniser pads with "
-            f"{tokenizer.pad_token_id}"
-        )
-    room = text.max_positions - (text.pad_id + 1 if text.kind == "roberta" else 0)
-    if text_length > room:
-        raise ValueError(
-            f"data.text_length: {text_length} is more than the {room} positions that "
-            f"model.text_encoder.max_positions leaves"
-        )
+        size = f"{text.vocab_size} is too small for the tokeniser's {len(tokenizer)} entries"
+        raise ValueError(f"model.text_encoder.vocab_size: {size}")
+    if (pad := tokenizer.pad_token_id) != text.pad_id:
+        raise ValueError(f"model.text_encoder.pad_id: {text.pad_id}, the tokeniser pads with {pad}")
+    if text_length > (most := most_tokens(text)):
+        limit = f"{most}, which model.text_encoder.max_positions leaves"
+        raise ValueError(f"data.text_length: {text_length} is more than {limit}")
+
+
+def most_tokens(text: TextEncoderConfig) -> int:
+    """The longest text that an encoder takes; RoBERTa's positions begin after the padding's."""
+    return text.max_positions - (text.pad_id + 1 if text.kind == "roberta" else 0)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -113,31 +102,23 @@ def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     """Ids of the four special tokens a model input needs."""
-    return {
-        "cls": tokenizer.cls_token_id,
-        "sep": tokenizer.sep_token_id,
-        "mask": tokenizer.mask_token_id,
-        "pad": tokenizer.pad_token_id,
-    }
+    roles = ("cls", "sep", "mask", "pad")
+    return {role: getattr(tokenizer, f"{role}_token_id") for role in roles}
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, texts: list[str]
-) -> list[tuple[list[int], list[int]]]:
+def encode(tokenizer: Any, texts: list[str]) -> list[tuple[list[int], list[int]]]:
     """Token ids and the word index of each token, without special tokens and without truncation."""
     if not texts:
         return []
     # verbose=False: lengths beyond the model's limit are cut by `assemble`, not an accident here.
     out = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)
-    return [
-        (ids, [int(word) for word in out.word_ids(row)]) for row, ids in enumerate(out["input_ids"])
-    ]
+    return [(ids, list(map(int, out.word_ids(k)))) for k, ids in enumerate(out["input_ids"])]
 
 
 def assemble(
-    ids: np.ndarray, words: np.ndarray, length: int, special: dict[str, int]
+    ids: Sequence[int], words: Sequence[int], length: int, special: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Add the special tokens, cut and pad to `length`.
+    """Add the special tokens to what `encode` gave, cut and pad to `length`.
 
     Returns token ids (L,) int64 and word indices (L,) int64: -1 at special tokens and padding.
     """
@@ -181,20 +162,16 @@ def mlm_scored(
 
 
 def mask_tokens(
-    ids: np.ndarray,
-    scored: np.ndarray,
-    mask_id: int,
-    ordinary_ids: np.ndarray,
-    rng: np.random.Generator,
+    ids: np.ndarray, scored: np.ndarray, mask: int, ordinary: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """BERT's 80/10/10: of the scored tokens 80 % become the mask, 10 % another word, 10 % stay.
 
-    ids (L,), scored bool (L,), ordinary_ids (V',) = the vocabulary without special tokens.
+    ids (L,), scored bool (L,), ordinary (V',): the ids of all but special tokens.
     Returns masked ids (L,) and labels (L,), -100 where not scored.
     """
     draw = rng.random(len(ids))
-    words = ordinary_ids[rng.integers(0, len(ordinary_ids), len(ids))]
-    masked = np.where(scored & (draw < 0.8), mask_id, ids)
+    words = ordinary[rng.integers(0, len(ordinary), len(ids))]
+    masked = np.where(scored & (draw < 0.8), mask, ids)
     masked = np.where(scored & (draw >= 0.8) & (draw < 0.9), words, masked)
     return masked, np.where(scored, ids, NOT_SCORED)
 

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from m3ae.data.datasets import text_keep
+from m3ae.data.datasets import stack_texts
 from m3ae.data.texts import assemble, encode, special_ids
+from m3ae.downstream.trained import Trained
 from m3ae.drawing import GAP, INK, MARGIN, MUTED, RULE, font, line_height, tile, wrap, write_lines
-from m3ae.models.m3ae import M3AE
-from m3ae.training.engine import evaluating
+from m3ae.training.engine import evaluating, to_device
 
+Draw = ImageDraw.ImageDraw
 PANEL_PX = 240  # panels are at most this wide
 MOST_COLUMNS, LEAST_COLUMNS = 6, 3
 TEXT_SIZE, WORD_SIZE, NOTE_SIZE = 19, 15, 13  # of the letters, pixels
@@ -73,29 +74,20 @@ def word_texts(tokenizer: Any, text: str) -> dict[int, str]:
 
 
 def attention_of_words(
-    model: M3AE,
-    tokenizer: Any,
-    image: np.ndarray,
-    text: str,
-    text_length: int,
-    layer: int = -1,
-    head: int | None = None,
+    trained: Trained, image: np.ndarray, text: str, layer: int = -1, head: int | None = None
 ) -> tuple[list[str], Tensor]:
     """The words of a text that have a letter or a digit, and their attention float32 (W, S).
 
     image uint8 (C, px, px). In eval mode and float32; the mode found is restored. Raises
     ValueError where the text has no word, and as `text_to_image`.
     """
-    ids, words = encode(tokenizer, [text])[0]
-    ids, words = assemble(np.array(ids), np.array(words), text_length, special_ids(tokenizer))
-    device, maps = model.pixel_mean.device, []
+    model, tokenizer, maps = trained.model, trained.tokenizer, []
+    tokens, special = encode(tokenizer, [text])[0], special_ids(tokenizer)
+    ids, words = assemble(*tokens, trained.text_length, special)
+    batch = {"image": torch.from_numpy(image)[None], **stack_texts([(ids, words)])}
+    batch = to_device(batch, model.pixel_mean.device)
     with evaluating(model):
-        model.encode_pair(
-            torch.from_numpy(image)[None].to(device),
-            torch.from_numpy(ids)[None].to(device),
-            torch.from_numpy(text_keep(words))[None].to(device),
-            maps,
-        )
+        model.encode_pair(batch["image"], batch["text_ids"], batch["text_keep"], maps)
     merged = merge_words(text_to_image(maps, layer, head)[0].float().cpu(), words)
     names = word_texts(tokenizer, text)
     shown = [word for word in merged if any(letter.isalnum() for letter in names[word])]
@@ -105,24 +97,20 @@ def attention_of_words(
 
 
 def draw_words(
-    model: M3AE,
-    tokenizer: Any,
+    trained: Trained,
     image: np.ndarray,
     text: str,
-    text_length: int,
     path: Path,
     layer: int = -1,
     head: int | None = None,
     subtitle: str = "",
 ) -> None:
     """A PNG of the image and, for each word, the patches it looked at; raises as above."""
-    names, attention = attention_of_words(model, tokenizer, image, text, text_length, layer, head)
-    depth, heads = model.fusion.depth, model.config.fusion.heads
-    source = (
-        f"Cross-attention of the text on the image in fusion layer "
-        f"{depth if layer == -1 else layer} of {depth}, "
-        + (f"mean of {heads} heads" if head is None else f"head {head} of {heads}")
-    )
+    names, attention = attention_of_words(trained, image, text, layer, head)
+    depth, heads = trained.model.fusion.depth, trained.model.config.fusion.heads
+    shown = f"mean of {heads} heads" if head is None else f"head {head} of {heads}"
+    shown = f"fusion layer {depth if layer == -1 else layer} of {depth}, {shown}"
+    source = f"Cross-attention of the text on the image in {shown}"
     draw_attention(image, names, attention, path, text, subtitle, source)
 
 
@@ -208,9 +196,7 @@ def paint(grey: np.ndarray, heat: np.ndarray) -> Image.Image:
     return Image.fromarray((mixed * 255).round().astype(np.uint8))
 
 
-def write_heading(
-    draw: ImageDraw.ImageDraw, x: int, y: int, width: int, word: str, peak: str
-) -> None:
+def write_heading(draw: Draw, x: int, y: int, width: int, word: str, peak: str) -> None:
     """A panel's word in bold at the left, its peak at the right; a long word is cut."""
     small = font(NOTE_SIZE).getlength(peak)
     bold, room = font(WORD_SIZE, bold=True), width - small - GAP
@@ -223,9 +209,7 @@ def write_heading(
     draw.text((x + width - small, y + drop), peak, font=font(NOTE_SIZE), fill=MUTED)
 
 
-def draw_bar(
-    picture: Image.Image, draw: ImageDraw.ImageDraw, y: int, width: int, top: float
-) -> None:
+def draw_bar(picture: Image.Image, draw: Draw, y: int, width: int, top: float) -> None:
     """The colour bar from the even share to `top` times it, over mid grey, with its labels."""
     length = min(width, 480)
     ramp = np.broadcast_to(np.linspace(0, 1, length, dtype=np.float32), (BAR_HEIGHT, length))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from m3ae.config import OptimConfig, Switches, read_with_overrides
+from m3ae.config import OptimConfig, Switches, check_run, read_with_overrides, require
 from m3ae.strict_yaml import build
 
 
@@ -95,47 +95,20 @@ def load_finetune_config(path: str | Path, overrides: Sequence[str] = ()) -> Fin
 
 def _check(config: FinetuneConfig) -> None:
     """Values that no run could work with; raises ValueError naming the key."""
-
-    def require(holds: bool, message: str) -> None:
-        if not holds:
-            raise ValueError(message)
-
+    check_run(config, "epochs")
     data, train, evaluation = config.data, config.train, config.eval
     known = METRICS[config.task]
-    require(
-        evaluation.metric in known,
-        f"eval.metric: {evaluation.metric!r} is none of {config.task}'s: {', '.join(known)}",
-    )
-    for key in ("epochs", "batch_global", "batch_per_process", "log_every", "checkpoint_every"):
-        require(getattr(train, key) >= 1, f"train.{key}: {getattr(train, key)} is below 1")
-    require(
-        train.batch_global % train.batch_per_process == 0,
-        f"train.batch_global: {train.batch_global} is no multiple of train.batch_per_process "
-        f"({train.batch_per_process})",
-    )
-    for key in ("batch", "top", "samples", "text_block"):
+    wrong = f"{evaluation.metric!r} is none of {config.task}'s: {', '.join(known)}"
+    require(evaluation.metric in known, f"eval.metric: {wrong}")
+    for key in ("top", "samples", "text_block"):
         require(getattr(evaluation, key) >= 1, f"eval.{key}: {getattr(evaluation, key)} is below 1")
-    require(
-        config.task != "retrieval" or train.answer_bias == "zero",
-        "train.answer_bias: prior is for answers or classes, retrieval has none",
-    )
-    require(data.text_length >= 3, "data.text_length: below 3, no room for a word")
     require(0 < data.held_out < 1, f"data.held_out: {data.held_out} is not in (0, 1)")
     require(0 < data.crop_scale <= 1, f"data.crop_scale: {data.crop_scale} is not in (0, 1]")
-    require(
-        config.task != "retrieval" or data.false_texts >= 1,
-        f"data.false_texts: {data.false_texts} is below 1",
-    )
-    require(
-        config.task != "retrieval" or data.valid is not None,
-        "data.valid: retrieval selects its epoch on it; give a folder",
-    )
-    require(
-        config.task != "retrieval" or (data.image == "own" and evaluation.question_only is None),
-        "data.image, eval.question_only: retrieval ranks images, so it has no arm without them",
-    )
-    require(len(config.optim.betas) == 2, f"optim.betas: expected two, got {config.optim.betas}")
-    require(
-        not (config.eval_only and config.init is None),
-        "eval_only: needs init= (a fine-tuned checkpoint)",
-    )
+    fresh = config.eval_only and config.init is None
+    require(not fresh, "eval_only: needs init= (a fine-tuned checkpoint)")
+    if config.task == "retrieval":
+        require(train.answer_bias == "zero", "train.answer_bias: prior is not for retrieval")
+        require(data.false_texts >= 1, f"data.false_texts: {data.false_texts} is below 1")
+        require(data.valid is not None, "data.valid: retrieval selects on it; give a folder")
+        shown = data.image == "own" and evaluation.question_only is None
+        require(shown, "data.image, eval.question_only: retrieval has no arm without images")

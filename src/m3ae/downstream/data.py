@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
 
@@ -24,10 +23,13 @@ from m3ae.data.shards import WITH_FIELDS, Shards
 from m3ae.downstream.config import DownstreamData, FinetuneConfig
 from m3ae.downstream.papers import check_disjoint
 from m3ae.downstream.retrieval import draw_false_texts
+from m3ae.models.m3ae import Batch
 from m3ae.scoring.protocols import Protocol, select_rows
+from m3ae.training.distributed import Processes
 
 log = logging.getLogger(__name__)
 
+Rows = list[int]  # numbers in the shards
 UNKNOWN = -1  # the right answer is not in the list
 ARMS = ("own", "other", "none")  # the image shown: its own, another's, the mean image
 
@@ -35,41 +37,31 @@ ARMS = ("own", "other", "none")  # the image shown: its own, another's, the mean
 class Questions:
     """The rows of a prepared split that a run uses, with their targets.
 
-    `answers` in the order of the head's outputs; none for retrieval. Raises ValueError naming the
-    folder that is wrong or empty.
+    `pairs` are of this split alone; those without `field` (no matter for retrieval) are left out.
+    Raises ValueError naming the folder that is wrong or empty.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        tokenizer: Any,
-        text_length: int,
-        image_px: int,
-        field: str = "label",
-        rows: np.ndarray | None = None,
-    ) -> None:
-        self.folder, self.name = folder, field
-        self.pairs = Pairs([folder], tokenizer, text_length, image_px)
-        shards = self.shards = self.pairs.corpora[0]
+    def __init__(self, pairs: Pairs, field: str = "label", rows: np.ndarray | None = None) -> None:
+        self.pairs, self.name = pairs, field
+        (shards,) = pairs.corpora
+        self.shards, self.folder = shards, shards.folder
         everything = np.arange(len(shards))
         self.fields: list[dict[str, Any]] = []
         if shards.manifest["kind"] == WITH_FIELDS:
             self.fields = [shards.fields(row) for row in range(len(shards))]
-            missing = [k for k, fields in enumerate(self.fields) if fields.get(self.name) is None]
+            missing = [k for k, fields in enumerate(self.fields) if fields.get(field) is None]
             if len(missing) == len(self.fields):
-                known = sorted(self.fields[0]) if self.fields else []
-                raise ValueError(
-                    f"data.field: {folder} has no {self.name!r}, only {', '.join(known)}"
-                )
+                known = ", ".join(sorted(self.fields[0])) if self.fields else ""
+                raise ValueError(f"data.field: {self.folder} has no {field!r}, only {known}")
             if missing:
-                log.info("%s: %d rows without %s are left out", folder, len(missing), self.name)
+                log.info("%s: %d rows without %s are left out", self.folder, len(missing), field)
             everything = np.setdiff1d(everything, missing)
         self.rows = everything if rows is None else np.intersect1d(everything, rows)
         if not len(self.rows):
-            raise ValueError(f"{folder}: no row is left of this split")
+            raise ValueError(f"{self.folder}: no row is left of this split")
         self.targets = np.zeros(len(shards), dtype=np.int64)
         # What frozen encoders give for texts cut to a length and images: see `FrozenFeatures.of`.
-        self.features: Callable[[list[int], list[int] | None, int], dict[str, Tensor]] | None = None
+        self.features: Callable[[Rows, Rows | None, int], Batch] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,18 +71,13 @@ class Questions:
         return str(self.fields[row][self.name])
 
     def set_answers(self, answers: list[str]) -> None:
-        """Fix the targets; the number that the list lacks goes to the log."""
+        """Fix the targets: numbers in `answers`, the head's outputs; the log counts the others."""
         number = {answer: k for k, answer in enumerate(answers)}
         for row in self.rows:
             self.targets[row] = number.get(self.label(row), UNKNOWN)
-        unknown = int((self.targets[self.rows] == UNKNOWN).sum())
-        if unknown:
-            log.info(
-                "%s: the answers of %d of %d rows are not in the list",
-                self.folder,
-                unknown,
-                len(self),
-            )
+        counts = int((self.targets[self.rows] == UNKNOWN).sum()), len(self)
+        if counts[0]:
+            log.info("%s: the answers of %d of %d rows are not in the list", self.folder, *counts)
 
     def labels(self) -> Counter:
         """How often each label occurs."""
@@ -101,14 +88,18 @@ class Questions:
         return [self.shards.text_key(int(row)) for row in self.rows]
 
 
+Splits = dict[str, Questions]  # by name: train, test, valid, held_out
+
+
 def read_splits(
     config: FinetuneConfig, tokenizer: Any, protocols: list[Protocol]
-) -> tuple[dict[str, Questions], list[str], dict[str, set[str]]]:
+) -> tuple[Splits, list[str], dict[str, set[str]]]:
     """The splits of a run, the answers of the head, and those that each protocol may give."""
     data = config.data
 
     def read(folder: str, rows: np.ndarray | None = None) -> Questions:
-        return Questions(folder, tokenizer, data.text_length, data.image_px, data.field, rows)
+        pairs = Pairs([folder], tokenizer, data.text_length, data.image_px)
+        return Questions(pairs, data.field, rows)
 
     whole, splits = read(data.train), {"test": read(data.test)}
     if data.valid:
@@ -134,19 +125,14 @@ def read_splits(
     trained = set(train.labels())
     whole_list = any(rules.known_answers == "all" for rules in protocols)
     answers = everything if whole_list else sorted(trained)
-    strange = trained - set(answers)
-    if strange:
-        raise ValueError(
-            f"{data.train}: {len(strange)} training labels are not in the answer "
-            f"list, e.g. {sorted(strange)[0]!r}"
-        )
+    if strange := trained - set(answers):
+        some = f"{len(strange)} training labels are not in the answer list, e.g. {min(strange)!r}"
+        raise ValueError(f"{data.train}: {some}")
     splits = {"train": train} | splits
     for split in splits.values():
         split.set_answers(answers)
-    known = {
-        rules.name: set(answers) if rules.known_answers == "all" else trained for rules in protocols
-    }
-    return splits, answers, known
+    lists = {"all": set(answers), "train": trained}
+    return splits, answers, {rules.name: lists[rules.known_answers] for rules in protocols}
 
 
 def augmented(
@@ -158,9 +144,8 @@ def augmented(
     `rand_augment` adds torchvision's RandAugment with its own defaults.
     """
     picture = shards.picture(image)
-    crop = RandomResizedCrop(
-        data.image_px, (data.crop_scale, 1.0), interpolation=InterpolationMode.BICUBIC
-    )
+    scale, bicubic = (data.crop_scale, 1.0), InterpolationMode.BICUBIC
+    crop = RandomResizedCrop(data.image_px, scale, interpolation=bicubic)
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
         torch.manual_seed(int(rng.integers(2**62)))
         picture = crop(picture)
@@ -170,11 +155,8 @@ def augmented(
 
 
 def collate(
-    questions: Questions,
-    rows: list[int],
-    shown: list[int] | None,
-    images: list[np.ndarray] | None = None,
-) -> dict[str, Tensor]:
+    questions: Questions, rows: Rows, shown: Rows | None, images: list[np.ndarray] | None = None
+) -> Batch:
     """The texts of rows of the shards, each with the image of the row at its place in `shown`.
 
     shown None: with the mean image, which normalised is 0. images: what those rows' images became
@@ -195,13 +177,8 @@ def collate(
 
 
 def add_false_texts(
-    batch: dict[str, Tensor],
-    questions: Questions,
-    rows: list[int],
-    count: int,
-    seed: int,
-    positions: Sequence[int],
-) -> dict[str, Tensor]:
+    batch: Batch, questions: Questions, rows: Rows, count: int, seed: int, positions: Sequence[int]
+) -> Batch:
     """Texts (B, L) -> (B, 1+F, L): the true one, then false ones drawn by seed and positions."""
     owners = questions.shards.image_of_text
     false = draw_false_texts(owners, owners[rows], count, seed, positions)  # (B, F)
@@ -219,15 +196,14 @@ class TrainQuestions(Dataset):
         self.seed, self.rank, self.task = config.seed, rank, config.task
         self.augments = self.data.augmentation != "none" and self.data.image == "own"
         if self.augments and questions.shards.manifest["encoding"] == "raw":
-            raise ValueError(
-                f"data.augmentation: {questions.folder} holds pixels already cropped; prepare it "
-                "with --encoding jpeg or original, or set none"
-            )
+            hint = "prepare it with --encoding jpeg or original, or set none"
+            wrong = f"{questions.folder} holds pixels already cropped"
+            raise ValueError(f"data.augmentation: {wrong}; {hint}")
 
     def __len__(self) -> int:
         return self.plan.steps * self.plan.accumulation
 
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
+    def __getitem__(self, item: int) -> Batch:
         step, micro = divmod(item, self.plan.accumulation)
         positions = self.plan.positions(step, self.rank, micro)
         questions, images = self.questions, None
@@ -261,7 +237,7 @@ class EvalQuestions(Dataset):
     def __len__(self) -> int:
         return -(-len(self.questions) // self.batch)
 
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
+    def __getitem__(self, item: int) -> Batch:
         if item >= len(self):
             raise IndexError(item)
         some = slice(item * self.batch, (item + 1) * self.batch)
@@ -290,37 +266,28 @@ def next_other(images: np.ndarray) -> np.ndarray:
 
 
 def train_loader(
-    config: FinetuneConfig,
-    questions: Questions,
-    plan: Plan,
-    rank: int,
-    step: int,
-    device: torch.device,
+    config: FinetuneConfig, questions: Questions, plan: Plan, processes: Processes, step: int
 ) -> DataLoader:
-    """Micro-batches of process `rank` from `step` to the end, in order."""
-    dataset = TrainQuestions(questions, config, plan, rank)
-    return loader_from(dataset, step * plan.accumulation, config.data.workers, device)
+    """Micro-batches of this process from `step` to the end, in order."""
+    dataset = TrainQuestions(questions, config, plan, processes.rank)
+    workers = config.data.workers
+    return loader_from(dataset, step * plan.accumulation, workers, processes.device)
 
 
-def hold_out(
-    rows: np.ndarray, image_keys: np.ndarray, fraction: float
-) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(rows: np.ndarray, images: np.ndarray, fraction: float) -> tuple[np.ndarray, ...]:
     """Split rows into those to train on and a held-out part, no image in both.
 
-    image_keys: text (Q,), the image of every row of the split. About `fraction` of the images are
-    held out: the same ones for every seed of a run, so that runs can be compared, and whatever the
-    encoding of the shards and the order of the rows in them.
+    images: keys, text (Q,), of every row of the split. About `fraction` of them are held out: the
+    same ones for every seed of a run, so that runs can be compared, and whatever the encoding of
+    the shards and the order of the rows in them.
     """
-    known = np.unique(image_keys[rows])  # sorted
+    known = np.unique(images[rows])  # sorted
     shuffled = keyed(0, SUBSET).permutation(known)
-    chosen = shuffled[: max(1, round(fraction * len(known)))]
-    held = np.isin(image_keys[rows], chosen)
+    held = np.isin(images[rows], shuffled[: max(1, round(fraction * len(known)))])
     return rows[~held], rows[held]
 
 
-def read_answers(
-    folder: str, file: str | None, field: str, name: str = "paper"
-) -> list[str] | None:
+def read_answers(folder: str, file: str | None, field: str, name: str) -> list[str] | None:
     """The list `name` of answers that preparation wrote beside a split, None if it wrote none.
 
     `file` names another one: a JSON list, or an object with the list `name`. The order is that of

@@ -5,6 +5,7 @@ once, at the end, by the selected weights; an epoch is measured on what selects 
 """
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy as np
 from m3ae.data.datasets import eval_batches
 from m3ae.data.questions import read_questions
 from m3ae.downstream.config import FinetuneConfig
-from m3ae.downstream.data import ARMS, EvalQuestions, Questions
+from m3ae.downstream.data import ARMS, EvalQuestions, Questions, Splits
 from m3ae.downstream.model import Downstream, read_facts
 from m3ae.downstream.papers import check_disjoint
-from m3ae.downstream.predictions import predict, prediction_rows, probabilities, rank_rows
+from m3ae.downstream.predictions import predict, prediction_rows, rank_rows
 from m3ae.downstream.ranking import read_pool, score_all
 from m3ae.files import write_json
 from m3ae.scoring.baselines import blind_baselines
@@ -73,39 +74,37 @@ def find_trained_on(config: FinetuneConfig, train: Questions) -> list[str] | Non
     ids = read_trained_on(path)
     known = {train.shards.text_key(row) for row in range(len(train.shards))}
     if unknown := set(ids) - known:
-        raise ValueError(
-            f"data.train: {train.folder} lacks {len(unknown)} of the {len(ids)} rows that {init} "
-            f"trained on, e.g. {min(unknown)!r}; give the split that it was trained on"
+        some = (
+            f"{len(unknown)} of the {len(ids)} rows that {init} trained on, e.g. {min(unknown)!r}"
         )
+        hint = "give the split that it was trained on"
+        raise ValueError(f"data.train: {train.folder} lacks {some}; {hint}")
     return ids
 
 
+@dataclass
 class Evaluation:
-    """The evaluated splits of a run, what may be answered under each protocol, and the model."""
+    """The splits of a run, what may be answered under each protocol, and the model."""
 
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        model: Downstream,
-        splits: dict[str, Questions],
-        answers: list[str],
-        known: dict[str, set[str]],
-        protocols: list[Protocol],
-        processes: Processes,
-        precision: str,
-    ) -> None:
-        self.config, self.model, self.answers, self.known = config, model, answers, known
-        self.protocols, self.processes, self.precision = protocols, processes, precision
-        self.splits = {name: split for name, split in splits.items() if name != "train"}
-        self.train = splits["train"]
+    config: FinetuneConfig
+    model: Downstream
+    splits: Splits
+    answers: list[str]
+    known: dict[str, set[str]]
+    protocols: list[Protocol]
+    processes: Processes
+    precision: str
+
+    def __post_init__(self) -> None:
+        config, self.train = self.config, self.splits["train"]
         self.output = Path(config.output)
         self.arms = ARMS if config.data.image == "own" else ("none",)
         if self.splits["test"].shards.num_images == 1:
             self.arms = tuple(arm for arm in self.arms if arm != "other")
-        for rules in protocols if config.eval.question_only else ():
+        for rules in self.protocols if config.eval.question_only else ():
             self._question_only(rules.name)  # its mistakes before training
         self.trained_on = find_trained_on(config, self.train)
-        if processes.first:
+        if self.processes.first:
             (self.output / "predictions").mkdir(parents=True, exist_ok=True)
             if self.trained_on is not None:
                 folder, total = config.data.train, len(self.train.shards)
@@ -132,13 +131,13 @@ class Evaluation:
         """Accuracies, and a file of predictions by split and protocol."""
         measures = {}
         for name in self.splits:
-            looking = [
-                rules for rules in self.protocols if rules.name == "paper" or rules.select == name
+            seen = [
+                rules for rules in self.protocols if rules.select == name or rules.name == "paper"
             ]
-            if not looking:
+            if name == "train" or not seen:
                 continue
             chances = self._chances(name, self.arms[0])
-            for rules in looking:
+            for rules in seen:
                 rows = self._rows(name, chances, rules)
                 if self.processes.first:
                     file = f"epoch-{epoch:04d}-{name}-{rules.name}.jsonl"
@@ -149,8 +148,7 @@ class Evaluation:
 
     def _chances(self, split: str, arm: str) -> np.ndarray:
         data = EvalQuestions(self.splits[split], self.config.eval.batch, arm)
-        logits = predict(self.model, data, self.processes, self.precision)
-        return probabilities(logits, self.config.task)
+        return predict(self.model, data, self.processes, self.precision)
 
     def _rows(self, split: str, chances: np.ndarray, rules: Protocol) -> list[dict[str, Any]]:
         known, top = self.known[rules.name], self.config.eval.top
@@ -162,15 +160,10 @@ class Evaluation:
         best: the selected epoch by protocol. history: the measures of every epoch, of which, under
         `paper`, "best on test" and "last epoch" show what selecting on the test set gains.
         """
-        result: dict[str, Any] = {
-            "task": self.config.task,
-            "epochs": max(history),
-            "image": self.config.data.image,
-            "trained_on": None,  # not known
-        }
-        if self.trained_on is not None:
-            rows = {"rows": len(self.trained_on), "of": len(self.train.shards)}
-            result["trained_on"] = rows
+        result: dict[str, Any] = {"task": self.config.task, "epochs": max(history)}
+        ids, total = self.trained_on, len(self.train.shards)
+        trained_on = None if ids is None else {"rows": len(ids), "of": total}  # None: not known
+        result |= {"image": self.config.data.image, "trained_on": trained_on}
         for rules in self.protocols:
             self._load(rules.name, best[rules.name])
             entry: dict[str, Any] = {"epoch": best[rules.name], "selected_on": rules.select}
@@ -194,10 +187,8 @@ class Evaluation:
         folder = self.output / f"best-{protocol}"
         kept = (read_facts(folder) or {}).get("epoch")
         if kept != epoch:
-            raise ValueError(
-                f"{folder}: of epoch {kept}, but the log selects {epoch}; this run cannot be "
-                "evaluated, start it again with another output="
-            )
+            hint = "this run cannot be evaluated, start it again with another output="
+            raise ValueError(f"{folder}: of epoch {kept}, but the log selects {epoch}; {hint}")
         self.model.load_weights(folder)
 
     def _test(self, rules: Protocol) -> dict[str, Any]:
@@ -231,10 +222,8 @@ class Evaluation:
         run, name = Path(self.config.eval.question_only), f"predictions-{protocol}.jsonl"
         path = next((p for p in (run / name, run / protocol / name) if p.is_file()), None)
         if path is None:
-            raise FileNotFoundError(
-                f"eval.question_only: {run / name} is not there; train that model first, with "
-                f"data.image=none and protocol={protocol}"
-            )
+            hint = f"train that model first, with data.image=none and protocol={protocol}"
+            raise FileNotFoundError(f"eval.question_only: {run / name} is not there; {hint}")
         return read_predictions(path)
 
     def _rank(self, rules: Protocol) -> dict[str, Any]:
@@ -244,16 +233,10 @@ class Evaluation:
         pool, where identical captions are hits too, and whose articles pre-training has not seen.
         """
         name, same = ("valid", "id") if rules.name == "paper" else ("test", "text")
-        split = self.splits[name]
-        pool = read_pool(split.pairs)
+        model, block, split = self.model, self.config.eval.text_block, self.splits[name]
+        pool, folder = read_pool(split.pairs), self.output / "ranking" / f"{name}-{rules.name}"
         scores = score_all(
-            self.model,
-            self.model.head,
-            pool,
-            self.processes,
-            self.precision,
-            self.output / "ranking" / f"{name}-{rules.name}",
-            text_block=self.config.eval.text_block,
+            model, model.head, pool, self.processes, self.precision, folder, text_block=block
         )
         if not self.processes.first:
             return {}

@@ -4,7 +4,7 @@ Letters: `B` pairs, `L` text tokens, `S` image tokens, `W` an encoder's width.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from m3ae.data.datasets import stack_images
 from m3ae.downstream.config import FinetuneConfig
-from m3ae.downstream.data import Questions
+from m3ae.downstream.data import Questions, Splits
 from m3ae.downstream.model import Downstream
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import DTYPES, autocast, evaluating, to_device
@@ -52,14 +52,12 @@ class FrozenFeatures:
             pixels = stack_images([pairs.image(int(image)) for image in images])
             return model.image_encoder(model.normalise(pixels.to(device)))
 
-        def encode_mean(_: np.ndarray) -> Tensor:
-            pixels = torch.zeros(1, 3, pairs.image_px, pairs.image_px, device=device)
-            return model.image_encoder(pixels)
-
         def encode(name: str, numbers: np.ndarray, encoder: Callable) -> Tensor:
-            parts = []
+            parts, size = [], config.eval.batch
+            starts = range(0, len(numbers), size)
             with evaluating(model), autocast(device, precision):
-                for some in batches(numbers, config.eval.batch, name, processes.first):
+                for start in tqdm(starts, desc=name, unit="batch", disable=not processes.first):
+                    some = numbers[start : start + size]
                     parts.append(encoder(some).to("cpu", DTYPES[precision]))
             whole = torch.cat(parts)
             log.info("%s: %s encoded once, %.0f MiB", questions.folder, name, whole.nbytes / 2**20)
@@ -68,7 +66,8 @@ class FrozenFeatures:
         if "text_encoder" in model.frozen:
             self.text = encode(f"{len(self.rows)} texts", self.rows, encode_texts)
         if "image_encoder" in model.frozen:
-            self.mean = encode("the mean image", np.zeros(1), encode_mean)
+            mean = torch.zeros(1, 3, pairs.image_px, pairs.image_px, device=device)
+            self.mean = encode("the mean image", np.zeros(1), lambda _: model.image_encoder(mean))
             if config.data.augmentation == "none" and config.data.image == "own":
                 self.image = encode(f"{len(self.images)} images", self.images, encode_images)
 
@@ -89,20 +88,8 @@ class FrozenFeatures:
         return found
 
 
-def batches(numbers: np.ndarray, size: int, name: str, show: bool) -> Iterator[np.ndarray]:
-    """`numbers`, `size` at a time, under a progress bar."""
-    with tqdm(total=len(numbers), desc=name, disable=not show) as bar:
-        for start in range(0, len(numbers), size):
-            yield numbers[start : start + size]
-            bar.update(len(numbers[start : start + size]))
-
-
 def encode_frozen(
-    model: Downstream,
-    splits: dict[str, Questions],
-    config: FinetuneConfig,
-    processes: Processes,
-    precision: str,
+    model: Downstream, splits: Splits, config: FinetuneConfig, processes: Processes, precision: str
 ) -> None:
     """Give every split the features of the encoders that `train.freeze` names.
 

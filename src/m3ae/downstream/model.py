@@ -17,14 +17,15 @@ from torch import Tensor
 from m3ae.config import Architecture, load_config
 from m3ae.downstream.config import FinetuneConfig
 from m3ae.downstream.retrieval import retrieval_scores
+from m3ae.files import write_json
 from m3ae.models.heads import AnswerHead, ITMHead, RetrievalHead, start_retrieval_head
 from m3ae.models.image_encoder import resize_positions
-from m3ae.models.losses import classification_loss, reduce_losses, vqa_loss
-from m3ae.models.m3ae import M3AE, build_model, initialise, wrap_blocks
+from m3ae.models.losses import OBJECTIVES, classification_loss, reduce_losses, vqa_loss
+from m3ae.models.m3ae import M3AE, Batch, build_model, initialise, wrap_blocks
 from m3ae.models.pretrained import (
     State,
-    check_state,
     convert_reference,
+    load_strictly,
     read_checkpoint,
     read_pretrained,
 )
@@ -45,10 +46,7 @@ class Downstream(M3AE):
     """
 
     def __init__(self, config: Architecture, task: str, classes: int) -> None:
-        bare = {
-            name: dataclasses.replace(getattr(config, name), weight=0.0)
-            for name in ("mlm", "mim", "itm")
-        }
+        bare = {key: dataclasses.replace(getattr(config, key), weight=0.0) for key in OBJECTIVES}
         super().__init__(dataclasses.replace(config, **bare))
         self.task, self.name = task, HEADS[task].removesuffix("_head")
         width = config.fusion.width
@@ -77,7 +75,7 @@ class Downstream(M3AE):
         """The task's head."""
         return getattr(self, HEADS[self.task])
 
-    def scores(self, batch: dict[str, Tensor]) -> Tensor:
+    def scores(self, batch: Batch) -> Tensor:
         """Logits (B, A) of the answers or classes; for retrieval (B, 1+F) of the texts.
 
         `text_features`, `image_features` in the batch are what a frozen encoder gave before.
@@ -94,10 +92,7 @@ class Downstream(M3AE):
         return self.head(self.fusion.pooled(text, shown, keep, 0))
 
     def forward(
-        self,
-        batch: dict[str, Tensor],
-        totals: dict[str, Tensor] | None = None,
-        per_sample: bool = False,
+        self, batch: Batch, totals: dict[str, Tensor] | None = None, per_sample: bool = False
     ) -> dict[str, Tensor]:
         """`{name}_loss`, `{name}_count`, `{name}_correct` and `loss`, as in pre-training.
 
@@ -110,14 +105,11 @@ class Downstream(M3AE):
         else:
             loss = classification_loss(scores, target)  # retrieval: target 0, the true text
         correct = scores.argmax(dim=1).eq(target).long()
-        sums = {
-            f"{self.name}_loss": loss,
-            f"{self.name}_count": torch.ones_like(target),
-            f"{self.name}_correct": correct,
-        }
+        sums = {"loss": loss, "count": torch.ones_like(target), "correct": correct}
+        sums = {f"{self.name}_{key}": values for key, values in sums.items()}
         return sums if per_sample else reduce_losses(sums, self.loss_weights, totals)
 
-    def counts(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
         """The loss's denominator: pairs."""
         return {self.name: torch.tensor(len(batch["target"]), device=batch["target"].device)}
 
@@ -156,19 +148,25 @@ def read_init(config: FinetuneConfig) -> Init:
     if Path(config.init).is_file():
         model = load_config(config.architecture, config.architecture_set).model
         state = convert_reference(read_checkpoint(config.init))
-        return Init(config.init, at_size(model, px), state, None, None)
+        return Init(config.init, at_size(model, px, state), state, None, None)
     folder = last_checkpoint(Path(config.init))
     model, state = read_pretrained(folder)
-    return Init(str(folder), at_size(model, px), state, read_facts(folder), str(folder))
+    return Init(str(folder), at_size(model, px, state), state, read_facts(folder), str(folder))
 
 
-def at_size(model: Architecture, image_px: int) -> Architecture:
-    """The same sizes for images of another side; ValueError if the patches do not fill it."""
+def at_size(model: Architecture, image_px: int, state: State | None = None) -> Architecture:
+    """The same sizes for images of another side, to which the positions in `state` are resized.
+
+    Raises ValueError if the patches do not fill it.
+    """
     image = dataclasses.replace(model.image_encoder, image_px=image_px)
     if image_px % image.patch_px:
-        raise ValueError(
-            f"data.image_px: {image_px} is no multiple of the patch's {image.patch_px} px"
-        )
+        wrong = f"images of {image_px} px are no multiple of the patch's {image.patch_px} px"
+        own = f"the model's own {model.image_encoder.image_px} px"
+        raise ValueError(f"{wrong}; give {own} (data.image_px, or --px in preparing)")
+    if state is not None:
+        name = "image_encoder.position_embedding"
+        state[name] = resize_positions(state[name], image_px // image.patch_px)
     return dataclasses.replace(model, image_encoder=image)
 
 
@@ -182,14 +180,24 @@ def last_checkpoint(folder: Path) -> Path:
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
     """What `write_facts` wrote, None for a pre-trained model."""
-    path = Path(folder) / FACTS
+    path = folder / FACTS
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def write_facts(folder: Path, **facts: Any) -> None:
     """task, field, answers (in the order of the head's outputs), protocol, sizes, source."""
-    text = json.dumps(facts, indent=1, ensure_ascii=False)
-    (Path(folder) / FACTS).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / FACTS, facts)
+
+
+def heads_in(state: State) -> set[str]:
+    """The names of the heads whose tensors these are among."""
+    return {key.partition(".")[0] for key in state if "head." in key}
+
+
+def _head_state(state: State, name: str) -> State:
+    """A head's tensors under its own names; {} where it has none."""
+    mine = f"{name}."
+    return {key.removeprefix(mine): state[key] for key in state if key.startswith(mine)}
 
 
 def build_downstream(config: FinetuneConfig, init: Init, answers: list[str]) -> Downstream:
@@ -205,24 +213,18 @@ def build_downstream(config: FinetuneConfig, init: Init, answers: list[str]) -> 
         model = Downstream(init.model, config.task, len(answers))
     name = HEADS[config.task]
     state = {key: tensor for key, tensor in init.state.items() if "head." not in key}
-    positions = state["image_encoder.position_embedding"]
-    positions = resize_positions(positions, model.image_encoder.grid)
-    state["image_encoder.position_embedding"] = positions
-    found = {key: tensor for key, tensor in init.state.items() if key.startswith(f"{name}.")}
-    if config.eval_only and (found or config.task != "retrieval"):
-        check_facts(config, init, answers, found)
-        state |= found
+    head = _head_state(init.state, name)
+    if config.eval_only and (head or config.task != "retrieval"):
+        check_facts(config, init, answers, head)
     else:
         if config.task == "retrieval":
             _start_from_itm(model, init)
-        state |= {f"{name}.{key}": tensor for key, tensor in model.head.state_dict().items()}
-    dropped = {key.partition(".")[0] for key in init.state if "head." in key}
-    if config.eval_only and found:
-        dropped.discard(name)
+        head = model.head.state_dict()
+    state |= {f"{name}.{key}": tensor for key, tensor in head.items()}
+    dropped = heads_in(init.state) - ({name} if config.eval_only else set())
     if dropped:
         log.info("%s: not used here: %s", init.source, ", ".join(sorted(dropped)))
-    check_state(model, state, init.source)
-    model.load_state_dict(state)
+    load_strictly(model, state, init.source)
     wrap_blocks(model, config.model)
     model.freeze(config.train.freeze or ())
     return model
@@ -230,46 +232,34 @@ def build_downstream(config: FinetuneConfig, init: Init, answers: list[str]) -> 
 
 def _start_from_itm(model: Downstream, init: Init) -> None:
     """The retrieval head from the ITM head of `init` (reference, fact 14)."""
-    itm = ITMHead(init.model.fusion.width)
-    prefix = "itm_head."
-    found = {key: tensor for key, tensor in init.state.items() if key.startswith(prefix)}
-    state = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
+    itm, state = ITMHead(init.model.fusion.width), _head_state(init.state, "itm_head")
     if not state:
-        raise ValueError(
-            f"{init.source}: no itm_head in it, from which retrieval starts; give a "
-            "model pre-trained with model.itm.weight above 0"
-        )
+        hint = "give a model pre-trained with model.itm.weight above 0"
+        raise ValueError(f"{init.source}: no itm_head in it, from which retrieval starts; {hint}")
     itm.load_state_dict(state)
     start_retrieval_head(model.head, itm)
 
 
-def check_facts(config: FinetuneConfig, init: Init, answers: list[str], found: State) -> None:
+def check_facts(config: FinetuneConfig, init: Init, answers: list[str], head: State) -> None:
     """Raise ValueError unless `init` holds a head for this task and these answers."""
-    name = HEADS[config.task]
-    if not found:
-        heads = sorted({key.partition(".")[0] for key in init.state if "head." in key})
-        raise ValueError(
-            f"{init.source}: no {name} in it ({', '.join(heads) or 'no head'}); "
-            "eval_only needs a checkpoint fine-tuned for this task"
-        )
+    name, source = HEADS[config.task], init.source
+    if not head:
+        heads = ", ".join(sorted(heads_in(init.state))) or "no head"
+        hint = "eval_only needs a checkpoint fine-tuned for this task"
+        raise ValueError(f"{source}: no {name} in it ({heads}); {hint}")
     if init.facts is None:  # the reference's files do not say what their answers are
-        outputs = next(iter(reversed(found.values()))).shape[0]
+        outputs = next(iter(reversed(head.values()))).shape[0]
         if config.task != "retrieval" and outputs != len(answers):
-            raise ValueError(
-                f"{init.source}: its {name} has {outputs} answers, the data gives {len(answers)}"
-            )
+            wrong = f"has {outputs} answers, the data gives {len(answers)}"
+            raise ValueError(f"{source}: its {name} {wrong}")
         return
     wanted = {"task": config.task, "field": config.data.field, "image": config.data.image}
     made = {"image": "own"} | init.facts  # earlier versions had no question-only models
-    differing = [key for key in wanted if made[key] != wanted[key]]
-    if differing and config.task != "retrieval":
-        key = differing[0]
-        raise ValueError(
-            f"{init.source}: fine-tuned for {key} {made[key]!r}, the config says {wanted[key]!r}"
-        )
-    if init.facts["answers"] != answers:
-        strange = sorted(set(init.facts["answers"]) ^ set(answers))[:3]
-        raise ValueError(
-            f"{init.source}: fine-tuned on another answer list ({len(answers)} here, "
-            f"{len(init.facts['answers'])} there; e.g. {', '.join(strange)})"
-        )
+    for key, value in wanted.items() if config.task != "retrieval" else ():
+        if made[key] != value:
+            wrong = f"fine-tuned for {key} {made[key]!r}, the config says {value!r}"
+            raise ValueError(f"{source}: {wrong}")
+    if made["answers"] != answers:
+        strange = ", ".join(sorted(set(made["answers"]) ^ set(answers))[:3])
+        lists = f"{len(answers)} here, {len(made['answers'])} there; e.g. {strange}"
+        raise ValueError(f"{source}: fine-tuned on another answer list ({lists})")

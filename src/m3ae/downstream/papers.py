@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from m3ae.data.exclusions import image_keys, listed, read_lists
+from m3ae.data.exclusions import image_keys, listed, read_exclusions
 from m3ae.data.papers import pool_papers, read_papers
 from m3ae.data.shards import Shards
 from m3ae.downstream.config import FinetuneConfig
@@ -24,11 +24,9 @@ def check_disjoint(config: FinetuneConfig) -> dict[str, Any] | None:
     """
     pool = pool_papers(config.data.test)
     if pool is None:
-        log.warning(
-            "%s: no papers.json of data_prep/roco_retrieval.py names its articles: not checked "
-            "whether pre-training has seen them",
-            config.data.test,
-        )
+        reason = "no papers.json of data_prep/roco_retrieval.py names its articles"
+        unchecked = "not checked whether pre-training has seen them"
+        log.warning("%s: %s: %s", config.data.test, reason, unchecked)
         return None
     papers, unknown = pool
     wanted = set(papers.values())
@@ -36,7 +34,7 @@ def check_disjoint(config: FinetuneConfig) -> dict[str, Any] | None:
     corpora = {}
     for folder, exclude in pretrained_on(config.init):
         split, known = Shards(folder), read_papers(folder)
-        keys = np.array(image_keys(split), dtype=object)[~listed(split, read_lists(exclude))]
+        keys = np.array(image_keys(split), dtype=object)[~listed(split, read_exclusions(*exclude))]
         seen = [key for key in keys if known.get(key) in wanted]
         if seen:
             raise ValueError(_overlap(config.data.test, folder, known[seen[0]], seen, papers))
@@ -50,16 +48,13 @@ def check_disjoint(config: FinetuneConfig) -> dict[str, Any] | None:
 
 
 def _overlap(pool: str, folder: str, paper: str, seen: list[str], papers: dict[str, str]) -> str:
-    place = Path(pool)
-    name = "full_pools" if place.name.endswith("_full") else "pools"
-    lists = [str(path) for path in sorted(place.parent.glob(f"*_papers_in_{name}.txt"))]
+    name = "full_pools" if pool.endswith("_full") else "pools"
+    lists = [str(path) for path in sorted(Path(pool).parent.glob(f"*_papers_in_{name}.txt"))]
+    lists = lists or f"the lists *_papers_in_{name}.txt of data_prep/roco_retrieval.py"
     mate = next(key for key in papers if papers[key] == paper)
-    return (
-        f"protocol strict: init was pre-trained on {len(seen)} images of {folder} whose articles "
-        f"are in {pool} too, e.g. {seen[0]} ({paper}, as {mate}). Pre-train with data.exclude="
-        f"{lists or f'the lists *_papers_in_{name}.txt of data_prep/roco_retrieval.py'}, or use "
-        "protocol=paper"
-    )
+    wrong = f"init was pre-trained on {len(seen)} images of {folder} whose articles are in {pool}"
+    hint = f"Pre-train with data.exclude={lists}, or use protocol=paper"
+    return f"protocol strict: {wrong} too, e.g. {seen[0]} ({paper}, as {mate}). {hint}"
 
 
 def pretrained_on(init: str | None) -> list[tuple[str, tuple[str, ...]]]:
@@ -72,10 +67,8 @@ def pretrained_on(init: str | None) -> list[tuple[str, tuple[str, ...]]]:
     places = [] if Path(init).is_file() else [Path(init), Path(init).parent]
     path = next((p / "config.yaml" for p in places if (p / "config.yaml").is_file()), None)
     if path is None:
-        raise ValueError(
-            f"init={init}: no config.yaml says what it was pre-trained on, so its articles cannot "
-            "be compared with the pool's; give the run's folder, or protocol=paper"
-        )
+        wrong = "no config.yaml says what it was pre-trained on, to be compared with the pool"
+        raise ValueError(f"init={init}: {wrong}; give the run's folder, or protocol=paper")
     saved = parse(path.read_text(encoding="utf-8"), str(path))
     if "task" in saved:
         return pretrained_on(saved["init"])

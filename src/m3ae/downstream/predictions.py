@@ -12,41 +12,36 @@ from tqdm.auto import tqdm
 from m3ae.data.datasets import eval_batches
 from m3ae.downstream.data import EvalQuestions, Questions
 from m3ae.downstream.model import Downstream
+from m3ae.models.m3ae import Batch
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import autocast, evaluating, to_device
 
 _ASIDE = ("question_id", "answer", "label", "answer_type", "question_type")  # have their own names
 
 
-def scores_of(
-    model: Downstream, batch: dict[str, Any], device: torch.device, precision: str
-) -> np.ndarray:
+def scores_of(model: Downstream, batch: Batch, device: torch.device, precision: str) -> np.ndarray:
     """Logits float32 of a batch: (B, A); for retrieval (B, 1+F)."""
     with evaluating(model), autocast(device, precision):
         return model.scores(to_device(batch, device)).float().cpu().numpy()
 
 
 def predict(
-    model: Downstream,
-    data: EvalQuestions,
-    processes: Processes,
-    precision: str,
-    title: str | None = None,
+    model: Downstream, data: EvalQuestions, processes: Processes, precision: str, title: str = ""
 ) -> np.ndarray:
-    """Logits float32 (Q, A) of all rows of a split, in its order; every process must call it.
+    """`probabilities` (Q, A) of all rows of a split, in its order; every process must call it.
 
     With a title, under a progress bar.
     """
     rows, logits = [], []
     own = eval_batches(data, processes.rank, processes.count)
-    for batch in tqdm(own, desc=title, total=len(data), unit="batch", disable=title is None):
+    for batch in tqdm(own, desc=title, total=len(data), unit="batch", disable=not title):
         rows.append(batch["index"].numpy())
         logits.append(scores_of(model, batch, processes.device, precision))
     mine = (np.concatenate(rows), np.concatenate(logits)) if rows else None
     found = [part for part in processes.gather(mine) if part is not None]
-    rows = np.concatenate([part[0] for part in found])
-    logits = np.concatenate([part[1] for part in found])
-    return logits[np.argsort(rows)]  # no row is read twice, so the order is that of `data`
+    rows, logits = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    logits = logits[np.argsort(rows)]  # no row is read twice, so the order is that of `data`
+    return probabilities(logits, model.task)
 
 
 def probabilities(logits: np.ndarray, task: str) -> np.ndarray:
@@ -57,17 +52,18 @@ def probabilities(logits: np.ndarray, task: str) -> np.ndarray:
 
 def rank_answers(
     chances: np.ndarray, answers: list[str], known: set[str] | None, top: int
-) -> list[list[list[Any]]]:
-    """(Q, A) -> for each row its `top` answers, each with its chance, best first.
+) -> list[dict[str, Any]]:
+    """(Q, A) -> for each row `prediction`, `score` (its chance) and `top`: both of the best ones.
 
     `known` restricts what may be answered.
     """
-    columns = [k for k, answer in enumerate(answers) if known is None or answer in known]
-    best = np.argsort(-chances[:, columns], axis=1, kind="stable")[:, :top]
-    return [
-        [[answers[columns[k]], round(float(row[columns[k]]), 6)] for k in order]
-        for row, order in zip(chances, best, strict=True)
-    ]
+    allowed = np.flatnonzero([known is None or text in known for text in answers])
+    best = allowed[np.argsort(-chances[:, allowed], axis=1, kind="stable")[:, :top]]
+    ranked = []
+    for row, order in zip(chances, best, strict=True):
+        first = [[answers[k], round(float(row[k]), 6)] for k in order]
+        ranked.append({"prediction": first[0][0], "score": first[0][1], "top": first})
+    return ranked
 
 
 def prediction_rows(
@@ -75,19 +71,12 @@ def prediction_rows(
 ) -> list[dict[str, Any]]:
     """One object a question for the predictions file; see `rank_answers`."""
     shards, rows = questions.shards, []
-    for row, ranked in zip(questions.rows, rank_answers(chances, answers, known, top), strict=True):
-        fields = questions.fields[row]
-        label = questions.label(row)
-        entry = {
-            "id": shards.text_key(int(row)),
-            "image": shards.image_key(int(shards.image_of_text[row])),
-            "question": shards.text(int(row)),
-            "answer": str(fields.get("answer", label)),
-            "label": label,
-            "prediction": ranked[0][0],
-            "score": ranked[0][1],
-            "top": ranked,
-        }
+    ranked = rank_answers(chances, answers, known, top)
+    for row, said in zip(questions.rows.tolist(), ranked, strict=True):
+        fields, label = questions.fields[row], questions.label(row)
+        image = shards.image_key(int(shards.image_of_text[row]))
+        entry = {"id": shards.text_key(row), "image": image, "question": shards.text(row)}
+        entry |= {"answer": str(fields.get("answer", label)), "label": label, **said}
         if "answer_type" in fields:
             entry |= {"type": fields["answer_type"], "question_type": fields["question_type"]}
         rows.append(entry | {key: fields[key] for key in fields if key not in _ASIDE})

@@ -29,7 +29,9 @@ from m3ae.downstream.retrieval import match_score
 from m3ae.files import replacing, write_json
 from m3ae.models.m3ae import M3AE
 from m3ae.training.distributed import Processes
-from m3ae.training.engine import autocast, evaluating
+from m3ae.training.engine import autocast, evaluating, to_device
+
+Blocks = dict[int, np.ndarray]  # scores by the number of a block of images
 
 # ------------------------------------------------------------------------------------- the pool
 
@@ -62,15 +64,10 @@ class _Images(Sequence):
 
 def read_pool(pairs: Pairs) -> Pool:
     """All images and texts of prepared folders, e.g. a test split."""
-    owners = []
-    for index in range(len(pairs)):
-        corpus, row = pairs.find(index)
-        place = np.searchsorted(pairs.images[corpus], pairs.corpora[corpus].image_of_text[row])
-        owners.append(int(place + pairs.image_starts[corpus]))
-    tokens = pairs.texts(range(len(pairs)))
-    texts = [pairs.text(index) for index in range(len(pairs))]
-    owner = torch.tensor(owners)
-    return Pool(_Images(pairs), tokens["text_ids"], tokens["text_keep"], owner, texts)
+    everything = range(len(pairs))
+    owners = torch.tensor([pairs.image_id(index) for index in everything])
+    texts = [pairs.text(index) for index in everything]
+    return Pool(_Images(pairs), **pairs.texts(everything), image_of_text=owners, texts=texts)
 
 
 # ------------------------------------------------------------------------------------- scores
@@ -95,8 +92,7 @@ def encode_texts(
     order = keep.sum(dim=1).argsort(stable=True, descending=True)  # the most memory first
     blocks = []
     for columns in order.split(block):
-        cut = trim({"text_ids": ids[columns], "text_keep": keep[columns]})
-        cut = {key: tensor.to(device) for key, tensor in cut.items()}
+        cut = to_device(trim({"text_ids": ids[columns], "text_keep": keep[columns]}), device)
         stream = model.text_encoder(cut["text_ids"], cut["text_keep"])
         blocks.append(TextBlock(columns, model.fusion.enter_text(stream), cut["text_keep"]))
     return blocks
@@ -153,13 +149,14 @@ def score_all(
     """
     images, texts = len(pool.images), len(pool.text_ids)
     blocks = [range(i, min(i + image_block, images)) for i in range(0, images, image_block)]
-    found: dict[int, np.ndarray] = {}
-    finished: set[int] = set()
+    found, finished = {}, set()
     if out is not None:
         out, settings = Path(out), {"precision": precision, "image_block": image_block}
-        found, finished = _resume(
-            out, lambda: fingerprint(model, head, pool) | settings, blocks, texts, processes
-        )
+
+        def read() -> Blocks:
+            return _resume(out, fingerprint(model, head, pool) | settings, blocks, texts)
+
+        found, finished = _in_first(processes, read)
     missing = [number for number in range(len(blocks)) if number not in finished]
     mine = missing[processes.rank :: processes.count]
     title = "ranking" if processes.count == 1 else f"ranking, process 1 of {processes.count}"
@@ -177,16 +174,15 @@ def score_all(
             rows = blocks[number]
             stream = encode_images(model, [pool.images[row] for row in rows], device)
             scores = score_block(model, head, stream, encoded, bar.update).cpu().numpy()
-            if not np.isfinite(scores).all():
-                row, column = np.argwhere(~np.isfinite(scores))[0]
-                raise ValueError(
-                    f"the score of image {rows[row]} with text {column} is not "
-                    f"finite under {precision}; use train.precision=fp32"
-                )
+            if len(wrong := np.argwhere(~np.isfinite(scores))):
+                pair = f"image {rows[wrong[0, 0]]} with text {wrong[0, 1]}"
+                hint = f"not finite under {precision}; use train.precision=fp32"
+                raise ValueError(f"the score of {pair} is {hint}")
             found[number] = scores
-            if out is not None:
-                _write_block(_path(out, number), scores)
-    whole: dict[int, np.ndarray] = {}
+            if out is not None:  # the whole file or none
+                with replacing(_path(out, number)) as temporary, open(temporary, "wb") as file:
+                    np.save(file, scores)
+    whole: Blocks = {}
     for part in processes.gather(found):
         whole |= part
     return torch.from_numpy(np.concatenate([whole[number] for number in range(len(blocks))]))
@@ -197,15 +193,11 @@ def score_all(
 
 def fingerprint(model: M3AE, head: nn.Module, pool: Pool) -> dict[str, str]:
     """Digests of all that scores follow from: weights with their sizes, images, texts."""
-    parts = ("image_encoder", "text_encoder", "fusion")
-    sizes = [
-        dataclasses.replace(getattr(model.config, part), weights=None)
-        if part != "fusion"
-        else model.config.fusion
-        for part in parts
-    ]
-    weights = hashlib.sha256(str(sizes).encode())
-    for part in (*(getattr(model, part) for part in parts), head):
+    config = model.config
+    encoders = (config.image_encoder, config.text_encoder)
+    sizes = [dataclasses.replace(encoder, weights=None) for encoder in encoders]
+    weights = hashlib.sha256(str([*sizes, config.fusion]).encode())
+    for part in (model.image_encoder, model.text_encoder, model.fusion, head):
         for name, tensor in part.state_dict().items():
             weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
@@ -225,18 +217,12 @@ def _path(out: Path, number: int) -> Path:
     return out / f"scores-{number:05d}.npy"
 
 
-def _resume(
-    out: Path,
-    facts: Callable[[], dict[str, Any]],
-    blocks: list[range],
-    texts: int,
-    processes: Processes,
-) -> tuple[dict[int, np.ndarray], set[int]]:
-    """The whole blocks of a ranking's folder, {} but in the first process, and their numbers."""
+def _in_first(processes: Processes, read: Callable[[], Blocks]) -> tuple[Blocks, set[int]]:
+    """What the first process reads, {} in the others, and its numbers in all of them."""
     found, error = {}, None
     if processes.first:
         try:
-            found = _open(out, facts(), blocks, texts)
+            found = read()
         except (ValueError, OSError) as problem:
             error = str(problem)  # raised by all processes, so that none waits for the others
     error, finished = processes.from_first((error, set(found)))
@@ -245,7 +231,7 @@ def _resume(
     return found, finished
 
 
-def _open(out: Path, facts: dict, blocks: list[range], texts: int) -> dict[int, np.ndarray]:
+def _resume(out: Path, facts: dict[str, Any], blocks: list[range], texts: int) -> Blocks:
     """The whole blocks of a ranking's folder, which is made if need be."""
     out.mkdir(parents=True, exist_ok=True)
     record = out / "ranking.json"
@@ -257,32 +243,22 @@ def _open(out: Path, facts: dict, blocks: list[range], texts: int) -> dict[int, 
             message = f"{record}: not the record of a ranking ({error}); delete {out}"
             raise ValueError(message) from error
         if other:
-            raise ValueError(
-                f"{out}: holds scores of another ranking (of other "
-                f"{', '.join(other)}); delete it or choose another"
-            )
+            which = f"of another ranking (of other {', '.join(other)})"
+            raise ValueError(f"{out}: holds scores {which}; delete it or choose another")
     elif any(out.glob("scores-*.npy")):
         raise ValueError(f"{out}: has scores but no ranking.json to say of what; delete it")
     else:
         write_json(record, facts)
     found = {}
     for number, rows in enumerate(blocks):
-        path = _path(out, number)
+        path, wanted = _path(out, number), (len(rows), texts)
         if path.exists():
             try:
                 scores = np.load(path)
             except (ValueError, OSError, EOFError) as error:
                 raise ValueError(f"{path}: cannot be read ({error}); delete it") from error
-            if scores.shape != (len(rows), texts) or scores.dtype != np.float32:
-                raise ValueError(
-                    f"{path}: {scores.dtype} {scores.shape}, not float32 "
-                    f"{(len(rows), texts)}; delete it"
-                )
+            if scores.shape != wanted or scores.dtype != np.float32:
+                wrong = f"{scores.dtype} {scores.shape}, not float32 {wanted}"
+                raise ValueError(f"{path}: {wrong}; delete it")
             found[number] = scores
     return found
-
-
-def _write_block(path: Path, scores: np.ndarray) -> None:
-    """The whole file or none."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, scores)

@@ -1,7 +1,6 @@
 """A trained model with its tokeniser and the meaning of its outputs, loaded for use."""
 
 import argparse
-import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,21 @@ import torch
 
 from m3ae.config import TEXT_TOKENS
 from m3ae.data.shards import read_manifest
-from m3ae.data.texts import load_tokenizer
-from m3ae.downstream.model import FACTS, HEADS, Downstream, last_checkpoint, read_facts
-from m3ae.models.image_encoder import resize_positions
+from m3ae.data.texts import load_tokenizer, most_tokens
+from m3ae.downstream.model import (
+    FACTS,
+    HEADS,
+    Downstream,
+    at_size,
+    heads_in,
+    last_checkpoint,
+    read_facts,
+)
 from m3ae.models.m3ae import M3AE
-from m3ae.models.pretrained import check_state, read_pretrained
+from m3ae.models.pretrained import load_strictly, read_pretrained
 from m3ae.scoring.predictions import PROTOCOLS
 from m3ae.strict_yaml import parse
+from m3ae.training.engine import DTYPES, resolve_precision
 
 log = logging.getLogger("m3ae")
 
@@ -26,31 +33,35 @@ PREFERRED = ("strict", "image_disjoint", "paper")  # whose best epoch is used, i
 
 @dataclass
 class Trained:
-    """A model ready for use, in eval mode: `model` is a `Downstream` where `facts` are given."""
+    """A model ready for use, in eval mode: `model` is a `Downstream` where there are `facts`."""
 
     folder: Path
     model: M3AE
     tokenizer: Any
-    image_px: int
     text_length: int
-    facts: dict[str, Any] | None
+    facts: dict[str, Any]  # of downstream.json; {} for a pre-trained model
     protocol: str | None  # whose answers it may give
+
+    @property
+    def image_px(self) -> int:
+        """The side of its images."""
+        return self.model.config.image_encoder.image_px
 
     @property
     def task(self) -> str | None:
         """vqa, classification, retrieval, or None for a pre-trained model."""
-        return self.facts["task"] if self.facts else None
+        return self.facts.get("task")
 
     @property
     def image(self) -> str:
         """`data.image` of its fine-tuning: own, or none (the question-only model)."""
-        return (self.facts or {}).get("image", "own")
+        return self.facts.get("image", "own")
 
     @property
     def known(self) -> set[str] | None:
         """The answers that it may give; None: all."""
-        known = (self.facts or {}).get("known") or {}
-        return set(known[self.protocol]) if self.protocol in known else None
+        known = (self.facts.get("known") or {}).get(self.protocol)
+        return None if known is None else set(known)
 
 
 def find_checkpoint(path: Path, protocol: str | None = None) -> Path:
@@ -67,72 +78,50 @@ def find_checkpoint(path: Path, protocol: str | None = None) -> Path:
     # With protocol=both, a corpus whose protocols train on other rows has a run folder for each.
     places = {name: [path / f"best-{name}", path / name / f"best-{name}"] for name in PREFERRED}
     found = {name: place for name in PREFERRED for place in places[name] if place.is_dir()}
-    if protocol is not None and found and protocol not in found:
-        raise FileNotFoundError(
-            f"{path}: no best epoch under --protocol {protocol}; it has {', '.join(found)}"
-        )
+    if found and protocol not in (None, *found):
+        has = ", ".join(found)
+        raise FileNotFoundError(f"{path}: no best epoch under --protocol {protocol}; it has {has}")
     if found:
         return found[protocol or next(iter(found))]
     last = last_checkpoint(path)
     if not (last / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{path}: neither a run (no best-PROTOCOL and no checkpoints in "
-            "it) nor a checkpoint (no config.json)"
-        )
+        wrong = "neither a run (no best-PROTOCOL, no checkpoints) nor a checkpoint (no config.json)"
+        raise FileNotFoundError(f"{path}: {wrong}")
     return last
 
 
 def load_trained(
-    path: str | Path,
-    protocol: str | None = None,
-    image_px: int | None = None,
-    text_length: int | None = None,
+    path: Path, protocol: str | None = None, image_px: int | None = None, length: int | None = None
 ) -> Trained:
     """A fine-tuned or pre-trained model with its tokeniser, strictly, on the CPU.
 
     With another `image_px` than the model's, positions are resized as fine-tuning does, and the
-    log says so. `text_length` default: that of fine-tuning, else of pre-training (its config.yaml),
-    else 64. Raises ValueError or FileNotFoundError naming what is wrong.
+    log says so. `length` of texts: default that of fine-tuning, else of pre-training (its
+    config.yaml), else 64. Raises ValueError or FileNotFoundError naming what is wrong.
     """
-    folder = find_checkpoint(Path(path), protocol)
+    folder = find_checkpoint(path, protocol)
     config, state = read_pretrained(folder)
-    facts = read_facts(folder)
+    facts = read_facts(folder) or {}
     px = config.image_encoder.image_px
-    if image_px is not None and image_px != px:
-        image = dataclasses.replace(config.image_encoder, image_px=image_px)
-        if image_px % image.patch_px:
-            raise ValueError(
-                f"{folder}: images of {image_px} px are no multiple of its patches of "
-                f"{image.patch_px} px; prepare with --px {px}"
-            )
-        config = dataclasses.replace(config, image_encoder=image)
-        name = "image_encoder.position_embedding"
-        state[name] = resize_positions(state[name], image_px // image.patch_px)
+    if image_px not in (None, px):
+        config = at_size(config, image_px, state)
         log.info("%s: trained at %d px, positions resized to %d px", folder, px, image_px)
-        px = image_px
-    if facts is None:
-        heads = sorted({key.partition(".")[0] for key in state} & set(HEADS.values()))
-        if heads:
-            raise ValueError(
-                f"{folder}: has a {heads[0]} and no {FACTS}, which says what its "
-                "outputs mean; give the run folder, or its best-PROTOCOL folder"
-            )
-        model = M3AE(config)
-    else:
+    if facts:
         _check_facts(folder, facts)
         model = Downstream(config, facts["task"], len(facts["answers"]))
-    check_state(model, state, str(folder))
-    model.load_state_dict(state)
-    model.eval()
-    given = text_length if text_length is not None else (facts or {}).get("text_length")
-    length = _text_length(folder) if given is None else given
-    text = config.text_encoder
-    most = text.max_positions - (text.pad_id + 1 if text.kind == "roberta" else 0)
+    elif heads := heads_in(state) & set(HEADS.values()):
+        hint = "which says what its outputs mean; give the run folder, or its best-PROTOCOL folder"
+        raise ValueError(f"{folder}: has a {min(heads)} and no {FACTS}, {hint}")
+    else:
+        model = M3AE(config)
+    load_strictly(model, state, str(folder))
+    length = facts.get("text_length") if length is None else length
+    length = _text_length(folder) if length is None else length
+    most = most_tokens(config.text_encoder)
     if not 3 <= length <= most:
         raise ValueError(f"text length {length}: {folder} takes 3 to {most} tokens")
-    trained = Trained(folder, model, load_tokenizer(folder), px, length, facts, None)
-    trained.protocol = _protocol(folder, facts, protocol)
-    return trained
+    chosen = _protocol(folder, facts.get("known") or {}, protocol)
+    return Trained(folder, model.eval(), load_tokenizer(folder), length, facts, chosen)
 
 
 def _check_facts(folder: Path, facts: dict[str, Any]) -> None:
@@ -145,16 +134,13 @@ def _check_facts(folder: Path, facts: dict[str, Any]) -> None:
         raise ValueError(f"{folder / FACTS}: an empty answer list")
 
 
-def _protocol(folder: Path, facts: dict[str, Any] | None, asked: str | None) -> str | None:
+def _protocol(folder: Path, known: dict[str, list[str]], asked: str | None) -> str | None:
     """The protocol whose answers count: asked for, of the folder's name, or the only one."""
-    known = (facts or {}).get("known") or {}
-    if asked is not None and known and asked not in known:
-        raise ValueError(
-            f"{folder}: knows no answers of --protocol {asked}, only of {', '.join(known)}"
-        )
-    named = folder.name.removeprefix("best-")
-    choices = [name for name in (asked, named, *PREFERRED) if name in known]
-    return choices[0] if choices else None
+    if known and asked not in (None, *known):
+        wrong = f"knows no answers of --protocol {asked}, only of {', '.join(known)}"
+        raise ValueError(f"{folder}: {wrong}")
+    choices = (asked, folder.name.removeprefix("best-"), *PREFERRED)
+    return next((name for name in choices if name in known), None)
 
 
 def _text_length(folder: Path) -> int:
@@ -168,11 +154,37 @@ def _text_length(folder: Path) -> int:
     return TEXT_TOKENS
 
 
-def shards_px(folder: str | Path, path: str | Path, protocol: str | None = None) -> int | None:
-    """The image side that prepared images force on a model: raw shards have one; None: any."""
-    find_checkpoint(Path(path), protocol)  # the model's mistakes first
-    manifest = read_manifest(Path(folder))
-    return manifest["px"] if manifest["encoding"] == "raw" else None
+# ------------------------------------------------------------------------------ command line
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, runs: str) -> None:
+    """The options by which a command is given its model."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="RUN", help=runs)
+    whose = f"whose best epoch and answers (default: the first there is of {', '.join(PREFERRED)})"
+    add("--protocol", choices=PROTOCOLS, help=whose)
+    precision = "auto: bf16 on GPUs that have it, else fp16, fp32 on CPUs"
+    add("--precision", choices=("auto", *DTYPES), default="auto", help=precision)
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add("--batch", type=int, default=32, metavar="N", help="rows a forward pass (default: 32)")
+
+
+def load_from(
+    args: argparse.Namespace, data: str | None, text_length: int | None = None
+) -> tuple[Trained, str]:
+    """The model that those options name, on its device, and its precision.
+
+    Raw shards at `data` have one image side, at which it is then loaded.
+    """
+    if args.batch < 1:
+        raise ValueError(f"--batch {args.batch}: below 1")
+    device = pick_device(args.device)
+    model = find_checkpoint(Path(args.model), args.protocol)  # its mistakes before the data's
+    manifest = read_manifest(Path(data)) if data else {"encoding": None}
+    px = manifest["px"] if manifest["encoding"] == "raw" else None
+    trained = load_trained(model, args.protocol, px, text_length)
+    trained.model.to(device)
+    return trained, resolve_precision(args.precision, device)
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -184,23 +196,3 @@ def pick_device(name: str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name}: cannot be used here ({reason})") from error
     return device
-
-
-def add_model_arguments(parser: argparse.ArgumentParser, runs: str) -> None:
-    """The options by which a command is given its model."""
-    add = parser.add_argument
-    add("--model", required=True, metavar="RUN", help=runs)
-    add(
-        "--protocol",
-        choices=PROTOCOLS,
-        help="whose best epoch, and whose answers (default: the "
-        "first that the run has of " + ", ".join(PREFERRED) + ")",
-    )
-    add(
-        "--precision",
-        choices=("auto", "bf16", "fp16", "fp32"),
-        default="auto",
-        help="auto: bf16 on GPUs that have it, else fp16, fp32 on CPUs",
-    )
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    add("--batch", type=int, default=32, metavar="N", help="rows a forward pass (default: 32)")

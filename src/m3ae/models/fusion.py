@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from m3ae.models.layers import PostNormBlock, take
+from m3ae.config import FusionConfig
+from m3ae.models.layers import Maps, PostNormBlock, take
 
 
 class Alone(NamedTuple):
@@ -36,38 +37,16 @@ class Fusion(nn.Module):
     follows the type embedding (reference, section 1).
     """
 
-    def __init__(
-        self,
-        *,
-        text_width: int,
-        image_width: int,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float,
-        dropout: float,
-        attention_dropout: float,
-        layer_norm_eps: float,
-    ) -> None:
+    def __init__(self, config: FusionConfig, text_width: int, image_width: int) -> None:
         super().__init__()
-        self.depth = depth
+        width, self.depth = config.width, config.depth
         self.text_projection = nn.Linear(text_width, width)
         self.image_projection = nn.Linear(image_width, width)
         self.type_embedding = nn.Embedding(2, width)  # row 0 text, row 1 image
-
-        def layer() -> PostNormBlock:
-            return PostNormBlock(
-                width=width,
-                heads=heads,
-                hidden=int(width * mlp_ratio),
-                layer_norm_eps=layer_norm_eps,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-                cross=True,
-            )
-
-        self.text_layers = nn.ModuleList(layer() for _ in range(depth))
-        self.image_layers = nn.ModuleList(layer() for _ in range(depth))
+        self.text_layers, self.image_layers = nn.ModuleList(), nn.ModuleList()
+        for stream in (self.text_layers, self.image_layers):
+            for _ in range(config.depth):
+                stream.append(PostNormBlock(config, int(width * config.mlp_ratio), cross=True))
         self.text_pooler = nn.Linear(width, width)
         self.image_pooler = nn.Linear(width, width)
 
@@ -79,14 +58,17 @@ class Fusion(nn.Module):
         """Encoded image (B, S, image width) -> layer 0 (B, S, D)."""
         return self.image_projection(encoded) + self.type_embedding.weight[1]
 
+    def layer(
+        self, index: int, text: Tensor, image: Tensor, keep: Tensor, read: Tensor | None, maps: Maps
+    ) -> tuple[Tensor, Tensor]:
+        """One layer on both streams, at the positions `read` (B, Q) of each, or at all."""
+        return (
+            self.text_layers[index](text, keep, image, None, read, maps),
+            self.image_layers[index](image, None, text, keep, read, maps),
+        )
+
     def run(
-        self,
-        text: Tensor,
-        image: Tensor,
-        text_keep: Tensor,
-        start: int,
-        stop: int,
-        maps: list | None = None,
+        self, text: Tensor, image: Tensor, keep: Tensor, start: int, stop: int, maps: Maps = None
     ) -> list[tuple[Tensor, Tensor]]:
         """Layers start..stop-1 on both streams -> the pair after each, the input pair first.
 
@@ -95,23 +77,11 @@ class Fusion(nn.Module):
         """
         states = [(text, image)]
         for index in range(start, stop):
-            text, image = states[-1]
-            states.append(
-                (
-                    self.text_layers[index](text, text_keep, image, None, maps=maps),
-                    self.image_layers[index](image, None, text, text_keep, maps=maps),
-                )
-            )
+            states.append(self.layer(index, *states[-1], keep, None, maps))
         return states
 
     def read_text(
-        self,
-        text: Tensor,
-        image: Tensor,
-        text_keep: Tensor,
-        start: int,
-        stop: int,
-        read: Tensor | None = None,
+        self, text: Tensor, image: Tensor, keep: Tensor, start: int, stop: int, read: Tensor | None
     ) -> Tensor:
         """From layer `start` to the text features after layer `stop`, at `read` (B, Q) or all.
 
@@ -119,33 +89,25 @@ class Fusion(nn.Module):
         """
         if start == stop:
             return text if read is None else take(text, read)
-        text, image = self.run(text, image, text_keep, start, stop - 1)[-1]
-        return self.text_layers[stop - 1](text, text_keep, image, None, read)
+        text, image = self.run(text, image, keep, start, stop - 1)[-1]
+        return self.text_layers[stop - 1](text, keep, image, None, read)
 
-    def read_image(
-        self,
-        text: Tensor,
-        image: Tensor,
-        text_keep: Tensor,
-        start: int,
-        stop: int,
-        read: Tensor | None = None,
-    ) -> Tensor:
-        """The same for the image side."""
-        if start == stop:
-            return image if read is None else take(image, read)
-        text, image = self.run(text, image, text_keep, start, stop - 1)[-1]
-        return self.image_layers[stop - 1](image, None, text, text_keep, read)
+    def read_image(self, text: Tensor, image: Tensor, keep: Tensor, stop: int) -> Tensor:
+        """From layer 0 to the image features after layer `stop`, likewise the image side alone."""
+        if stop == 0:
+            return image
+        text, image = self.run(text, image, keep, 0, stop - 1)[-1]
+        return self.image_layers[stop - 1](image, None, text, keep)
 
-    def text_alone(self, text: Tensor, text_keep: Tensor) -> Alone:
+    def text_alone(self, text: Tensor, keep: Tensor) -> Alone:
         """Layer 0 of the text stream (B, L, D) -> its part of the first layer."""
-        return _alone(self.text_layers[0], self.image_layers[0], text, text_keep)
+        return _alone(self.text_layers[0], self.image_layers[0], text, keep)
 
     def image_alone(self, image: Tensor) -> Alone:
         """Layer 0 of the image stream (B, S, D) -> its part of the first layer."""
         return _alone(self.image_layers[0], self.text_layers[0], image, None)
 
-    def first_layer(self, text: Alone, image: Alone, text_keep: Tensor) -> tuple[Tensor, Tensor]:
+    def first_layer(self, text: Alone, image: Alone, keep: Tensor) -> tuple[Tensor, Tensor]:
         """The rest of the first layer -> the pair after it, as `run` from 0 to 1 gives.
 
         Both sides have B rows (see `Alone.repeated`). Not for training where a side is repeated:
@@ -153,19 +115,16 @@ class Fusion(nn.Module):
         """
         text_layer, image_layer = self.text_layers[0], self.image_layers[0]
         told = text_layer.cross_attention.mix(text.queries, image.keys, image.values)
-        shown = image_layer.cross_attention.mix(image.queries, text.keys, text.values, text_keep)
+        shown = image_layer.cross_attention.mix(image.queries, text.keys, text.values, keep)
         return text_layer.finish(text.x, told), image_layer.finish(image.x, shown)
 
-    def pooled(self, text: Tensor, image: Tensor, text_keep: Tensor, start: int) -> Tensor:
+    def pooled(self, text: Tensor, image: Tensor, keep: Tensor, start: int) -> Tensor:
         """From layer `start` to both poolers, the last layer at the two CLS tokens -> (B, 2D)."""
         if start < self.depth:
             last = self.depth - 1
-            text, image = self.run(text, image, text_keep, start, last)[-1]
+            text, image = self.run(text, image, keep, start, last)[-1]
             cls = torch.zeros(len(text), 1, dtype=torch.int64, device=text.device)
-            text, image = (
-                self.read_text(text, image, text_keep, last, self.depth, cls),
-                self.read_image(text, image, text_keep, last, self.depth, cls),
-            )
+            text, image = self.layer(last, text, image, keep, cls, None)
         return self.pool(text, image)
 
     def pool(self, text: Tensor, image: Tensor) -> Tensor:

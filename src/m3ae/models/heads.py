@@ -9,47 +9,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m3ae.config import MIMConfig, MLMConfig
 from m3ae.models.layers import PreNormBlock, sincos_2d, take
 
 MLM_LAYER_NORM_EPS = 1e-12  # reference, model fact 6
 DECODER_LAYER_NORM_EPS = 1e-5
 
 
-def decoder_blocks(width: int, depth: int, heads: int) -> nn.ModuleList:
+def decoder_blocks(config: MLMConfig | MIMConfig) -> nn.ModuleList:
     """CLIP's blocks, QuickGELU and no dropout (reference, model fact 1)."""
+    width, heads = config.decoder_width, config.decoder_heads
     return nn.ModuleList(
-        PreNormBlock(
-            width=width,
-            heads=heads,
-            hidden=4 * width,
-            activation="quick_gelu",
-            layer_norm_eps=DECODER_LAYER_NORM_EPS,
-        )
-        for _ in range(depth)
+        PreNormBlock(width, heads, 4 * width, "quick_gelu", DECODER_LAYER_NORM_EPS)
+        for _ in range(config.decoder_depth)
     )
 
 
 class MLMHead(nn.Module):
     """Text features -> word logits: dense, GELU, LayerNorm, untied vocabulary projection."""
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        vocab_size: int,
-        decoder: str,
-        decoder_width: int,
-        decoder_depth: int,
-        decoder_heads: int,
-    ) -> None:
+    def __init__(self, config: MLMConfig, width: int, vocab_size: int) -> None:
         super().__init__()
-        self.has_context = decoder == "transformer"
+        self.has_context = config.decoder == "transformer"
         if self.has_context:
-            self.embed = nn.Linear(width, decoder_width)
-            self.blocks = decoder_blocks(decoder_width, decoder_depth, decoder_heads)
-            width = decoder_width
+            self.embed = nn.Linear(width, config.decoder_width)
+            self.blocks = decoder_blocks(config)
+            width = config.decoder_width
         self.dense = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=MLM_LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(width, MLM_LAYER_NORM_EPS)
         self.vocabulary = nn.Linear(width, vocab_size)
 
     def context(self, text: Tensor, keep: Tensor) -> Tensor:
@@ -69,32 +56,21 @@ class MLMHead(nn.Module):
 class MIMHead(nn.Module):
     """Image features of the kept patches -> normalised pixels of the removed ones."""
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        grid: int,
-        patch_px: int,
-        decoder: str,
-        decoder_width: int,
-        decoder_depth: int,
-        decoder_heads: int,
-    ) -> None:
+    def __init__(self, config: MIMConfig, width: int, grid: int, patch_px: int) -> None:
         super().__init__()
-        pixels = 3 * patch_px**2
-        self.mask_before_fusion = decoder == "mlp"
-        table_width = width if self.mask_before_fusion else decoder_width
+        self.mask_before_fusion = config.decoder == "mlp"
+        table_width = width if self.mask_before_fusion else config.decoder_width
         self.mask_token = nn.Parameter(torch.empty(table_width))
         # Fixed, and rebuilt for every image size: not part of a checkpoint.
         self.register_buffer("positions", sincos_2d(table_width, grid), persistent=False)
         if self.mask_before_fusion:
             self.dense = nn.Linear(width, width)
         else:
-            self.embed = nn.Linear(width, decoder_width)
-            self.blocks = decoder_blocks(decoder_width, decoder_depth, decoder_heads)
-            width = decoder_width
-        self.norm = nn.LayerNorm(width, eps=DECODER_LAYER_NORM_EPS)
-        self.pixels = nn.Linear(width, pixels)
+            self.embed = nn.Linear(width, config.decoder_width)
+            self.blocks = decoder_blocks(config)
+            width = config.decoder_width
+        self.norm = nn.LayerNorm(width, DECODER_LAYER_NORM_EPS)
+        self.pixels = nn.Linear(width, 3 * patch_px**2)
 
     def fill(self, image: Tensor, patch_order: Tensor) -> Tensor:
         """Kept tokens (B, 1+K, W) -> all tokens in their places (B, 1+N, W), positions added.
@@ -111,8 +87,10 @@ class MIMHead(nn.Module):
         """Before fusion, with decoder `mlp`: mask tokens with positions appended (B, 1+N, D).
 
         A per-token decoder could not see the kept patches, so the mask tokens travel through
-        fusion. Order: CLS, kept, removed.
+        fusion. Order: CLS, kept, removed. With `transformer` nothing is appended.
         """
+        if not self.mask_before_fusion:
+            return image
         removed = patch_order[:, image.shape[1] - 1 :]
         tokens = self.mask_token + self.positions[1:][removed]  # (B, N-K, D)
         return torch.cat([image, tokens.to(image.dtype)], dim=1)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m3ae.config import ImageEncoderConfig
 from m3ae.models.layers import PreNormBlock, take
 
 # Mean and standard deviation of the pixels (0-1), red, green, blue.
@@ -26,40 +27,22 @@ class ImageEncoder(nn.Module):
     `depth` counts the blocks that are built: the published model uses 11 of CLIP's 12.
     """
 
-    def __init__(
-        self,
-        *,
-        kind: str,
-        image_px: int,
-        patch_px: int,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float,
-        activation: str,
-        layer_norm_eps: float,
-    ) -> None:
+    def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
-        if kind not in NORMALISATION:
-            raise ValueError(f"image encoder kind {kind!r} is not one of {sorted(NORMALISATION)}")
-        if image_px % patch_px:
-            raise ValueError(f"image_px {image_px} is not a multiple of patch_px {patch_px}")
-        self.kind, self.grid, self.patch_px = kind, image_px // patch_px, patch_px
-        self.patch_embedding = nn.Conv2d(3, width, patch_px, patch_px, bias=kind == "vit")
+        width, px, eps = config.width, config.patch_px, config.layer_norm_eps
+        if config.image_px % px:
+            raise ValueError(f"image_px {config.image_px} is not a multiple of patch_px {px}")
+        self.kind, self.grid, self.patch_px = config.kind, config.image_px // px, px
+        self.patch_embedding = nn.Conv2d(3, width, px, px, bias=config.kind == "vit")
         self.class_token = nn.Parameter(torch.empty(width))
         self.position_embedding = nn.Parameter(torch.empty(1 + self.grid**2, width))
-        self.norm_pre = nn.LayerNorm(width, eps=layer_norm_eps) if kind == "clip" else nn.Identity()
+        self.norm_pre = nn.LayerNorm(width, eps) if config.kind == "clip" else nn.Identity()
+        hidden = int(width * config.mlp_ratio)
         self.blocks = nn.ModuleList(
-            PreNormBlock(
-                width=width,
-                heads=heads,
-                hidden=int(width * mlp_ratio),
-                activation=activation,
-                layer_norm_eps=layer_norm_eps,
-            )
-            for _ in range(depth)
+            PreNormBlock(width, config.heads, hidden, config.activation, eps)
+            for _ in range(config.depth)
         )
-        self.norm_post = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.norm_post = nn.LayerNorm(width, eps)
 
     def embed(self, image: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> patch embeddings with positions (B, N, D)."""

@@ -13,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from m3ae.config import FusionConfig, TextEncoderConfig
+
+Maps = list[Tensor] | None  # a list collects attention maps (B, H, Q, S)
+
 
 def quick_gelu(x: Tensor) -> Tensor:
     """CLIP's approximation of GELU, x sigmoid(1.702 x)."""
@@ -74,35 +78,25 @@ class Attention(nn.Module):
         return self._split(self.key(source)), self._split(self.value(source))
 
     def mix(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        keep: Tensor | None = None,
-        maps: list | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None, maps: Maps = None
     ) -> Tensor:
         """What `queries` and `keys_values` gave -> (B, Q, D)."""
         if maps is not None:
             mixed, attention = attention_with_maps(q, k, v, keep)
             maps.append(attention)
         else:
+            mask = None if keep is None else keep[:, None, None, :]
+            dropout = self.dropout if self.training else 0.0
             with _attention_kernel(k):
-                mixed = F.scaled_dot_product_attention(
-                    q,
-                    k,
-                    v,
-                    attn_mask=None if keep is None else keep[:, None, None, :],
-                    dropout_p=self.dropout if self.training else 0.0,
-                )
+                mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, Q, D)
 
     def forward(
-        self, x: Tensor, source: Tensor, keep: Tensor | None = None, maps: list | None = None
+        self, x: Tensor, source: Tensor, keep: Tensor | None = None, maps: Maps = None
     ) -> Tensor:
         """x (B, Q, D) attends to source (B, S, D) -> (B, Q, D).
 
-        With a list in `maps`, the attention maps (B, H, Q, S) are appended to it and the slow
-        twin runs (no dropout: for pictures and parity only).
+        With `maps` the slow twin runs (no dropout: for pictures and parity only).
         """
         return self.mix(self.queries(x), *self.keys_values(source), keep, maps)
 
@@ -124,13 +118,11 @@ class FeedForward(nn.Module):
 class PreNormBlock(nn.Module):
     """The block of ViT and CLIP: x + attention(norm(x)), x + feed_forward(norm(x)). No dropout."""
 
-    def __init__(
-        self, *, width: int, heads: int, hidden: int, activation: str, layer_norm_eps: float
-    ) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, activation: str, eps: float) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.attention_norm = nn.LayerNorm(width, eps)
         self.attention = Attention(width, heads)
-        self.feed_forward_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.feed_forward_norm = nn.LayerNorm(width, eps)
         self.feed_forward = FeedForward(width, hidden, activation)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -148,25 +140,18 @@ class PostNormBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        width: int,
-        heads: int,
-        hidden: int,
-        layer_norm_eps: float,
-        dropout: float,
-        attention_dropout: float,
-        cross: bool = False,
+        self, config: TextEncoderConfig | FusionConfig, hidden: int, cross: bool = False
     ) -> None:
         super().__init__()
-        self.attention = Attention(width, heads, attention_dropout)
-        self.attention_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        width, eps = config.width, config.layer_norm_eps
+        self.attention = Attention(width, config.heads, config.attention_dropout)
+        self.attention_norm = nn.LayerNorm(width, eps)
         if cross:
-            self.cross_attention = Attention(width, heads, attention_dropout)
-            self.cross_attention_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+            self.cross_attention = Attention(width, config.heads, config.attention_dropout)
+            self.cross_attention_norm = nn.LayerNorm(width, eps)
         self.feed_forward = FeedForward(width, hidden, "gelu")
-        self.feed_forward_norm = nn.LayerNorm(width, eps=layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.feed_forward_norm = nn.LayerNorm(width, eps)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self,
@@ -175,12 +160,12 @@ class PostNormBlock(nn.Module):
         other: Tensor | None = None,
         other_keep: Tensor | None = None,
         read: Tensor | None = None,
-        maps: list | None = None,
+        maps: Maps = None,
     ) -> Tensor:
         """x (B, S, D), the other stream (B, S', D) if `cross` -> (B, S, D).
 
         `read` int64 (B, Q) names the positions whose output is wanted: only those are computed
-        as queries, -> (B, Q, D). `maps` collects the cross-attention maps (B, H, Q, S').
+        as queries, -> (B, Q, D). `maps` collects those of cross-attention, (B, H, Q, S').
         """
         x = self.attend(x, keep, read)
         if other is None:

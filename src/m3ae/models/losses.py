@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m3ae.data.masking import NOT_SCORED
+from m3ae.models.layers import take
 
 OBJECTIVES = ("mlm", "mim", "itm")
 
@@ -38,17 +39,13 @@ def patch_pixels(image: Tensor, patch_px: int) -> Tensor:
     return x.permute(0, 2, 4, 3, 5, 1).reshape(len(image), rows * columns, -1)
 
 
-def mim_target(
-    image: Tensor, patch_order: Tensor, kept: int, patch_px: int, normalise: bool
-) -> Tensor:
-    """What MIM must predict: pixels of the removed patches (B, N-K, 3 patch_px^2), float32.
+def mim_target(image: Tensor, removed: Tensor, patch_px: int, normalise: bool) -> Tensor:
+    """What MIM must predict: pixels of the `removed` patches (B, N-K), float32 (B, N-K, pixels).
 
     With `normalise`, each patch has mean 0 and unbiased variance 1, eps 1e-6 (reference, model
     fact 4).
     """
-    pixels = patch_pixels(image.float(), patch_px)
-    removed = patch_order[:, kept:, None].expand(-1, -1, pixels.shape[-1])
-    pixels = pixels.gather(1, removed)
+    pixels = take(patch_pixels(image.float(), patch_px), removed)
     if normalise:
         variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)  # unbiased
         pixels = (pixels - mean) / (variance + 1e-6).sqrt()
@@ -60,10 +57,8 @@ def sample_sums(outputs: Outputs) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     if outputs.mlm_logits is not None:
         logits, targets = outputs.mlm_logits.float(), outputs.mlm_targets
-        loss = F.cross_entropy(
-            logits.transpose(1, 2), targets, ignore_index=NOT_SCORED, reduction="none"
-        )
-        scored = targets.ne(NOT_SCORED)
+        scored, words = targets.ne(NOT_SCORED), logits.transpose(1, 2)
+        loss = F.cross_entropy(words, targets, ignore_index=NOT_SCORED, reduction="none")
         sums["mlm_loss"] = loss.sum(dim=1)
         sums["mlm_count"] = scored.sum(dim=1)
         sums["mlm_correct"] = (logits.argmax(dim=-1).eq(targets) & scored).sum(dim=1)

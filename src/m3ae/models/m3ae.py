@@ -9,7 +9,6 @@ one a pass; the losses without dropout are equal (tests/models/test_share.py).
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from m3ae.config import Architecture, Config, ModelConfig, Switches, architecture_of
 from m3ae.data.masking import NOT_SCORED, kept_patches, scored_positions
+from m3ae.models import pretrained
 from m3ae.models.fusion import Fusion
 from m3ae.models.heads import ITMHead, MIMHead, MLMHead
 from m3ae.models.image_encoder import NORMALISATION, ImageEncoder
-from m3ae.models.layers import PostNormBlock, PreNormBlock, sincos_2d, take
+from m3ae.models.layers import Maps, PostNormBlock, PreNormBlock, sincos_2d, take
 from m3ae.models.losses import OBJECTIVES, Outputs, mim_target, reduce_losses, sample_sums
-from m3ae.models.pretrained import (
-    check_state,
-    load_image_encoder,
-    load_text_encoder,
-    read_pretrained,
-    save_pretrained,
-)
 from m3ae.models.text_encoder import TextEncoder
 
 Batch = dict[str, Tensor]
@@ -55,24 +48,17 @@ class M3AE(nn.Module):
         self.share = config.share if isinstance(config, ModelConfig) else True
         image, text, fusion = config.image_encoder, config.text_encoder, config.fusion
         mlm, mim = config.mlm, config.mim
-        self.image_encoder = ImageEncoder(**sizes(image))
-        self.text_encoder = TextEncoder(**sizes(text))
-        self.fusion = Fusion(text_width=text.width, image_width=image.width, **sizes(fusion))
+        self.image_encoder = ImageEncoder(image)
+        self.text_encoder = TextEncoder(text)
+        self.fusion = Fusion(fusion, text.width, image.width)
         self.mlm_layer = fusion.depth if mlm.layer == -1 else mlm.layer
         self.mim_layer = fusion.depth if mim.layer == -1 else mim.layer
         weights = {name: getattr(config, name).weight for name in OBJECTIVES}
         self.loss_weights = {name: weight for name, weight in weights.items() if weight}
         if mlm.weight:  # only the heads that a loss uses
-            self.mlm_head = MLMHead(
-                width=fusion.width, vocab_size=text.vocab_size, **sizes(mlm, "decoder")
-            )
+            self.mlm_head = MLMHead(mlm, fusion.width, text.vocab_size)
         if mim.weight:
-            self.mim_head = MIMHead(
-                width=fusion.width,
-                grid=self.image_encoder.grid,
-                patch_px=image.patch_px,
-                **sizes(mim, "decoder"),
-            )
+            self.mim_head = MIMHead(mim, fusion.width, self.image_encoder.grid, image.patch_px)
         if config.itm.weight:
             self.itm_head = ITMHead(fusion.width)
         mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in NORMALISATION[image.kind])
@@ -96,7 +82,7 @@ class M3AE(nn.Module):
     # ------------------------------------------------------------------------------ features
 
     def encode_pair(
-        self, image: Tensor, text_ids: Tensor, text_keep: Tensor, maps: list | None = None
+        self, image: Tensor, text_ids: Tensor, text_keep: Tensor, maps: Maps = None
     ) -> Pair:
         """Whole image and text through encoders, all fusion layers and poolers.
 
@@ -140,13 +126,9 @@ class M3AE(nn.Module):
         passes = self._outputs_shared if self.share else self._outputs_plain
         out = passes(batch, image)
         if "mim" in self.loss_weights:
-            out.mim_targets = mim_target(
-                image,
-                batch["patch_order"],
-                self.kept(batch).shape[1],
-                self.image_encoder.patch_px,
-                self.config.mim.normalise_target,
-            )
+            patch_px, normalise = self.image_encoder.patch_px, self.config.mim.normalise_target
+            removed = batch["patch_order"][:, self.kept(batch).shape[1] :]
+            out.mim_targets = mim_target(image, removed, patch_px, normalise)
         if "itm" in self.loss_weights:
             out.itm_targets = batch["itm_match"]
         return out
@@ -172,8 +154,8 @@ class M3AE(nn.Module):
         if has("mim"):
             kept = self.kept(batch)
             shown = self.fusion.enter_image(self.image_encoder.encode(patches, kept))
-            shown = self._join_masks(shown, batch["patch_order"])
-            shown = self.fusion.read_image(texts[-1], shown, keep, 0, self.mim_layer)
+            shown = self.mim_head.join(shown, batch["patch_order"])
+            shown = self.fusion.read_image(texts[-1], shown, keep, self.mim_layer)
             out.mim_pixels = self.mim_head(shown, batch["patch_order"], kept.shape[1])
         # MLM and ITM see whole images: one call as far as both go, then each its own last layer.
         pairs, ends = [], []
@@ -220,10 +202,6 @@ class M3AE(nn.Module):
         negatives = self.image_encoder(self.normalise(batch["negative_image"][rows]))
         return whole.index_copy(0, rows, self.fusion.enter_image(negatives).to(whole.dtype))
 
-    def _join_masks(self, image: Tensor, patch_order: Tensor) -> Tensor:
-        head = self.mim_head
-        return head.join(image, patch_order) if head.mask_before_fusion else image
-
     def _outputs_plain(self, batch: Batch, image: Tensor) -> Outputs:
         """The reference's step: three whole passes. The twin that `share: true` must equal.
 
@@ -242,7 +220,7 @@ class M3AE(nn.Module):
         if "mim" in self.loss_weights:
             kept, order = self.kept(batch), batch["patch_order"]
             entered = self.fusion.enter_image(self.image_encoder(image, kept))
-            states = fuse(self._join_masks(entered, order), batch["text_ids"])
+            states = fuse(self.mim_head.join(entered, order), batch["text_ids"])
             out.mim_pixels = self.mim_head(states[self.mim_layer][1], order, kept.shape[1])
         if "itm" in self.loss_weights:
             if "itm_image" in batch:
@@ -259,42 +237,41 @@ class M3AE(nn.Module):
     def unreached(self) -> list[str]:
         """Names of the parameters that no active loss reaches, by the rules of this forward."""
         has, depth = self.loss_weights.__contains__, self.fusion.depth
-        text_layers = max(
-            has("mlm") * self.mlm_layer, has("mim") * (self.mim_layer - 1), has("itm") * depth
-        )
-        image_layers = max(
-            has("mlm") * (self.mlm_layer - 1), has("mim") * self.mim_layer, has("itm") * depth
-        )
+        mlm, mim, itm = has("mlm") * self.mlm_layer, has("mim") * self.mim_layer, has("itm") * depth
+        text_layers, image_layers = max(mlm, mim - 1, itm), max(mlm - 1, mim, itm)
         unused = [f"fusion.text_layers.{i}." for i in range(max(0, text_layers), depth)]
         unused += [f"fusion.image_layers.{i}." for i in range(max(0, image_layers), depth)]
         if not has("itm"):
             unused += ["fusion.text_pooler.", "fusion.image_pooler."]
-        if not (has("mlm") or has("itm") or (has("mim") and self.mim_layer)):
+        if not (has("mlm") or mim or has("itm")):
             unused += ["text_encoder.", "fusion.text_projection."]
-        if not (has("mim") or has("itm") or (has("mlm") and self.mlm_layer)):
+        if not (has("mim") or mlm or has("itm")):
             unused += ["image_encoder.", "fusion.image_projection."]
         return [name for name, _ in self.named_parameters() if name.startswith(tuple(unused))]
+
+    def freeze_unreached(self) -> None:
+        """No gradients for what no loss reaches, for all else yes."""
+        unreached = set(self.unreached())
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name not in unreached)
 
     # ------------------------------------------------------------------------------ files
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> "M3AE":
         """The model that `save_pretrained` wrote, from a folder or a hub id; strict."""
-        config, state = read_pretrained(path_or_hub_id)
+        config, state = pretrained.read_pretrained(path_or_hub_id)
         model = cls(config)
-        check_state(model, state, str(path_or_hub_id))
-        model.load_state_dict(state)
+        pretrained.load_strictly(model, state, str(path_or_hub_id))
         return model
 
     def load_weights(self, folder: str | Path) -> None:
         """Take the weights of such a folder, whose sizes must be this model's; strict."""
-        state = read_pretrained(folder)[1]
-        check_state(self, state, str(folder))
-        self.load_state_dict(state)
+        pretrained.load_strictly(self, pretrained.read_pretrained(folder)[1], str(folder))
 
     def save_pretrained(self, path: str | Path, tokenizer: object = None) -> None:
         """Weights (safetensors), config.json, model card and, if given, the tokeniser."""
-        save_pretrained(self, path, tokenizer)
+        pretrained.save_pretrained(self, path, tokenizer)
 
 
 def build_model(config: Config) -> M3AE:
@@ -308,20 +285,12 @@ def build_model(config: Config) -> M3AE:
         model = M3AE(config.model)
     image, text = config.model.image_encoder, config.model.text_encoder
     if image.weights is not None:
-        load_image_encoder(model.image_encoder, image.weights)
+        pretrained.load_image_encoder(model.image_encoder, image.weights)
     if text.weights is not None:
-        load_text_encoder(model.text_encoder, text.weights)
-    unreached = set(model.unreached())
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in unreached)
+        pretrained.load_text_encoder(model.text_encoder, text.weights)
+    model.freeze_unreached()
     wrap_blocks(model, config.model)
     return model
-
-
-def sizes(section: Any, beginning: str = "") -> dict[str, Any]:
-    """The keys of a config section that begin so, as keywords; not where its weights come from."""
-    keys = dataclasses.asdict(section).items()
-    return {key: x for key, x in keys if key.startswith(beginning) and key != "weights"}
 
 
 def wrap_blocks(model: nn.Module, switches: Switches) -> None:
@@ -339,6 +308,7 @@ def initialise(model: nn.Module) -> None:
 
     The MIM decoder's attention inputs are Xavier-uniform over query, key and value as one matrix.
     """
+    inputs = ("query.weight", "key.weight", "value.weight")
     for name, parameter in model.named_parameters():
         if name == "image_encoder.position_embedding":
             # The reference always loads this one. From scratch, positions of std 0.02 are lost
@@ -348,9 +318,7 @@ def initialise(model: nn.Module) -> None:
                 parameter.copy_(table)
         elif parameter.ndim == 1 and not name.endswith(("class_token", "mask_token")):
             nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
-        elif "mim_head.blocks" in name and name.endswith(
-            ("query.weight", "key.weight", "value.weight")
-        ):
+        elif "mim_head.blocks" in name and name.endswith(inputs):
             bound = (6 / (parameter.shape[0] * 4)) ** 0.5  # fan in D, fan out 3 D
             nn.init.uniform_(parameter, -bound, bound)
         else:

@@ -10,85 +10,65 @@ import re
 Rules = list[tuple[str, str | tuple[str, ...] | None]]
 
 _QKV = ("query", "key", "value")
-
-
-def _split(prefix: str, kind: str) -> tuple[str, ...]:
-    return tuple(f"{prefix}.{name}.{kind}" for name in _QKV)
-
-
 _WB = r"\.(weight|bias)"
+_WHOLE = tuple(rf"attention.{name}.\1" for name in _QKV)  # of the three as one matrix
+_PARTS = [(f"{name[0]}_proj{_WB}", rf"attention.{name}.\1") for name in _QKV]
 
-CLIP_OPENAI = [
-    (r"class_embedding", "class_token"),
-    (r"positional_embedding", "position_embedding"),
-    (r"conv1\.weight", "patch_embedding.weight"),
-    (r"ln_pre" + _WB, r"norm_pre.\1"),
-    (r"ln_post" + _WB, r"norm_post.\1"),
-    (r"proj", None),  # output projection: the published model uses tokens before it
+
+def _under(prefix: str, ours: str, rules: Rules) -> Rules:
+    """Rules for names below `prefix`, giving names below `ours`; a prefix may hold a group."""
+    groups = re.compile(prefix).groups
+
+    def place(name: str) -> str:  # the prefix's groups come first, so the rules' own move on
+        return ours + re.sub(r"\\(\d)", lambda match: f"\\{int(match[1]) + groups}", name)
+
+    placed = []
+    for pattern, name in rules:
+        if name is not None:
+            name = place(name) if isinstance(name, str) else tuple(map(place, name))
+        placed.append((f"{prefix}(?:{pattern})", name))
+    return placed
+
+
+# Blocks: names below a block's own, such as "transformer.resblocks.3.".
+_OPENAI_BLOCK = [  # of the reference's CLIP and MIM decoder alike
+    (r"attn\.in_proj_(weight|bias)", _WHOLE),
+    (r"attn\.out_proj" + _WB, r"attention.out.\1"),
+    (r"ln_1" + _WB, r"attention_norm.\1"),
+    (r"ln_2" + _WB, r"feed_forward_norm.\1"),
+    (r"mlp\.c_fc" + _WB, r"feed_forward.up.\1"),
+    (r"mlp\.c_proj" + _WB, r"feed_forward.down.\1"),
 ]
-_OPENAI_BLOCK = [  # of the reference's CLIP blocks and MIM decoder alike
-    (r"resblocks\.(\d+)\.attn\.in_proj_weight", _split(r"blocks.\1.attention", "weight")),
-    (r"resblocks\.(\d+)\.attn\.in_proj_bias", _split(r"blocks.\1.attention", "bias")),
-    (r"resblocks\.(\d+)\.attn\.out_proj" + _WB, r"blocks.\1.attention.out.\2"),
-    (r"resblocks\.(\d+)\.ln_1" + _WB, r"blocks.\1.attention_norm.\2"),
-    (r"resblocks\.(\d+)\.ln_2" + _WB, r"blocks.\1.feed_forward_norm.\2"),
-    (r"resblocks\.(\d+)\.mlp\.c_fc" + _WB, r"blocks.\1.feed_forward.up.\2"),
-    (r"resblocks\.(\d+)\.mlp\.c_proj" + _WB, r"blocks.\1.feed_forward.down.\2"),
+_CLIP_HF_BLOCK = [
+    *_under(r"self_attn\.", "", _PARTS),
+    (r"self_attn\.out_proj" + _WB, r"attention.out.\1"),
+    (r"layer_norm1" + _WB, r"attention_norm.\1"),
+    (r"layer_norm2" + _WB, r"feed_forward_norm.\1"),
+    (r"mlp\.fc1" + _WB, r"feed_forward.up.\1"),
+    (r"mlp\.fc2" + _WB, r"feed_forward.down.\1"),
 ]
-CLIP_OPENAI += [(r"transformer\." + pattern, name) for pattern, name in _OPENAI_BLOCK]
-CLIP_HF = [
-    (r"embeddings\.class_embedding", "class_token"),
-    (r"embeddings\.position_embedding\.weight", "position_embedding"),
-    (r"embeddings\.patch_embedding\.weight", "patch_embedding.weight"),
-    (r"embeddings\.position_ids", None),
-    (r"pre_layrnorm" + _WB, r"norm_pre.\1"),
-    (r"post_layernorm" + _WB, r"norm_post.\1"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.q_proj" + _WB, r"blocks.\1.attention.query.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.k_proj" + _WB, r"blocks.\1.attention.key.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.v_proj" + _WB, r"blocks.\1.attention.value.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.out_proj" + _WB, r"blocks.\1.attention.out.\2"),
-    (r"encoder\.layers\.(\d+)\.layer_norm1" + _WB, r"blocks.\1.attention_norm.\2"),
-    (r"encoder\.layers\.(\d+)\.layer_norm2" + _WB, r"blocks.\1.feed_forward_norm.\2"),
-    (r"encoder\.layers\.(\d+)\.mlp\.fc1" + _WB, r"blocks.\1.feed_forward.up.\2"),
-    (r"encoder\.layers\.(\d+)\.mlp\.fc2" + _WB, r"blocks.\1.feed_forward.down.\2"),
+_TIMM_BLOCK = [
+    (r"norm1" + _WB, r"attention_norm.\1"),
+    (r"norm2" + _WB, r"feed_forward_norm.\1"),
+    (r"attn\.qkv" + _WB, _WHOLE),
+    (r"attn\.proj" + _WB, r"attention.out.\1"),
+    (r"mlp\.fc1" + _WB, r"feed_forward.up.\1"),
+    (r"mlp\.fc2" + _WB, r"feed_forward.down.\1"),
+    (r"ls1\.gamma", r"attention.out.scale"),
+    (r"ls2\.gamma", r"feed_forward.down.scale"),
 ]
-VIT_TIMM = [  # timm, DeiT, DINO, DINOv2
-    (r"cls_token", "class_token"),
-    (r"pos_embed", "position_embedding"),
-    (r"patch_embed\.proj" + _WB, r"patch_embedding.\1"),
-    (r"norm" + _WB, r"norm_post.\1"),
-    (r"blocks\.(\d+)\.norm1" + _WB, r"blocks.\1.attention_norm.\2"),
-    (r"blocks\.(\d+)\.norm2" + _WB, r"blocks.\1.feed_forward_norm.\2"),
-    (r"blocks\.(\d+)\.attn\.qkv\.weight", _split(r"blocks.\1.attention", "weight")),
-    (r"blocks\.(\d+)\.attn\.qkv\.bias", _split(r"blocks.\1.attention", "bias")),
-    (r"blocks\.(\d+)\.attn\.proj" + _WB, r"blocks.\1.attention.out.\2"),
-    (r"blocks\.(\d+)\.mlp\.fc1" + _WB, r"blocks.\1.feed_forward.up.\2"),
-    (r"blocks\.(\d+)\.mlp\.fc2" + _WB, r"blocks.\1.feed_forward.down.\2"),
-    (r"blocks\.(\d+)\.ls1\.gamma", r"blocks.\1.attention.out.scale"),
-    (r"blocks\.(\d+)\.ls2\.gamma", r"blocks.\1.feed_forward.down.scale"),
-    (r"mask_token|(head|fc_norm)\..*", None),
+_VIT_HF_BLOCK = [
+    (r"attention\.attention\.(query|key|value)" + _WB, r"attention.\1.\2"),
+    *_under(r"attention\.", "", _PARTS),
+    (r"attention\.(?:output\.dense|o_proj)" + _WB, r"attention.out.\1"),
+    (r"(?:norm1|layernorm_before)" + _WB, r"attention_norm.\1"),
+    (r"(?:norm2|layernorm_after)" + _WB, r"feed_forward_norm.\1"),
+    (r"(?:mlp\.fc1|intermediate\.dense)" + _WB, r"feed_forward.up.\1"),
+    (r"(?:mlp\.fc2|output\.dense)" + _WB, r"feed_forward.down.\1"),
+    (r"layer_scale1\.lambda1", r"attention.out.scale"),
+    (r"layer_scale2\.lambda1", r"feed_forward.down.scale"),
 ]
-_HF = r"(?:encoder\.layer|layers)\.(\d+)\."  # on disk `encoder.layer.`, in memory `layers.` too
-VIT_HF = [  # transformers' ViT, DeiT and DINOv2: the names of its files, and those of its modules
-    (r"embeddings\.cls_token", "class_token"),
-    (r"embeddings\.position_embeddings", "position_embedding"),
-    (r"embeddings\.patch_embeddings\.projection" + _WB, r"patch_embedding.\1"),
-    (r"layernorm" + _WB, r"norm_post.\1"),
-    (_HF + r"attention\.attention\.(query|key|value)" + _WB, r"blocks.\1.attention.\2.\3"),
-    (_HF + r"attention\.q_proj" + _WB, r"blocks.\1.attention.query.\2"),
-    (_HF + r"attention\.k_proj" + _WB, r"blocks.\1.attention.key.\2"),
-    (_HF + r"attention\.v_proj" + _WB, r"blocks.\1.attention.value.\2"),
-    (_HF + r"attention\.(?:output\.dense|o_proj)" + _WB, r"blocks.\1.attention.out.\2"),
-    (_HF + r"(?:norm1|layernorm_before)" + _WB, r"blocks.\1.attention_norm.\2"),
-    (_HF + r"(?:norm2|layernorm_after)" + _WB, r"blocks.\1.feed_forward_norm.\2"),
-    (_HF + r"(?:mlp\.fc1|intermediate\.dense)" + _WB, r"blocks.\1.feed_forward.up.\2"),
-    (_HF + r"(?:mlp\.fc2|output\.dense)" + _WB, r"blocks.\1.feed_forward.down.\2"),
-    (_HF + r"layer_scale1\.lambda1", r"blocks.\1.attention.out.scale"),
-    (_HF + r"layer_scale2\.lambda1", r"blocks.\1.feed_forward.down.scale"),
-    (r"embeddings\.mask_token|(pooler|classifier)\..*", None),
-]
-# One attention, feed-forward and their norms, as BERT names them; also the fusion layers.
-_BERT_BLOCK = [
+_BERT_BLOCK = [  # also of the fusion layers
     (r"attention\.self\.(query|key|value)" + _WB, r"attention.\1.\2"),
     (r"attention\.output\.dense" + _WB, r"attention.out.\1"),
     (r"attention\.output\.LayerNorm" + _WB, r"attention_norm.\1"),
@@ -103,39 +83,50 @@ _FUSION_BLOCK = [
     (r"crossattention\.output\.LayerNorm" + _WB, r"cross_attention_norm.\1"),
 ]
 
-
-def _stack(rules: Rules, prefix: str, name: str) -> Rules:
-    """Block rules under `prefix` (whose group 1 is the block number), named `name`."""
-
-    def shift(template: str) -> str:  # the block number is group 1, so the rest move by one
-        return re.sub(r"\\(\d)", lambda match: f"\\{int(match[1]) + 1}", template)
-
-    return [(prefix + pattern, f"{name}{shift(template)}") for pattern, template in rules]
-
-
+# Encoders.
+CLIP_OPENAI = [
+    (r"class_embedding", "class_token"),
+    (r"positional_embedding", "position_embedding"),
+    (r"conv1\.weight", "patch_embedding.weight"),
+    (r"ln_pre" + _WB, r"norm_pre.\1"),
+    (r"ln_post" + _WB, r"norm_post.\1"),
+    (r"proj", None),  # output projection: the published model uses tokens before it
+    *_under(r"transformer\.resblocks\.(\d+)\.", r"blocks.\1.", _OPENAI_BLOCK),
+]
+CLIP_HF = [
+    (r"embeddings\.class_embedding", "class_token"),
+    (r"embeddings\.position_embedding\.weight", "position_embedding"),
+    (r"embeddings\.patch_embedding\.weight", "patch_embedding.weight"),
+    (r"embeddings\.position_ids", None),
+    (r"pre_layrnorm" + _WB, r"norm_pre.\1"),
+    (r"post_layernorm" + _WB, r"norm_post.\1"),
+    *_under(r"encoder\.layers\.(\d+)\.", r"blocks.\1.", _CLIP_HF_BLOCK),
+]
+VIT_TIMM = [  # timm, DeiT, DINO, DINOv2
+    (r"cls_token", "class_token"),
+    (r"pos_embed", "position_embedding"),
+    (r"patch_embed\.proj" + _WB, r"patch_embedding.\1"),
+    (r"norm" + _WB, r"norm_post.\1"),
+    *_under(r"blocks\.(\d+)\.", r"blocks.\1.", _TIMM_BLOCK),
+    (r"mask_token|(head|fc_norm)\..*", None),
+]
+VIT_HF = [  # transformers' ViT, DeiT and DINOv2: the names of its files, and those of its modules
+    (r"embeddings\.cls_token", "class_token"),
+    (r"embeddings\.position_embeddings", "position_embedding"),
+    (r"embeddings\.patch_embeddings\.projection" + _WB, r"patch_embedding.\1"),
+    (r"layernorm" + _WB, r"norm_post.\1"),
+    # On disk `encoder.layer.`, in memory `layers.` too.
+    *_under(r"(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1.", _VIT_HF_BLOCK),
+    (r"embeddings\.mask_token|(pooler|classifier)\..*", None),
+]
 BERT = [
     (r"embeddings\.word_embeddings\.weight", "word_embedding.weight"),
     (r"embeddings\.position_embeddings\.weight", "position_embedding.weight"),
     (r"embeddings\.token_type_embeddings\.weight", "type_embedding.weight"),
-    (r"embeddings\.LayerNorm\.(?:weight|gamma)", "embedding_norm.weight"),
-    (r"embeddings\.LayerNorm\.(?:bias|beta)", "embedding_norm.bias"),
+    (r"embeddings\.LayerNorm" + _WB, r"embedding_norm.\1"),
     (r"embeddings\.position_ids|pooler\..*|(lm_head|cls)\..*", None),
-    *_stack(_BERT_BLOCK, r"encoder\.layer\.(\d+)\.", r"blocks.\1."),
+    *_under(r"encoder\.layer\.(\d+)\.", r"blocks.\1.", _BERT_BLOCK),
 ]
-
-
-def _under(prefix: str, ours: str, rules: list) -> Rules:
-    """Rules for names below `prefix`, giving names of ours below `ours`."""
-    placed = []
-    for pattern, name in rules:
-        if isinstance(name, tuple):
-            name = tuple(ours + part for part in name)
-        elif name is not None:
-            name = ours + name
-        placed.append((prefix + f"(?:{pattern})", name))
-    return placed
-
-
 REFERENCE = [
     *_under(r"vision_encoder\.visual\.", "image_encoder.", CLIP_OPENAI),
     (r"vision_encoder\.(positional_embedding|token_embedding\.weight|ln_final\..*)", None),
@@ -143,8 +134,8 @@ REFERENCE = [
     (r"multi_modal_language_proj" + _WB, r"fusion.text_projection.\1"),
     (r"multi_modal_vision_proj" + _WB, r"fusion.image_projection.\1"),
     (r"modality_type_embeddings\.weight", "fusion.type_embedding.weight"),
-    *_stack(_FUSION_BLOCK, r"multi_modal_language_layers\.(\d+)\.", r"fusion.text_layers.\1."),
-    *_stack(_FUSION_BLOCK, r"multi_modal_vision_layers\.(\d+)\.", r"fusion.image_layers.\1."),
+    *_under(r"multi_modal_language_layers\.(\d+)\.", r"fusion.text_layers.\1.", _FUSION_BLOCK),
+    *_under(r"multi_modal_vision_layers\.(\d+)\.", r"fusion.image_layers.\1.", _FUSION_BLOCK),
     (r"multi_modal_language_pooler\.dense" + _WB, r"fusion.text_pooler.\1"),
     (r"multi_modal_vision_pooler\.dense" + _WB, r"fusion.image_pooler.\1"),
     (r"mlm_head\.transform\.dense" + _WB, r"mlm_head.dense.\1"),
@@ -154,7 +145,7 @@ REFERENCE = [
     (r"mim_head\.mask_token", "mim_head.mask_token"),
     (r"mim_head\.decoder_pos_embed", None),  # after the check in convert_reference
     (r"mim_head\.decoder_embed" + _WB, r"mim_head.embed.\1"),
-    *_under(r"mim_head\.decoder\.", "mim_head.", _OPENAI_BLOCK),
+    *_under(r"mim_head\.decoder\.resblocks\.(\d+)\.", r"mim_head.blocks.\1.", _OPENAI_BLOCK),
     (r"mim_head\.decoder_norm" + _WB, r"mim_head.norm.\1"),
     (r"mim_head\.decoder_pred" + _WB, r"mim_head.pixels.\1"),
     (r"itm_head\.fc" + _WB, r"itm_head.classes.\1"),

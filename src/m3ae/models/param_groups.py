@@ -40,21 +40,15 @@ def param_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     groups = []
     for part, scale in scales.items():
         for decay in (True, False):
-            named = [
-                (name, parameter)
+            named = {
+                name: parameter
                 for name, parameter in model.named_parameters()
                 if parameter.requires_grad
                 and part_of(name, config.param_groups) == part
                 and decays(name, parameter, config.param_groups) == decay
-            ]
-            if named:
-                groups.append(
-                    {
-                        "name": f"{part}, {'decay' if decay else 'no decay'}",
-                        "names": [name for name, _ in named],
-                        "params": [parameter for _, parameter in named],
-                        "lr_scale": scale,
-                        "weight_decay": config.weight_decay if decay else 0.0,
-                    }
-                )
+            }
+            title = f"{part}, {'decay' if decay else 'no decay'}"
+            group = {"name": title, "names": list(named), "params": list(named.values())}
+            group |= {"lr_scale": scale, "weight_decay": config.weight_decay if decay else 0.0}
+            groups += [group] if named else []
     return groups

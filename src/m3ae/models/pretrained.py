@@ -6,12 +6,12 @@ and listed in the log when it happens.
 """
 
 import dataclasses
-import io
 import json
 import logging
 import math
 import pickle
 import re
+import types
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,18 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from m3ae.config import Architecture
-from m3ae.files import replacing
+from m3ae.files import replacing, write_json
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
-from m3ae.models.name_maps import (
-    BERT,
-    CLIP_HF,
-    CLIP_OPENAI,
-    REFERENCE,
-    VIT_HF,
-    VIT_TIMM,
-    Rules,
-)
+from m3ae.models.name_maps import BERT, CLIP_HF, CLIP_OPENAI, REFERENCE, VIT_HF, VIT_TIMM, Rules
 from m3ae.models.text_encoder import TextEncoder
 from m3ae.strict_yaml import build
 
@@ -42,9 +34,7 @@ log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
 
-def convert_names(
-    state: Mapping[str, Tensor], rules: Rules, source: str
-) -> tuple[State, list[str]]:
+def convert_names(state: Mapping, rules: Rules, source: str) -> tuple[State, list[str]]:
     """Rename by the first rule that matches a whole name -> converted tensors, names dropped.
 
     Raises ValueError naming the tensors that no rule takes.
@@ -53,9 +43,8 @@ def convert_names(
     out: State = {}
     dropped, unknown = [], []
     for key, tensor in state.items():
-        match, name = next(
-            ((m, name) for pattern, name in compiled if (m := pattern.fullmatch(key))), (None, None)
-        )
+        found = [(m, name) for pattern, name in compiled if (m := pattern.fullmatch(key))]
+        match, name = found[0] if found else (None, None)
         if match is None:
             unknown.append(key)
         elif name is None:
@@ -79,14 +68,13 @@ def convert_reference(state: Mapping[str, Any]) -> State:
     """
     if isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    tensors = dict(state)
-    positions = tensors.get("mim_head.decoder_pos_embed")
+    positions = state.get("mim_head.decoder_pos_embed")
     if positions is not None:
         ours = sincos_2d(positions.shape[-1], math.isqrt(positions.shape[-2] - 1))
         same_size = positions.numel() == ours.numel()
         if not (same_size and torch.allclose(positions.float().view_as(ours), ours, atol=1e-5)):
             raise ValueError("mim_head.decoder_pos_embed is not the fixed sine-cosine table")
-    out, _ = convert_names(tensors, REFERENCE, "reference checkpoint")
+    out, _ = convert_names(state, REFERENCE, "reference checkpoint")
     if "mim_head.mask_token" in out:
         out["mim_head.mask_token"] = out["mim_head.mask_token"].flatten()
     return out
@@ -105,13 +93,11 @@ def load_image_encoder(encoder: ImageEncoder, source: str) -> None:
     towers = r"(text_model|transformer|token_embedding|ln_final|visual_projection|text_projection"
     towers += r"|logit_scale|positional_embedding|context_length|input_resolution|vocab_size)"
     prefix = _prefix(state, prefixes[encoder.kind])
-    dropped = [key for key in state if prefix and not key.startswith(prefix)]
+    dropped = [key for key in state if not key.startswith(prefix)]
     strange = [key for key in dropped if not re.match(towers + r"|(classifier|pooler)\.", key)]
     if strange:
         raise ValueError(f"{source}: beside the image tower stand {_some(strange)}")
-    state = {
-        key.removeprefix(prefix): tensor for key, tensor in state.items() if key not in set(dropped)
-    }
+    state = {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
     families = {"clip": (CLIP_OPENAI, CLIP_HF), "vit": (VIT_TIMM, VIT_HF)}[encoder.kind]
     rules = max(families, key=lambda rules: _matches(state, rules))
     converted, unused = convert_names(state, rules, source)
@@ -119,6 +105,8 @@ def load_image_encoder(encoder: ImageEncoder, source: str) -> None:
         scale, layer = converted.pop(key), key.removesuffix(".scale")
         converted[f"{layer}.weight"] = converted[f"{layer}.weight"] * scale[:, None]
         converted[f"{layer}.bias"] = converted[f"{layer}.bias"] * scale
+    if lacking := sorted({"class_token", "position_embedding"} - converted.keys()):
+        raise ValueError(f"{source}: lacks {_some(lacking)}")
     converted["class_token"] = converted["class_token"].flatten()
     positions = converted["position_embedding"]
     positions = positions.view(-1, positions.shape[-1])
@@ -131,13 +119,10 @@ def load_text_encoder(encoder: TextEncoder, source: str) -> None:
     state = read_weights(source)
     prefix = _prefix(state, ("roberta.", "bert."))
     if prefix and prefix != f"{encoder.kind}.":
-        raise ValueError(
-            f"{source}: its tensors begin with {prefix!r}, the config's "
-            f"text_encoder.kind is {encoder.kind!r}"
-        )
-    state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    state = {
-        key.replace(".gamma", ".weight").replace(".beta", ".bias"): tensor
+        found = f"its tensors begin with {prefix!r}"
+        raise ValueError(f"{source}: {found}, the config's text_encoder.kind is {encoder.kind!r}")
+    state = {  # older files call LayerNorm's weight and bias gamma and beta
+        key.removeprefix(prefix).replace(".gamma", ".weight").replace(".beta", ".bias"): tensor
         for key, tensor in state.items()
     }
     converted, dropped = convert_names(state, BERT, source)
@@ -151,12 +136,11 @@ def _fill(module: nn.Module, state: State, source: str, dropped: list[str]) -> N
     state = {key: tensor for key, tensor in state.items() if key not in beyond}
     if dropped or beyond:
         log.info("%s: dropped %s", source, _some(sorted({*dropped, *beyond})))
-    check_state(module, state, source)
-    module.load_state_dict(state)
+    load_strictly(module, state, source)
 
 
-def check_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Raise ValueError, on one line, unless `state` has the module's names and shapes exactly."""
+def load_strictly(module: nn.Module, state: State, source: str) -> None:
+    """Fill a module; raise ValueError unless `state` has its names and shapes exactly."""
     ours = module.state_dict()
     missing, extra = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
     if missing or extra:
@@ -164,11 +148,10 @@ def check_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         parts += [f"has no place for {_some(extra)}"] if extra else []
         raise ValueError(f"{source}: {' and '.join(parts)}; do the config's sizes fit the file?")
     for key, tensor in ours.items():
-        if tensor.shape != state[key].shape:
-            raise ValueError(
-                f"{source}: {key} is {tuple(state[key].shape)} in the file, "
-                f"{tuple(tensor.shape)} by the config"
-            )
+        there, here = tuple(state[key].shape), tuple(tensor.shape)
+        if there != here:
+            raise ValueError(f"{source}: {key} is {there} in the file, {here} by the config")
+    module.load_state_dict(state)
 
 
 def _prefix(state: State, prefixes: tuple[str, ...]) -> str:
@@ -187,6 +170,8 @@ def _some(names: list[str], most: int = 6) -> str:
 
 # ------------------------------------------------------------------------------------- files
 
+_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder or hub repository
+
 
 def read_weights(source: str | Path) -> State:
     """All tensors of a file, a folder or a hub id. Nothing stored in a file is ever executed.
@@ -195,12 +180,11 @@ def read_weights(source: str | Path) -> State:
     """
     path = Path(source)
     if not path.exists():
-        return read_weights(_from_hub(str(source)))
+        path = _from_hub(str(source))
     if path.is_dir():
-        names = ("model.safetensors", "pytorch_model.bin")
-        path = next((path / name for name in names if (path / name).is_file()), path)
+        path = next((path / name for name in _FILES if (path / name).is_file()), path)
         if path.is_dir():
-            raise FileNotFoundError(f"{path} holds neither {' nor '.join(names)}")
+            raise FileNotFoundError(f"{path} holds neither {' nor '.join(_FILES)}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     content = read_checkpoint(path)
@@ -223,21 +207,17 @@ def _from_hub(source: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    unreachable = None
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    why = f"holds neither {' nor '.join(_FILES)}"
+    for name in _FILES:
         try:
             return Path(hf_hub_download(source, name))
-        except LocalEntryNotFoundError as error:  # the other file may still be in the cache
-            unreachable = error
+        except LocalEntryNotFoundError:  # the other file may still be in the cache
+            why = "is no local folder, and the hub cannot be reached: give a folder"
         except EntryNotFoundError:
             continue
         except HfHubHTTPError as error:
             raise FileNotFoundError(f"{source}: not on the hub ({error})") from error
-    if unreachable is not None:
-        raise FileNotFoundError(
-            f"{source} is no local folder, and the hub cannot be reached: give a folder"
-        ) from unreachable
-    raise FileNotFoundError(f"{source} holds neither model.safetensors nor pytorch_model.bin")
+    raise FileNotFoundError(f"{source} {why}")
 
 
 class _Inert:
@@ -246,23 +226,11 @@ class _Inert:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+    # How pickle fills an object, a dictionary, a list (item by item, or all at once) and a set.
+    __setstate__ = __setitem__ = append = extend = add = __init__
 
     def __call__(self, *args: Any, **kwargs: Any) -> "_Inert":
         return self
-
-    def append(self, item: Any) -> None:
-        """A pickled list may be filled item by item."""
-
-    def extend(self, items: Any) -> None:
-        """Or all at once."""
-
-    def add(self, item: Any) -> None:
-        """Or be a set."""
 
 
 _ALLOWED = {
@@ -282,15 +250,12 @@ class _TensorsOnly(pickle.Unpickler):
         return _Inert
 
 
-class _TensorsOnlyPickle:
-    """What `torch.load` needs of a pickle module."""
-
-    __name__ = "pickle"
-    Unpickler = _TensorsOnly
-
-    @staticmethod
-    def load(file: io.IOBase, **options: Any) -> Any:
-        return _TensorsOnly(file, **options).load()
+# What `torch.load` needs of a pickle module.
+_TENSORS_ONLY = types.SimpleNamespace(
+    __name__="pickle",
+    Unpickler=_TensorsOnly,
+    load=lambda file, **options: _TensorsOnly(file, **options).load(),
+)
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -303,9 +268,7 @@ def read_checkpoint(path: str | Path) -> dict:
     try:
         # weights_only=True refuses such files whole; the unpickler above is at least as strict
         # about what may run, and reads on.
-        content = torch.load(
-            path, map_location="cpu", pickle_module=_TensorsOnlyPickle, weights_only=False
-        )
+        content = torch.load(path, "cpu", pickle_module=_TENSORS_ONLY, weights_only=False)
     except OSError:
         raise
     except Exception as error:  # a damaged file can make the unpickler fail in any way
@@ -326,8 +289,8 @@ tags: [medical, vision-language, masked-autoencoder]
 ---
 # M3AE
 
-A multi-modal masked autoencoder (Chen et al., MICCAI 2022): {parameters} parameters, images of
-{image_px} px, patches of {patch_px} px, text encoder of the {kind} family.
+A multi-modal masked autoencoder (Chen et al., MICCAI 2022): {parameters:,} parameters, images of
+{image.image_px} px, patches of {image.patch_px} px, text encoder of the {text.kind} family.
 
     from m3ae.models import M3AE
     model = M3AE.from_pretrained("this folder")
@@ -345,13 +308,10 @@ def save_pretrained(model: nn.Module, path: str | Path, tokenizer: Any = None) -
     with replacing(path / "model.safetensors") as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
     config = {"format": "m3ae", "version": 1, "model": dataclasses.asdict(model.config)}
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    card = _CARD.format(
-        parameters=f"{sum(p.numel() for p in model.parameters()):,}",
-        image_px=model.config.image_encoder.image_px,
-        patch_px=model.config.image_encoder.patch_px,
-        kind=model.config.text_encoder.kind,
-    )
+    write_json(path / "config.json", config, indent=2)
+    image, text = model.config.image_encoder, model.config.text_encoder
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    card = _CARD.format(parameters=parameters, image=image, text=text)
     (path / "README.md").write_text(card, encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(str(path))
@@ -371,10 +331,9 @@ def read_pretrained(path_or_hub_id: str | Path) -> tuple[Architecture, State]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{folder}/config.json is not valid JSON: {error}") from error
-    if config.get("format") != "m3ae" or config.get("version") != 1:
-        raise ValueError(
-            f"{folder}/config.json: format {config.get('format')!r}, version "
-            f"{config.get('version')!r}; expected 'm3ae', 1"
-        )
+    made = config.get("format"), config.get("version")
+    if made != ("m3ae", 1):
+        found = f"format {made[0]!r}, version {made[1]!r}"
+        raise ValueError(f"{folder}/config.json: {found}; expected 'm3ae', 1")
     section = {key: value for key, value in config["model"].items() if key not in _SWITCHES}
     return build(Architecture, section), _read_safetensors(folder / "model.safetensors")

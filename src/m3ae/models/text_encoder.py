@@ -6,49 +6,23 @@ Letters: `B` texts, `L` tokens, `D` width. The two differ only in how positions 
 import torch
 from torch import Tensor, nn
 
+from m3ae.config import TextEncoderConfig
 from m3ae.models.layers import PostNormBlock
-
-KINDS = ("roberta", "bert")
 
 
 class TextEncoder(nn.Module):
     """Embeddings and post-norm blocks; all token types are 0, no pooler."""
 
-    def __init__(
-        self,
-        *,
-        kind: str,
-        vocab_size: int,
-        type_vocab_size: int,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_width: int,
-        max_positions: int,
-        layer_norm_eps: float,
-        dropout: float,
-        attention_dropout: float,
-        pad_id: int,
-    ) -> None:
+    def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"text encoder kind {kind!r} is not one of {', '.join(KINDS)}")
-        self.kind, self.pad_id = kind, pad_id
-        self.word_embedding = nn.Embedding(vocab_size, width)
-        self.position_embedding = nn.Embedding(max_positions, width)
-        self.type_embedding = nn.Embedding(type_vocab_size, width)
-        self.embedding_norm = nn.LayerNorm(width, eps=layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.kind, self.pad_id = config.kind, config.pad_id
+        self.word_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position_embedding = nn.Embedding(config.max_positions, config.width)
+        self.type_embedding = nn.Embedding(config.type_vocab_size, config.width)
+        self.embedding_norm = nn.LayerNorm(config.width, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            PostNormBlock(
-                width=width,
-                heads=heads,
-                hidden=mlp_width,
-                layer_norm_eps=layer_norm_eps,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-            )
-            for _ in range(depth)
+            PostNormBlock(config, config.mlp_width) for _ in range(config.depth)
         )
 
     def positions(self, ids: Tensor) -> Tensor:

@@ -20,9 +20,11 @@ def facts(
     """Figures of a run, by name."""
     with torch.device("meta"):
         model = M3AE(config.model)
-    unreached = set(model.unreached())
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    trained = sum(size for name, size in sizes.items() if name not in unreached)
+    model.freeze_unreached()
+    parameters = list(model.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    length, gib = config.data.text_length, 2**30
+    activations = activation_bytes(config.model, length, precision) * plan.batch_per_process
     return {
         "run": config.output,
         "training_pairs": len(pairs),
@@ -33,16 +35,11 @@ def facts(
         "processes": plan.processes,
         "accumulation": plan.accumulation,
         "precision": precision,
-        "parameters": sum(sizes.values()),
+        "parameters": sum(parameter.numel() for parameter in parameters),
         "trained_parameters": trained,
-        "gflop_per_sample": round(step_flops(config.model, config.data.text_length) / 1e9, 3),
-        "memory_gib_weights_optimiser": round(trained * 16 / 2**30, 2),
-        "memory_gib_activations_estimate": round(
-            activation_bytes(config.model, config.data.text_length, precision)
-            * plan.batch_per_process
-            / 2**30,
-            2,
-        ),
+        "gflop_per_sample": round(step_flops(config.model, length) / 1e9, 3),
+        "memory_gib_weights_optimiser": round(trained * 16 / gib, 2),
+        "memory_gib_activations_estimate": round(activations / gib, 2),
     }
 
 
@@ -58,25 +55,19 @@ def activation_bytes(model: ModelConfig, text_length: int, precision: str) -> fl
     return values * _ACTIVATION_BYTES * (2 if precision == "fp32" else 1)
 
 
-def step_flops(
-    model: ModelConfig, text_length: int, pairs: int = 8, backward: bool = True
-) -> float:
+def step_flops(model: ModelConfig, text_length: int) -> float:
     """FLOP a pair of a training step (2 a multiply-add), texts of full length.
 
-    Counted on the meta device: no memory, no arithmetic. `pairs` must be a multiple of itm.group.
+    Counted on the meta device: no memory, no arithmetic.
     """
-    pairs = max(pairs, model.itm.group)
+    pairs = max(8, model.itm.group)
     with torch.device("meta"):
         network = M3AE(model)
         batch = meta_batch(model, text_length, pairs)
-    unreached = set(network.unreached())
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name not in unreached)
+    network.freeze_unreached()
     counter = FlopCounterMode(display=False)
     with counter:
-        losses = network(batch)
-        if backward:
-            losses["loss"].backward()
+        network(batch)["loss"].backward()
     return counter.get_total_flops() / pairs
 
 

@@ -6,7 +6,7 @@ pairings are fixed. Intervals: 95 % bootstrap over images, all texts of an image
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -16,18 +16,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from m3ae.config import EvalConfig
-from m3ae.data.datasets import EvalBatches, Pairs, Sample
+from m3ae.data.datasets import Assembler, EvalBatches, Pairs, Sample
 from m3ae.data.masking import NOT_SCORED
 from m3ae.data.sampler import SUBSET, keyed
 from m3ae.data.texts import encode
 from m3ae.models import M3AE
 from m3ae.training.distributed import Processes
-from m3ae.training.engine import autocast, evaluating, to_device
+from m3ae.training.engine import Arrays, autocast, evaluating, join_arrays, to_device
 
 ARMS = ("own", "other", "none")
 RESAMPLES = 2000
+PROTOCOL = "Held-out pairs, fixed masks and pairings (seed {seed}, {draws} mask draws a text), \
+whole words masked. own: the pair as it is; other: with another pair's image or text; none: with \
+the mean image or the empty text. Intervals: 95 % bootstrap over images."
 Batch = dict[str, Tensor]
-Arrays = dict[str, np.ndarray]
 
 
 @contextmanager
@@ -78,31 +80,20 @@ class Attributes:
 
 
 def bootstrap(
-    images: np.ndarray,
-    statistic: Callable[[Callable[[np.ndarray], np.ndarray]], np.ndarray],
-    seed: int,
+    images: np.ndarray, values: np.ndarray, counts: np.ndarray, seed: int
 ) -> dict[str, float]:
-    """Value and 95 % interval of a statistic over resamples of images.
+    """Sum of values over sum of counts, both (S,), and its 95 % interval over resamples of images.
 
-    images (S,) = image of each row. `statistic` gets a function that turns a row array (S,) into
-    its total under every resample (R,), the first being the data as they are.
+    images (S,) = image of each row. A resample without anything counted is left out.
     """
     names, rows = np.unique(images, return_inverse=True)
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-    weights = np.concatenate([np.ones((1, len(names))), draws])
-
-    def total(values: np.ndarray) -> np.ndarray:
-        return weights @ np.bincount(rows, weights=values, minlength=len(names))
-
-    values = statistic(total)
-    low, high = np.nanquantile(values[1:], [0.025, 0.975])
-    return {"value": float(values[0]), "low": float(low), "high": float(high)}
-
-
-def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """Element by element; nan where a resample has nothing to divide by."""
-    return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
+    weights = np.concatenate([np.ones((1, len(names))), draws])  # first the data as they are
+    top, bottom = (weights @ np.bincount(rows, weights=column) for column in (values, counts))
+    means = np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
+    low, high = np.nanquantile(means[1:], [0.025, 0.975])
+    return {"value": float(means[0]), "low": float(low), "high": float(high)}
 
 
 def arm_table(arrays: Arrays, name: str, sign: int, seed: int) -> dict[str, dict[str, float]]:
@@ -111,17 +102,14 @@ def arm_table(arrays: Arrays, name: str, sign: int, seed: int) -> dict[str, dict
     arrays hold `image`, `count` and `{name}_{arm}` (S,); sign -1 where lower is better.
     """
     images, count = arrays["image"], arrays["count"]
-    table = {
-        arm: bootstrap(
-            images, lambda total, a=arm: ratio(total(arrays[f"{name}_{a}"]), total(count)), seed
-        )
-        | {"n": int(count.sum())}
-        for arm in ARMS
-    }
+    table = {}
+    for arm in ARMS:
+        mean = bootstrap(images, arrays[f"{name}_{arm}"], count, seed)
+        table[arm] = mean | {"n": int(count.sum())}
     for arm in ("none", "other"):
         gain = sign * (arrays[f"{name}_own"] - arrays[f"{name}_{arm}"])
         label = f"own - {arm}" if sign > 0 else f"{arm} - own"
-        table[label] = bootstrap(images, lambda total, g=gain: ratio(total(g), total(count)), seed)
+        table[label] = bootstrap(images, gain, count, seed)
     return table
 
 
@@ -142,12 +130,8 @@ def another(batch: Batch, image_ids: np.ndarray) -> Tensor:
 def mlm_arms(model: M3AE, batch: Batch, image_ids: np.ndarray) -> dict[str, Tensor]:
     """Which scored tokens each arm gets right: `correct_{arm}` bool (B, M), `targets` (B, M)."""
     image = model.normalise(batch["image"])
-    shown = {
-        "own": image,
-        "other": image[another(batch, image_ids)],
-        "none": torch.zeros_like(image),
-    }
-    out = {}
+    other, none = image[another(batch, image_ids)], torch.zeros_like(image)
+    shown, out = {"own": image, "other": other, "none": none}, {}
     for arm, pixels in shown.items():
         outputs = model.outputs(batch | {"image": pixels})
         out["targets"] = outputs.mlm_targets
@@ -185,51 +169,28 @@ class ThreeArms:
 
     def run(self) -> dict:
         """All measures of the active objectives; every process must call it."""
-        has = self.model.loss_weights.__contains__
-        size = min(self.config.final_samples or len(self.pairs), len(self.pairs))
-        result: dict = {"samples": size, "protocol": self._protocol(), "measures": {}}
+        config = self.config
+        size = min(config.final_samples or len(self.pairs), len(self.pairs))
+        protocol = PROTOCOL.format(seed=config.seed, draws=config.mask_draws)
+        result: dict = {"samples": size, "protocol": protocol, "measures": {}}
+        measures = {"mlm": self._mlm, "mim": self._mim, "itm": self._itm}
         with evaluating(self.model):
-            if has("mlm"):
-                with only(self.model, "mlm"):
-                    self._mlm(result)
-            if has("mim"):
-                with only(self.model, "mim"):
-                    self._mim(result)
-            if has("itm"):
-                with only(self.model, "itm"):
-                    self._itm(result)
+            for name in self.model.loss_weights:
+                with only(self.model, name):
+                    measures[name](result)
         return result
-
-    def _protocol(self) -> str:
-        draws, seed = self.config.mask_draws, self.config.seed
-        return (
-            f"Held-out pairs, fixed masks and pairings (seed {seed}, {draws} mask draws a text), "
-            "whole words masked. "
-            "own: the pair as it is; other: with another pair's image or text; none: with the "
-            "mean image or the empty text. Intervals: 95 % bootstrap over images."
-        )
 
     def _batches(self, draw: int, title: str) -> Iterator[tuple[Batch, list[Sample]]]:
         """This process's part of the fixed batches, on the device, with their samples."""
-        fixed = EvalBatches(
-            self.pairs,
-            self.masks,
-            self.config.seed,
-            self.config.final_samples,
-            self.config.batch,
-            draw,
-        )
-        own_batches = range(self.processes.rank, len(fixed), self.processes.count)
-        for item in tqdm(own_batches, desc=title, disable=not self.processes.first, leave=False):
+        pairs, config, processes = self.pairs, self.config, self.processes
+        most = config.final_samples
+        fixed = EvalBatches(pairs, self.masks, config.seed, most, config.batch, draw)
+        own_batches = range(processes.rank, len(fixed), processes.count)
+        for item in tqdm(own_batches, desc=title, disable=not processes.first, leave=False):
             batch = fixed[item]
-            samples = [self.pairs[int(index)] for index in batch["index"]]
-            with autocast(self.processes.device, self.precision):
-                yield to_device(batch, self.processes.device), samples
-
-    def _gather(self, rows: list[Arrays]) -> Arrays:
-        """One array a key over the batches of all processes."""
-        everything = [row for their_rows in self.processes.gather(rows) for row in their_rows]
-        return {key: np.concatenate([row[key] for row in everything]) for key in everything[0]}
+            samples = [pairs[int(index)] for index in batch["index"]]
+            with autocast(processes.device, self.precision):
+                yield to_device(batch, processes.device), samples
 
     def _mlm(self, result: dict) -> None:
         rows = []
@@ -237,44 +198,35 @@ class ThreeArms:
             for batch, samples in self._batches(draw, "masked words, three arms"):
                 ids = np.array([sample.image_id for sample in samples])
                 arms = {k: v.cpu().numpy() for k, v in mlm_arms(self.model, batch, ids).items()}
-                scored = arms["targets"] != NOT_SCORED
+                targets = arms.pop("targets")
+                scored = targets != NOT_SCORED
                 places = batch["mlm_positions"].cpu().numpy()
                 if not self.model.share:  # the plain step reads every position
                     places = np.broadcast_to(np.arange(scored.shape[1]), scored.shape)
                 stated = np.stack([self.attributes.of_tokens(sample) for sample in samples])
-                rows.append(
-                    {
-                        "image": np.broadcast_to(ids[:, None], scored.shape)[scored],
-                        "target": arms["targets"][scored],
-                        "attribute": np.take_along_axis(stated, places, axis=1)[scored],
-                        "count": np.ones(scored.sum()),
-                    }
-                    | {f"correct_{a}": arms[f"correct_{a}"][scored].astype(float) for a in ARMS}
-                )
-        arrays = self._gather(rows)
-        seed = self.config.seed
+                row = {key: right[scored].astype(float) for key, right in arms.items()}
+                row["image"] = np.broadcast_to(ids[:, None], scored.shape)[scored]
+                row["target"], row["count"] = targets[scored], np.ones(scored.sum())
+                row["attribute"] = np.take_along_axis(stated, places, axis=1)[scored]
+                rows.append(row)
+        arrays, seed = join_arrays(rows, self.processes), self.config.seed
         result["measures"]["mlm_accuracy"] = arm_table(arrays, "correct", 1, seed)
-        if not self.attributes.names:
-            return
-        shown = [i for i, n in enumerate(self.attributes.names) if n not in self.config.text_only]
+        names, text_only = self.attributes.names, self.config.text_only
+        shown = [number for number, name in enumerate(names) if name not in text_only]
         chosen = np.isin(arrays["attribute"], shown)
         if not chosen.any():
             return  # no masked word states one: there is nothing to measure
         stating = {key: array[chosen] for key, array in arrays.items()}
         result["measures"]["mlm_attribute_accuracy"] = arm_table(stating, "correct", 1, seed)
         result["attributes"] = {}
-        for number, name in enumerate(self.attributes.names):
+        for number, name in enumerate(names):
             mine = {key: array[arrays["attribute"] == number] for key, array in arrays.items()}
-            if len(mine["target"]):
+            if count := len(mine["target"]):
                 table = arm_table(mine, "correct", 1, seed)
-                result["attributes"][name] = {
-                    "tag": self._tag(name),
-                    "n": len(mine["target"]),
-                    "majority": float(np.unique(mine["target"], return_counts=True)[1].max())
-                    / len(mine["target"]),
-                    "gain": table["own - none"],
-                    "own_interval": table["own"],
-                } | {arm: table[arm]["value"] for arm in ARMS}
+                most = np.unique(mine["target"], return_counts=True)[1].max()
+                entry = {"tag": self._tag(name), "n": count, "majority": float(most) / count}
+                entry |= {"gain": table["own - none"], "own_interval": table["own"]}
+                result["attributes"][name] = entry | {arm: table[arm]["value"] for arm in ARMS}
 
     def _tag(self, name: str) -> str:
         tags = {"fine": self.config.fine, "text only": self.config.text_only}
@@ -287,69 +239,62 @@ class ThreeArms:
             arms = mim_arms(self.model, batch, ids, self.pairs.special)
             arrays = {key: value.double().cpu().numpy() for key, value in arms.items()}
             rows.append({"image": ids} | arrays)
-        arrays = self._gather(rows)
+        arrays = join_arrays(rows, self.processes)
         result["measures"]["mim_loss"] = arm_table(arrays, "loss", -1, self.config.seed)
 
     def _itm(self, result: dict) -> None:
-        rows = []
-        for batch, samples in self._batches(0, "matching, random false images"):
-            rows.append(self._matched(batch, samples))
-        result["itm"] = {"random": self._accuracy(rows)}
-        if self.config.hard_negative_same:
-            rows = [self._matched(*pair) for pair in self._hard_batches()]
-            result["itm"]["hard"] = self._accuracy(rows)
+        random = self._batches(0, "matching, random false images")
+        result["itm"] = {"random": self._accuracy(random)}
+        if hard := self._hard_pairs():
             same = ", ".join(self.config.hard_negative_same)
-            result["itm"]["hard_rule"] = (
-                f"half the texts are shown with an image whose own text states the same {same} "
-                "and differs in another attribute"
-            )
+            rule = "half the texts are shown with an image whose own text states the same "
+            rule += f"{same} and differs in another attribute"
+            accuracy = self._accuracy(self._hard_batches(hard))
+            result["itm"] |= {"hard": accuracy, "hard_rule": rule}
 
-    def _matched(self, batch: Batch, samples: list[Sample]) -> Arrays:
-        sums = self.model(batch, per_sample=True)
-        images = np.array([sample.image_id for sample in samples])
-        return {"image": images, "correct": sums["itm_correct"].double().cpu().numpy()}
+    def _accuracy(self, batches: Iterable[tuple[Batch, list[Sample]]]) -> dict[str, float]:
+        rows = []
+        for batch, samples in batches:
+            right = self.model(batch, per_sample=True)["itm_correct"].double().cpu().numpy()
+            rows.append({"image": np.array([s.image_id for s in samples]), "right": right})
+        arrays = join_arrays(rows, self.processes)
+        ones = np.ones(len(arrays["right"]))
+        mean = bootstrap(arrays["image"], arrays["right"], ones, self.config.seed)
+        return mean | {"n": len(ones)}
 
-    def _accuracy(self, rows: list[Arrays]) -> dict[str, float]:
-        arrays = self._gather(rows)
-        ones = np.ones(len(arrays["image"]))
-        value = bootstrap(
-            arrays["image"],
-            lambda total: ratio(total(arrays["correct"]), total(ones)),
-            self.config.seed,
-        )
-        return value | {"n": len(ones)}
-
-    def _hard_batches(self) -> Iterator[tuple[Batch, list[Sample]]]:
-        """Texts in turn with their own image and with a hard false one, chosen once and for all."""
+    def _hard_pairs(self) -> list[tuple[int, int]]:
+        """(text, image of which pair), in turn a match and a hard false one, fixed once for all."""
         config, pairs = self.config, self.pairs
+        if not config.hard_negative_same:
+            return []
         fixed = EvalBatches(pairs, self.model.config, config.seed, config.final_samples, 1)
-        stated = {int(i): self.attributes.of_text(pairs.text(int(i))) for i in fixed.indices}
+        stated = {i: self.attributes.of_text(pairs.text(i)) for i in fixed.indices.tolist()}
         alike: dict[tuple, list[int]] = {}
         for index, values in stated.items():
-            alike.setdefault(tuple(values[name] for name in config.hard_negative_same), []).append(
-                index
-            )
-        shown = []  # (text, image of which pair), in turn a match and a hard false one
+            key = tuple(values[name] for name in config.hard_negative_same)
+            alike.setdefault(key, []).append(index)
+        shown = []
         for members in alike.values():
             for number, index in enumerate(members):
                 false = [other for other in members if stated[other] != stated[index]]
                 if false:
                     rng = keyed(config.seed, SUBSET, 1, index)
                     shown.append((index, index if number % 2 else int(rng.choice(false))))
-        shown = shown[self.processes.rank :: self.processes.count]
+        return shown
+
+    def _hard_batches(self, shown: list[tuple[int, int]]) -> Iterator[tuple[Batch, list[Sample]]]:
+        """This process's part of such pairs, on the device, with samples that hold these images."""
+        config, pairs, processes = self.config, self.pairs, self.processes
+        assemble = Assembler(self.model.config, pairs)
+        shown = shown[processes.rank :: processes.count]
         starts = range(0, len(shown), config.batch)
-        for start in tqdm(
-            starts,
-            desc="matching, hard false images",
-            leave=False,
-            disable=not self.processes.first,
-        ):
+        title = "matching, hard false images"
+        for start in tqdm(starts, desc=title, disable=not processes.first, leave=False):
             chosen = shown[start : start + config.batch]
             samples = [replace(pairs[text], image=pairs[image].image) for text, image in chosen]
             rngs = [keyed(config.seed, SUBSET, 2, text) for text, _ in chosen]
-            groups = rngs[:: self.model.config.itm.group]
-            batch = fixed.assemble(samples, rngs, groups)
+            batch = assemble(samples, rngs, rngs[:: self.model.config.itm.group])
             batch["itm_match"] = torch.tensor([text == image for text, image in chosen])
             batch["itm_image"] = torch.arange(len(chosen))
-            with autocast(self.processes.device, self.precision):
-                yield to_device(batch, self.processes.device), samples
+            with autocast(processes.device, self.precision):
+                yield to_device(batch, processes.device), samples

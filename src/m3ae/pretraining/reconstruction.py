@@ -50,31 +50,23 @@ def reconstruct(model: M3AE, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, 
     colourless = raw.eq(raw[:, :1]).flatten(1).all(dim=1) & (not raw.is_floating_point())
     with evaluating(model), only(model, "mim"):
         predicted = model.outputs(batch).mim_pixels
-    image = image.float().expand(-1, 3, -1, -1)
-    original = patch_pixels(image, model.image_encoder.patch_px)
-    removed = batch["patch_order"][:, model.kept(batch).shape[1] :, None]
-    removed = removed.expand(-1, -1, original.shape[-1])
-    predicted = predicted.float()
+    patch_px = model.image_encoder.patch_px
+    original, predicted = patch_pixels(image.float(), patch_px), predicted.float()
+    removed = batch["patch_order"][:, model.kept(batch).shape[1] :, None].expand_as(predicted)
     if model.config.mim.normalise_target:
         variance, mean = torch.var_mean(original.gather(1, removed), dim=-1, keepdim=True)
         predicted = predicted * (variance + 1e-6).sqrt() + mean  # undoes `mim_target`
 
     def show(pixels: Tensor) -> Tensor:
-        images = unpatch(pixels, model.image_encoder.patch_px)
+        images = unpatch(pixels, patch_px)
         images = (images * model.pixel_std + model.pixel_mean).clamp(0, 1)
         images[colourless] = images[colourless].mean(dim=1, keepdim=True)
         return images.cpu()
 
     # Grey is a colour of the screen, so it goes through the normalisation before it comes back.
-    grey = patch_pixels(
-        ((GREY - model.pixel_mean) / model.pixel_std).expand_as(image),
-        model.image_encoder.patch_px,
-    ).gather(1, removed)
-    return (
-        show(original),
-        show(original.scatter(1, removed, grey)),
-        show(original.scatter(1, removed, predicted)),
-    )
+    grey = ((GREY - model.pixel_mean) / model.pixel_std).expand_as(image)
+    masked = original.scatter(1, removed, patch_pixels(grey, patch_px))
+    return show(original), show(masked), show(original.scatter(1, removed, predicted))
 
 
 def draw_reconstructions(
@@ -93,7 +85,8 @@ def draw_reconstructions(
     side = rows[0][0].width
     width = 3 * side + 2 * GAP
     size, note_size = width // TEXT_DIVISOR, width // NOTE_DIVISOR
-    note = NOTE.format(percent=f"{removed_fraction(model, batch):.0%}")
+    fraction = 1 - model.kept(batch).shape[1] / batch["patch_order"].shape[1]
+    note = NOTE.format(percent=f"{fraction:.0%}")
     if model.config.mim.normalise_target:
         note += NORMALISED_NOTE
     captions = [wrap(text, width, size) for text in texts]
@@ -120,8 +113,3 @@ def draw_reconstructions(
     write_lines(draw, note_lines, y, note_size, MUTED)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, format="PNG", optimize=True)
-
-
-def removed_fraction(model: M3AE, batch: dict[str, Tensor]) -> float:
-    """Fraction of the patches that were removed, 0-1."""
-    return 1 - model.kept(batch).shape[1] / batch["patch_order"].shape[1]

@@ -26,18 +26,16 @@ def draw(calibration: dict[str, dict[str, Any]], folder: Path) -> None:
 
 def reliability(axes: Axes, title: str, figures: dict[str, Any], colour: str) -> None:
     """Accuracy over mean score of each bin; on the diagonal the scores are right."""
-    bins = figures["bins"]
-    label = f"{title}: error {100 * figures['error']:.1f} %"
+    bins, label = figures["bins"], f"{title}: error {100 * figures['error']:.1f} %"
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle="--")
-    x, y = [some["score"] for some in bins], [some["accuracy"] for some in bins]
+    x, y = ([some[key] for some in bins] for key in ("score", "accuracy"))
     axes.plot(x, y, "o-", color=colour, label=label, clip_on=False)
     axes.set(xlabel=f"mean score of a bin ({len(bins)}, of equal numbers)", ylabel="accuracy")
 
 
 def coverage(axes: Axes, title: str, figures: dict[str, Any], colour: str) -> None:
     """Accuracy of the most certain answers over the fraction that is answered."""
-    points = figures["coverage"]
-    x, y = [p["coverage"] for p in points], [p["accuracy"] for p in points]
+    x, y = ([point[key] for point in figures["coverage"]] for key in ("coverage", "accuracy"))
     label = f"{title}: area {100 * figures['area']:.1f} %"
     axes.axhline(figures["accuracy"], color=colour, linewidth=0.8, linestyle="--")
     axes.plot(x, y, "-", color=colour, label=label)

@@ -1,9 +1,6 @@
 """Items on which two models differ, as text and as a page with images (the paper's Figure 3)."""
 
-import base64
 import html
-import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,7 @@ from PIL import Image
 
 from m3ae.data.shards import Shards
 from m3ae.reports import parts
-from m3ae.scoring.predictions import Row, is_right, reference
+from m3ae.scoring.predictions import Rows, is_right, reference
 
 KINDS = {
     "here": "right here, wrong there",
@@ -22,24 +19,19 @@ SHOWN = ("question", "truth", "here", "there")
 GRID = "grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr))"
 
 
-def differing(
-    ours: Sequence[Row], theirs: Sequence[Row], protocol: str, most: int
-) -> dict[str, Any]:
+def differing(ours: Rows, theirs: Rows, protocol: str, most: int) -> dict[str, Any]:
     """The first `most` items of each kind, in the order of ours, and how many there are.
 
     {"protocol", "counts": {kind: n}, "items": {kind: [{id, image, question, truth, here,
     here_score, there, there_score}]}}, without what the rows do not hold; kinds as in `KINDS`.
-    Rows are those of `predictions.complete`, of the same questions.
     """
     by_id = {row["id"]: row for row in theirs}
     counts, items = dict.fromkeys(KINDS, 0), {kind: [] for kind in KINDS}
     for row in ours:
         other = by_id[row["id"]]
-        right = is_right(row, protocol), is_right(other, protocol)
-        said = [
-            (one["prediction"] or "no answer") if "prediction" in one else None
-            for one in (row, other)
-        ]
+        pair = row, other
+        right = [is_right(one, protocol) for one in pair]
+        said = [one["prediction"] or "no answer" if "prediction" in one else None for one in pair]
         if all(right) or (not any(right) and said[0] == said[1]):
             continue
         kind = "here" if right[0] else "there" if right[1] else "neither"
@@ -70,14 +62,12 @@ def as_lines(differences: dict[str, Any]) -> list[str]:
 
 
 def sheet(differences: dict[str, Any], data: Path | None, names: tuple[str, str]) -> str:
-    """The items as a self-contained HTML page; `data`: the prepared split that has the images.
+    """The items as a self-contained HTML page, with the images of a prepared split.
 
     names: of the files here and there. Without `data` the page has no pictures, and says so.
     """
-    pictures = {}
-    if data is not None:
-        wanted = {item["image"] for items in differences["items"].values() for item in items}
-        pictures = images_of(Shards(data), wanted)
+    wanted = {item["image"] for items in differences["items"].values() for item in items}
+    pictures = images_of(Shards(data), wanted) if data is not None else {}
     sections = []
     for kind, items in differences["items"].items():
         count = f"{differences['counts'][kind]} items, {len(items)} shown."
@@ -85,9 +75,8 @@ def sheet(differences: dict[str, Any], data: Path | None, names: tuple[str, str]
         body = f'<div class="pictures" style="{GRID}">{cards}</div>'
         title = KINDS[kind][0].upper() + KINDS[kind][1:]
         sections.append(parts.section(title, parts.paragraph(count, note=True), body, long=True))
-    head = "<h1>Where two models differ</h1>" + parts.facts(
-        {"here": names[0], "there": names[1], "protocol": differences["protocol"]}
-    )
+    facts = {"here": names[0], "there": names[1], "protocol": differences["protocol"]}
+    head = "<h1>Where two models differ</h1>" + parts.facts(facts)
     if data is None:
         head += parts.paragraph("No pictures: the prepared split was not given (--data).", True)
     return parts.page("Where two models differ", head + "".join(sections))
@@ -108,8 +97,5 @@ def images_of(shards: Shards, keys: set[str]) -> dict[str, str]:
         if (key := shards.image_key(number)) in keys:
             pixels = shards.image(number, shards.manifest["px"])  # (C, px, px)
             picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-            file = io.BytesIO()
-            picture.save(file, format="JPEG", quality=90)
-            text = base64.b64encode(file.getvalue()).decode()
-            found[key] = f"data:image/jpeg;base64,{text}"
+            found[key] = parts.jpeg(picture)
     return found

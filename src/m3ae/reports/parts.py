@@ -21,13 +21,16 @@ LARGE_PICTURE = 1_000_000  # bytes above which a picture is inlined as JPEG
 COLOURS = {name: f"#0101{number:02x}" for number, name in enumerate(("ink", "muted", "rule"), 1)}
 SERIES = {name: f"#0202{number:02x}" for number, name in enumerate("abc", 1)}
 
+SWATCH = (
+    '<span><svg width="14" height="8" aria-hidden="true" style="display:inline"><line x2="14" '
+    'y1="4" y2="4" stroke="var(--{})" stroke-width="2.5"/></svg> {}</span>'
+)
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1b1b1a; --muted: #62625e; --rule: #dcdcd6;
   --soft: #f5f5f2; --a: #2a6fc9; --b: #d9622b; --c: #8b8b85; }
-@media (prefers-color-scheme: dark) { :root { --page: #191918; --ink: #ececea; --muted: #a5a5a0;
-  --rule: #3b3b38; --soft: #242422; --a: #5b9bea; --b: #e8814f; --c: #85857f; } }
-@media print { :root { color-scheme: light; --page: #fff; --ink: #000; --muted: #444; --rule: #ccc;
-  --soft: #fff; --a: #2a6fc9; --b: #d9622b; --c: #8b8b85; }
+@media screen and (prefers-color-scheme: dark) { :root { --page: #191918; --ink: #ececea;
+  --muted: #a5a5a0; --rule: #3b3b38; --soft: #242422; --a: #5b9bea; --b: #e8814f; --c: #85857f; } }
+@media print { :root { color-scheme: light; --ink: #000; --muted: #444; --rule: #ccc; --soft: #fff }
   section, figure, tr, .tile { break-inside: avoid; } section.long { break-inside: auto; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
@@ -74,9 +77,6 @@ pre { overflow-x: auto; font-size: .8125rem; line-height: 1.4; } .facts td, .fac
 """
 
 
-# ------------------------------------------------------------------------------ files
-
-
 def read_json(path: Path) -> dict:
     """A JSON object, {} where there is no file; ValueError names a corrupt one."""
     if not path.exists():
@@ -116,9 +116,6 @@ def by_step(lines: list[dict], kind: str) -> list[dict]:
     return [chosen[step] for step in sorted(chosen)]
 
 
-# ------------------------------------------------------------------------------ numbers as text
-
-
 def is_number(value: object) -> bool:
     """True of a finite number; null, nan, text and booleans are not measurements."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -134,9 +131,8 @@ def percent(value: object, signed: bool = False) -> str:
 
 def loss(value: object, signed: bool = False) -> str:
     """1.23456 -> "1.235"."""
-    if not is_number(value):
-        return NOT_MEASURED
-    return f"{value:{'+' if signed else ''}.3f}".replace("-", "−")
+    sign = "+" if signed else ""
+    return f"{value:{sign}.3f}".replace("-", "−") if is_number(value) else NOT_MEASURED
 
 
 def count(value: object) -> str:
@@ -162,7 +158,7 @@ def duration(seconds: object) -> str:
     return f"{seconds:.0f} s"
 
 
-def with_interval(measure: object, is_loss: bool, gain: bool = False) -> str:
+def with_interval(measure: object, is_loss: bool = False, gain: bool = False) -> str:
     """A measure {"value", "low", "high"} as HTML: value, then the interval in brackets."""
     measure = measure if isinstance(measure, dict) else {}
     show = loss if is_loss else percent
@@ -181,7 +177,7 @@ def with_interval(measure: object, is_loss: bool, gain: bool = False) -> str:
 def verdict(gain: object, other: str) -> str:
     """What an interval of a gain says, in words."""
     gain = gain if isinstance(gain, dict) else {}
-    if not is_number(gain.get("low")) or not is_number(gain.get("high")):
+    if not all(is_number(gain.get(end)) for end in ("low", "high")):
         return NOT_MEASURED
     if gain["low"] > 0:
         return f"the {other} helps (the interval of the gain over none is above 0)"
@@ -197,9 +193,6 @@ def absent(text: str | None = None) -> str:
     return html.escape(text)
 
 
-# ------------------------------------------------------------------------------ tables, sections
-
-
 def section(title: str, *parts: str, long: bool = False) -> str:
     """A titled section; `long` ones may break across printed pages."""
     mark = ' class="long"' if long else ""
@@ -210,6 +203,11 @@ def paragraph(text: str, note: bool = False) -> str:
     """Plain text as a paragraph; a note is smaller."""
     mark = ' class="note"' if note else ""
     return f"<p{mark}>{html.escape(text)}</p>"
+
+
+def bullets(texts: list[str]) -> str:
+    """Plain texts as a list."""
+    return f"<ul>{''.join(f'<li>{html.escape(text)}</li>' for text in texts)}</ul>"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -236,8 +234,8 @@ def facts(values: dict[str, str]) -> str:
     return f'<table class="facts"><tbody>{"".join(rows)}</tbody></table>'
 
 
-def tiles(values: dict[str, str]) -> str:
-    """Short figures side by side: name -> text."""
+def tiles(values: dict[str, str | None]) -> str:
+    """Short figures side by side: name -> text, or None where it was not measured."""
     out = (
         f'<div class="tile"><b>{absent(text)}</b><span>{html.escape(name)}</span></div>'
         for name, text in values.items()
@@ -248,9 +246,6 @@ def tiles(values: dict[str, str]) -> str:
 def details(title: str, content: str) -> str:
     """A part that opens on demand."""
     return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
-
-
-# ------------------------------------------------------------------------------ charts, pictures
 
 
 @dataclass
@@ -265,16 +260,9 @@ class Series:
 
 
 def chart(
-    title: str,
-    series: list[Series],
-    unit: str = "",
-    as_percent: bool = False,
-    from_zero: bool = False,
+    title: str, series: list[Series], as_percent: bool = False, from_zero: bool = False
 ) -> str:
-    """A small line chart over pairs seen, as inline SVG in the page's colours.
-
-    Gives an empty string if no series has a finite value.
-    """
+    """A line chart over pairs seen, as inline SVG in the page's colours; "" without a value."""
     series = [line for line in series if any(map(is_number, line.y))]
     if not series:
         return ""
@@ -300,23 +288,17 @@ def chart(
             axes.set_ylim(bottom=0)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    keys = (
-        f"<span>{swatch(line)} {html.escape(line.label)}</span>" for line in series if line.label
-    )
-    name = html.escape(f"{title}, {unit}" if unit else title)
-    return (
-        f'<figure class="chart"><figcaption>{name}<div class="keys">{"".join(keys)}</div>'
-        "</figcaption>"
-        f"{inline_svg(file.getvalue(), title)}</figure>"
-    )
+    keys = "".join(SWATCH.format(s.colour, html.escape(s.label)) for s in series if s.label)
+    caption = f'<figcaption>{html.escape(title)}<div class="keys">{keys}</div></figcaption>'
+    return f'<figure class="chart">{caption}{inline_svg(file.getvalue(), title)}</figure>'
 
 
 def inline_svg(text: str, title: str) -> str:
     """matplotlib's SVG file -> an element with ids of its own, free width and page colours."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    for side in ("width", "height"):
+        text = re.sub(rf'(<svg\b[^>]*?) {side}="[^"]*"', r"\1", text, count=1)
     # Ids hold for the whole page: two charts' clip paths must not be mistaken for each other.
     slug = re.sub(r"\W+", "-", title)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{slug}-", text)
@@ -325,56 +307,41 @@ def inline_svg(text: str, title: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
 
 
-def swatch(series: Series) -> str:
-    """A short line in the colour of a series."""
-    return (
-        '<svg width="14" height="8" aria-hidden="true" style="display:inline">'
-        f'<line x2="14" y1="4" y2="4" stroke="var(--{series.colour})" stroke-width="2.5"/></svg>'
-    )
-
-
 def arm_bars(values: dict[str, object], majority: object) -> str:
     """Bars of accuracies 0-1, a row an arm, with the majority rate as a dashed line."""
-    left, length, step = 66, 160, 18
-    out = []
+    left, length, step, out = 66, 160, 18, ""
     for row, (name, value) in enumerate(values.items()):
         y = row * step
-        out.append(f'<text x="0" y="{y + 13}" fill="var(--muted)">{html.escape(name)}</text>')
+        out += f'<text x="0" y="{y + 13}" fill="var(--muted)">{html.escape(name)}</text>'
         if is_number(value):
-            wide = max(1.0, length * min(1.0, value))
-            fill = f"var(--{'abc'[row % 3]})"
-            out.append(
-                f'<rect x="{left}" y="{y + 3}" width="{wide:.1f}" height="12" rx="1.5" '
-                f'fill="{fill}"/>'
-            )
-        out.append(
-            f'<text x="290" y="{y + 13}" text-anchor="end" fill="var(--ink)">'
-            f"{percent(value)}</text>"
-        )
+            size = f'width="{max(1.0, length * min(1.0, value)):.1f}" height="12" rx="1.5"'
+            out += f'<rect x="{left}" y="{y + 3}" {size} fill="var(--{"abc"[row % 3]})"/>'
+        place = f'x="290" y="{y + 13}" text-anchor="end"'
+        out += f'<text {place} fill="var(--ink)">{percent(value)}</text>'
     height = len(values) * step
     if is_number(majority):
         x = left + length * majority
-        out.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}" stroke="var(--ink)" '
-            'stroke-width="1.5" stroke-dasharray="3 2"/>'
-        )
-    return (
-        f'<svg class="arms" viewBox="0 0 290 {height}" font-size="12" role="img" '
-        f'aria-label="accuracy by arm">{"".join(out)}</svg>'
-    )
+        dashed = 'stroke="var(--ink)" stroke-width="1.5" stroke-dasharray="3 2"'
+        out += f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}" {dashed}/>'
+    box = f'viewBox="0 0 290 {height}" font-size="12"'
+    return f'<svg class="arms" {box} role="img" aria-label="accuracy by arm">{out}</svg>'
 
 
 def picture(path: Path, caption: str) -> str:
     """A PNG file in the page itself; a large one as JPEG, which is several times smaller."""
-    data, kind = path.read_bytes(), "png"
+    data, name = path.read_bytes(), html.escape(caption)
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     if len(data) > LARGE_PICTURE:
-        file = io.BytesIO()
         with Image.open(path) as image:
-            image.convert("RGB").save(file, format="JPEG", quality=88)
-        data, kind = file.getvalue(), "jpeg"
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    name = html.escape(caption)
+            source = jpeg(image.convert("RGB"))
     return f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="{source}"></figure>'
+
+
+def jpeg(image: Image.Image) -> str:
+    """The address of an image in the page itself, as a JPEG."""
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def page(title: str, body: str) -> str:

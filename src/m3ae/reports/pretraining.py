@@ -1,26 +1,22 @@
 """The report of a pre-training run: one HTML page from what lies in its folder.
 
-    python -m m3ae.reports.pretraining RUN
-
-writes it again. A section is a function from the run to HTML, empty where its file is missing; a
-new one joins `SECTIONS`.
+python -m m3ae.reports.pretraining RUN writes it again.
 """
 
-import argparse
 import html
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 
 import yaml
 
+from m3ae.command import exit_status, parser_for
 from m3ae.files import write_text
-from m3ae.reports import parts as parts
+from m3ae.reports import parts
 from m3ae.reports.parts import Series, absent, is_number, paragraph, section
 
 OBJECTIVES = {
@@ -45,21 +41,21 @@ ARM_MEASURES = {
 ARMS = {"own": "own", "other": "another's", "none": "none"}
 
 
-@dataclass
 class Run:
-    """What a run folder holds; a missing file leaves its part empty.
+    """What a run folder holds, log lines by step; a missing file leaves its part empty."""
 
-    Log lines come by step, the last of a step standing for it.
-    """
-
-    folder: Path
-    config_text: str
-    environment: dict
-    train: list[dict]
-    held_out: list[dict]
-    notes: list[dict]
-    evaluation: dict
-    pictures: list[Path]
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such run folder")
+        self.folder, config = folder, folder / "config.yaml"
+        self.config_text = config.read_text(encoding="utf-8") if config.exists() else ""
+        self.config = yaml.safe_load(self.config_text) or {}
+        self.environment = parts.read_json(folder / "environment.json")
+        self.evaluation = parts.read_json(folder / "evaluation.json")
+        lines = parts.read_lines(folder / "log.jsonl")
+        self.train, self.held_out = (parts.by_step(lines, kind) for kind in ("train", "eval"))
+        self.notes = [line for line in lines if line["kind"] == "note"]
+        self.pictures = sorted((folder / "pictures").glob("*.png"))
 
     @property
     def name(self) -> str:
@@ -67,11 +63,6 @@ class Run:
         places = self.folder.resolve().parts
         start = len(places) - places[::-1].index("runs") if "runs" in places[:-1] else -1
         return "/".join(places[start:])
-
-    @cached_property
-    def config(self) -> dict:
-        """The resolved config as plain dictionaries."""
-        return yaml.safe_load(self.config_text) or {}
 
     @cached_property
     def objectives(self) -> list[str]:
@@ -97,30 +88,6 @@ class Run:
         return line["step"] * self.config.get("train", {}).get("batch_global", 1)
 
 
-# ------------------------------------------------------------------------------ reading
-
-
-def read_run(folder: Path) -> Run:
-    """Everything the report needs. Raises ValueError naming the file (and line) that is corrupt."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such run folder")
-    config = folder / "config.yaml"
-    lines = parts.read_lines(folder / "log.jsonl")
-    return Run(
-        folder=folder,
-        config_text=config.read_text(encoding="utf-8") if config.exists() else "",
-        environment=parts.read_json(folder / "environment.json"),
-        train=parts.by_step(lines, "train"),
-        held_out=parts.by_step(lines, "eval"),
-        notes=[line for line in lines if line["kind"] == "note"],
-        evaluation=parts.read_json(folder / "evaluation.json"),
-        pictures=sorted((folder / "pictures").glob("*.png")),
-    )
-
-
-# ------------------------------------------------------------------------------ sections
-
-
 def head(run: Run) -> str:
     """Title, what was run in a sentence, what it cost."""
     names = [OBJECTIVES[name] for name in run.objectives]
@@ -136,8 +103,7 @@ def head(run: Run) -> str:
     if run.environment.get("device"):
         processes = run.environment.get("processes", 1)
         text += f", on {f'{processes} x ' if processes != 1 else ''}{run.environment['device']}"
-    title = f"<h1>{html.escape(run.name)}</h1>{paragraph(text + '.')}"
-    return title + cost(run)
+    return f"<h1>{html.escape(run.name)}</h1>{paragraph(text + '.')}{cost(run)}"
 
 
 def cost(run: Run) -> str:
@@ -146,20 +112,16 @@ def cost(run: Run) -> str:
     def values(key: str) -> list[float]:
         return [line[key] for line in run.train if is_number(line.get(key))]
 
-    def middle(key: str) -> float | None:
-        return statistics.median(values(key)) if values(key) else None
-
     figures = {}
     if run.train:
         spent, waited = sum(values("seconds")), sum(values("data_wait_s"))
-        rate, memory = middle("samples_per_s"), max(values("peak_memory_gib"), default=None)
-        missing = parts.NOT_MEASURED
+        rates, used, memory = map(values, ("samples_per_s", "mfu", "peak_memory_gib"))
         figures = {
             "time in training steps": parts.duration(spent or None),
-            "speed, median": missing if rate is None else f"{parts.short_count(rate)} pairs/s",
+            "speed, median": f"{parts.short_count(median(rates))} pairs/s" if rates else None,
             "of that time, waiting for data": parts.percent(waited / spent if spent else None),
-            "model FLOP utilisation": parts.percent(middle("mfu")),
-            "peak memory a process": missing if memory is None else f"{memory:.1f} GiB",
+            "model FLOP utilisation": parts.percent(median(used) if used else None),
+            "peak memory a process": f"{max(memory):.1f} GiB" if memory else None,
         }
     if is_number(parameters := run.environment.get("parameters")):
         figures["parameters"] = parts.short_count(parameters)
@@ -211,22 +173,19 @@ def modalities(run: Run) -> str:
     )
     note = "Another pair's misleads the model, so the gain over none is the one to go by. A gain "
     note += "above 0 is in favour of the pair's own."
-    body = [paragraph(text), "<ul>", *(f"<li>{html.escape(answer)}</li>" for answer in answers)]
-    body += ["</ul>", parts.table(columns, rows), paragraph(note, note=True), protocol(run)]
+    body = [paragraph(text), parts.bullets(answers), parts.table(columns, rows)]
+    body += [paragraph(note, note=True), protocol(run)]
     return section("Are both modalities used?", *body)
 
 
 def protocol(run: Run) -> str:
     """How the final evaluation was made."""
-    evaluation, facts = run.evaluation, []
-    if is_number(evaluation.get("step")):
-        facts.append(f"after step {parts.count(evaluation['step'])}")
-    if is_number(evaluation.get("samples")):
-        facts.append(f"{parts.count(evaluation['samples'])} pairs")
-    if is_number(evaluation.get("seconds")):
-        facts.append(f"took {parts.duration(evaluation['seconds'])}")
+    step, samples, seconds = (run.evaluation.get(key) for key in ("step", "samples", "seconds"))
+    facts = [f"after step {parts.count(step)}"] if is_number(step) else []
+    facts += [f"{parts.count(samples)} pairs"] if is_number(samples) else []
+    facts += [f"took {parts.duration(seconds)}"] if is_number(seconds) else []
     text = f"Final evaluation: {', '.join(facts)}. " if facts else ""
-    text += str(evaluation.get("protocol", ""))
+    text += str(run.evaluation.get("protocol", ""))
     return paragraph(text, note=True) if text else ""
 
 
@@ -238,16 +197,11 @@ def attributes(run: Run) -> str:
     rows = []
     for name, entry in entries.items():
         tag = f' <span class="tag">{html.escape(entry["tag"])}</span>' if entry.get("tag") else ""
-        rows.append(
-            [
-                f"{html.escape(name)}{tag}<br><small>{parts.count(entry.get('n'))} words</small>",
-                parts.arm_bars(
-                    {label: entry.get(arm) for arm, label in ARMS.items()}, entry.get("majority")
-                ),
-                absent(parts.percent(entry.get("majority"))),
-                parts.with_interval(entry.get("gain"), is_loss=False, gain=True),
-            ]
-        )
+        words, majority = parts.count(entry.get("n")), entry.get("majority")
+        bars = parts.arm_bars({ARMS[arm]: entry.get(arm) for arm in ARMS}, majority)
+        gain = parts.with_interval(entry.get("gain"), gain=True)
+        title = f"{html.escape(name)}{tag}<br><small>{words} words</small>"
+        rows.append([title, bars, absent(parts.percent(majority)), gain])
     text = (
         "How often a masked word that states the attribute is predicted, with the pair's own "
         "image, another pair's, and none. The dashed line is the majority rate: what always "
@@ -273,8 +227,7 @@ def matching(run: Run) -> str:
     rows = []
     for key, title in {"random": "Random false images", "hard": "Hard false images"}.items():
         entry = results.get(key) or {}
-        pairs = absent(parts.count(entry.get("n")))
-        rows.append([title, parts.with_interval(entry, is_loss=False), pairs])
+        rows.append([title, parts.with_interval(entry), absent(parts.count(entry.get("n")))])
     text = "About half of the pairs shown are true ones, so guessing is right about half the time."
     if results.get("hard_rule"):
         text += f" Hard: {str(results['hard_rule']).rstrip('.')}."
@@ -297,30 +250,25 @@ def fine_tuning(run: Run) -> str:
     if not scored:
         return ""
     protocol, result = next(iter(scored["results"].items()))
-    entries = [result[name] for name in ("overall", "open", "closed")]
-    cells = [
-        parts.with_interval(_measure(e, "accuracy", "interval"), is_loss=False) for e in entries
-    ]
-    rows = [["with pre-training", *cells]]
-    for name in _compared(entries[0]):
-        title = COMPARED.get(name, f"blind: {name}")
-        cells = []
-        for entry in map(_compared, entries):
-            gain = _measure(entry[name], "difference", "difference_interval")
-            accuracy = absent(parts.percent(entry[name]["accuracy"]))
-            over = parts.with_interval(gain, is_loss=False, gain=True)
+    names = ("overall", "open", "closed")
+    rows = [["with pre-training", *(_measured(result[name], "accuracy") for name in names)]]
+    for other in _compared(result["overall"]):
+        cells = [html.escape(COMPARED.get(other, f"blind: {other}"))]
+        for name in names:
+            entry = _compared(result[name])[other]
+            accuracy, over = (
+                absent(parts.percent(entry["accuracy"])),
+                _measured(entry, "difference"),
+            )
             cells.append(f"{accuracy}<br><small>gain over it</small> {over}")
-        rows.append([html.escape(title), *cells])
+        rows.append(cells)
     text = (
         "Accuracy of questions on images, fine-tuned from this run, and from the weights that it "
         f"began with. Protocol {protocol}; brackets are 95 % intervals over images. Blind "
         "baselines never see an image."
     )
-    columns = [
-        "",
-        *(f"{n} ({result[n]['questions']} questions)" for n in ("overall", "open", "closed")),
-    ]
-    return section("Fine-tuning", paragraph(text), parts.table(columns, rows))
+    columns = [f"{name} ({result[name]['questions']} questions)" for name in names]
+    return section("Fine-tuning", paragraph(text), parts.table(["", *columns], rows))
 
 
 def _compared(entry: dict) -> dict[str, dict]:
@@ -329,39 +277,29 @@ def _compared(entry: dict) -> dict[str, dict]:
     return against | entry.get("arms", {}) | entry.get("blind", {})
 
 
-def _measure(entry: dict, value: str, interval: str) -> dict:
-    """A value and its interval as `parts.with_interval` takes them."""
-    low, high = entry[interval] or (None, None)
-    return {"value": entry[value], "low": low, "high": high}
+def _measured(entry: dict, key: str) -> str:
+    """An accuracy, or the difference of two, with its interval."""
+    gain = key == "difference"
+    low, high = entry["difference_interval" if gain else "interval"] or (None, None)
+    return parts.with_interval({"value": entry[key], "low": low, "high": high}, gain=gain)
 
 
 def curves(run: Run) -> str:
     """Losses and accuracies, learning rates, speed and gradient norm over pairs seen."""
 
-    def series(lines: list[dict], key: str, label: str, colour: str, marked: bool) -> Series:
+    def series(lines: list[dict], key: str, label: str = "", colour: str = "a") -> Series:
         y = [line[key] if is_number(line.get(key)) else float("nan") for line in lines]
-        return Series(label, [run.seen(line) for line in lines], y, colour, marked)
+        x = [run.seen(line) for line in lines]
+        return Series(label, x, y, colour, marked=lines is run.held_out)
 
-    charts = [
-        parts.chart(
-            title,
-            [
-                series(run.train, key, "training", "c", False),
-                series(run.held_out, key, "held out", "a", True),
-            ],
-            as_percent=key.endswith("accuracy"),
-        )
-        for key, title in run.measures().items()
-    ]
-    charts.append(parts.chart("Learning rate", learning_rates(run)))
-    for key, title, unit in (
-        ("samples_per_s", "Speed", "pairs/s"),
-        ("grad_norm", "Gradient norm", ""),
-    ):
-        charts.append(
-            parts.chart(title, [series(run.train, key, "", "a", False)], unit, from_zero=True)
-        )
-    body = "".join(charts)
+    body = ""
+    for key, title in run.measures().items():
+        train = series(run.train, key, "training", "c")
+        held_out = series(run.held_out, key, "held out")
+        body += parts.chart(title, [train, held_out], as_percent=key.endswith("accuracy"))
+    body += parts.chart("Learning rate", learning_rates(run))
+    body += parts.chart("Speed, pairs/s", [series(run.train, "samples_per_s")], from_zero=True)
+    body += parts.chart("Gradient norm", [series(run.train, "grad_norm")], from_zero=True)
     return section("Curves", f'<div class="charts">{body}</div>', long=True) if body else ""
 
 
@@ -400,68 +338,50 @@ def notes(run: Run) -> str:
     """Messages in the log."""
     if not run.notes:
         return ""
-    lines = (
-        f"<li>Step {parts.count(note['step'])}: {html.escape(str(note.get('message', '')))}</li>"
-        for note in run.notes
-    )
-    return section("Notes", f"<ul>{''.join(lines)}</ul>", long=True)
+    lines = [f"Step {parts.count(note['step'])}: {note.get('message', '')}" for note in run.notes]
+    return section("Notes", parts.bullets(lines), long=True)
 
 
 def origin(run: Run) -> str:
     """Config and environment, to open on demand."""
+
+    def shown(value: object) -> str:
+        if isinstance(value, str):
+            return value
+        large = isinstance(value, int) and abs(value) >= 10_000
+        return f"{value:,}" if large else json.dumps(value)
+
     body = ""
     if run.environment:
-        shown = {
-            name.replace("_", " "): value
-            if isinstance(value, str)
-            else f"{value:,}"
-            if isinstance(value, int) and abs(value) >= 10_000
-            else json.dumps(value)
-            for name, value in run.environment.items()
-        }
-        body += parts.details("Environment", parts.facts(shown))
+        facts = {name.replace("_", " "): shown(value) for name, value in run.environment.items()}
+        body += parts.details("Environment", parts.facts(facts))
     if run.config_text:
         body += parts.details("Config", f"<pre>{html.escape(run.config_text)}</pre>")
     return section("Where the numbers come from", body, long=True) if body else ""
 
 
-SECTIONS: tuple[Callable[[Run], str], ...] = (
-    head,
-    key_numbers,
-    modalities,
-    attributes,
-    matching,
-    fine_tuning,
-    curves,
-    pictures,
-    notes,
-    origin,
-)
+# Each gives HTML, empty where its file is missing.
+SECTIONS: list[Callable[[Run], str]] = [head, key_numbers, modalities, attributes, matching]
+SECTIONS += [fine_tuning, curves, pictures, notes, origin]
 
 
 def write_report(run: Path) -> Path:
     """Write `report.html` into a run folder from what lies there, and return its path.
 
-    A missing file leaves its sections out. Raises ValueError naming the file, and of a log the
-    line, that is corrupt; FileNotFoundError without a run folder.
+    ValueError names the file, and of a log the line, that is corrupt; FileNotFoundError the folder.
     """
-    contents = read_run(Path(run))
+    contents = Run(Path(run))
     path = contents.folder / "report.html"
-    text = parts.page(contents.name, "".join(part(contents) for part in SECTIONS))
-    write_text(path, text)
+    write_text(path, parts.page(contents.name, "".join(part(contents) for part in SECTIONS)))
     return path
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the report of a run folder again; 2 if it cannot be read."""
-    parser = argparse.ArgumentParser(description="write a run's report.html again")
+    parser = parser_for(__doc__)
     parser.add_argument("run", type=Path, help="run folder")
-    try:
-        print(write_report(parser.parse_args(arguments).run))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    run = parser.parse_args(arguments).run
+    return exit_status(lambda: print(write_report(run)), mistake=2)
 
 
 if __name__ == "__main__":

@@ -47,9 +47,6 @@ def normalise_answer(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-# ------------------------------------------------------------------ alternatives
-
-
 def accepted_answers(answer: str) -> frozenset[str]:
     """The normalised answers that count as right under the strict protocol (VQA-Med-2019).
 

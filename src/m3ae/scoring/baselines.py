@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from m3ae.scoring.predictions import Row, reference
+from m3ae.scoring.predictions import Row, Rows, reference
 
 _BLOCK = 512  # questions compared with all training questions at a time
 _MODELS = ("right", "score", "top")  # a baseline's rows have no such things of the model's
@@ -19,7 +19,7 @@ def commonest(answers: Iterable[str]) -> str:
     return Counter(answers).most_common(1)[0][0]
 
 
-def majority_answers(train: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+def majority_answers(train: Rows, rows: Rows) -> list[str]:
     """For each row the commonest training answer to questions of its `question_type`.
 
     A type that training lacks, or rows without types, get the commonest answer of all.
@@ -32,7 +32,7 @@ def majority_answers(train: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     return [best.get(row.get("question_type"), overall) for row in rows]
 
 
-def nearest_answers(train: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+def nearest_answers(train: Rows, rows: Rows) -> list[str]:
     """For each row the answer to the training question that is nearest by its words.
 
     Questions are vectors of their terms, words and word pairs, weighted by TF-IDF as the training
@@ -40,15 +40,12 @@ def nearest_answers(train: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     the commonest answer counts, then the first in training order; a question without a known term
     is equally near to all.
     """
-    asked = [terms(row["question"]) for row in train]
+    asked, answers = [terms(row["question"]) for row in train], [reference(row) for row in train]
     column = {term: k for k, term in enumerate(dict.fromkeys(term for q in asked for term in q))}
-    if not column:
-        raise ValueError("the training questions have no words")
     having = Counter(term for question in asked for term in set(question))
-    # Smoothed, as scikit-learn has it.
+    # Smoothed, as scikit-learn has it, which scoring does without.
     idf = np.log((1 + len(asked)) / (1 + np.array([having[term] for term in column]))) + 1
     known = unit_vectors(asked, column, idf)
-    answers = [reference(row) for row in train]
     questions = list(dict.fromkeys(row["question"] for row in rows))
     found: dict[str, str] = {}
     for begin in range(0, len(questions), _BLOCK):
@@ -86,25 +83,20 @@ def unit_vectors(
     return diags_array(1 / np.where(lengths > 0, lengths, 1)) @ matrix
 
 
-def blind_baselines(
-    train: Sequence[Row], rows: Sequence[Row]
-) -> tuple[dict[str, list[Row]], list[str]]:
-    """The rows with each baseline's prediction, by its name, and which one could not be had.
-
-    `train`: the rows that the model trained on.
-    """
+def blind_baselines(train: Rows, rows: Rows) -> tuple[dict[str, list[Row]], list[str]]:
+    """Rows with each baseline's prediction from the rows trained on, by name; what is lacking."""
+    if not train:
+        return {}, ["blind baselines: not computed, there is no row that was trained on"]
     if any(reference(row) is None for row in rows):
-        return {}, [
-            "blind baselines: not computed, for the predictions have no answer; give --data"
-        ]
+        return {}, ["blind baselines: not computed, the predictions have no answer; give --data"]
     notes, rows = [], [{k: x for k, x in row.items() if k not in _MODELS} for row in rows]
     made = {"majority": majority_answers(train, rows)}
-    if all("question" in row for row in rows):
-        made["nearest"] = nearest_answers(train, rows)
+    if not all("question" in row for row in rows):
+        notes.append("nearest question: not computed, the predictions have none; give --data")
+    elif not any(re.search(r"\w", row["question"]) for row in train):
+        notes.append("nearest question: not computed, the training questions have no words")
     else:
-        notes.append(
-            "nearest question: not computed, for the predictions have no question; give --data"
-        )
+        made["nearest"] = nearest_answers(train, rows)
     if not all("question_type" in row for row in rows):
         notes.append("majority: over all questions, for the predictions have no question_type")
     filled = {

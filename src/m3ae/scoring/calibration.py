@@ -3,12 +3,12 @@
 Letters: `Q` questions, `I` images, `B` bins, `S` resamples.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from m3ae.scoring.predictions import Row, is_right
+from m3ae.scoring.measures import image_numbers
+from m3ae.scoring.predictions import Runs, is_right
 from m3ae.scoring.statistics import FEWEST_IMAGES, by_image, percentile_interval, resampled_sums
 
 BINS = 10
@@ -16,7 +16,7 @@ STEPS = 20  # points of the curve of accuracy against coverage
 _UNITS = 10**6  # resampled sums are of whole numbers
 
 
-def why_not(runs: Sequence[Sequence[Row]]) -> str | None:
+def why_not(runs: Runs) -> str | None:
     """Why calibration cannot be measured, in words; "" where no row has a score, None if it can."""
     rows = [row for run in runs for row in run]
     scores = [row["score"] for row in rows if "score" in row]
@@ -29,29 +29,25 @@ def why_not(runs: Sequence[Sequence[Row]]) -> str | None:
 
 
 def measure_calibration(
-    runs: Sequence[Sequence[Row]],
-    protocol: str,
-    bins: int = BINS,
-    samples: int = 10_000,
-    seed: int = 0,
+    runs: Runs, protocol: str, samples: int = 10_000, seed: int = 0, bins: int = BINS
 ) -> dict[str, Any]:
     """Expected calibration error with its interval, reliability table, accuracy by coverage.
 
     The answers of all runs are pooled. error: mean over answers of |accuracy - mean score| of
     their bin (Guo et al. 2017), bins of equal numbers, equal scores in one bin, so there may be
     fewer. It is biased upwards, for noise counts as error: `by_chance` is what scores right by
-    themselves would give. `interval`: see `_error`. bins: [{score, accuracy, questions}].
-    coverage: accuracy of the most certain answers, [{coverage, questions, accuracy}]; equal scores
-    are withheld in any order, their accuracy being taken alike. area: mean accuracy over all
-    coverages; a score that tells nothing has the accuracy itself.
+    themselves would give. bins: [{score, accuracy, questions}]. coverage: accuracy of the most
+    certain answers, [{coverage, questions, accuracy}]. area: mean accuracy over all coverages; a
+    score that tells nothing has the accuracy itself.
     """
     rows = [row for run in runs for row in run]
     score = np.array([row["score"] for row in rows], dtype=np.float64)
     right = np.array([is_right(row, protocol) for row in rows], dtype=np.float64)
-    image = np.unique([row["image"] for row in rows], return_inverse=True)[1]
+    image = image_numbers(rows)
     edges = np.quantile(score, np.arange(1, bins) / bins)
     number = np.searchsorted(np.unique(edges), score, side="right")
     inside = number == np.unique(number)[:, None]  # (B, Q)
+    table = [(score[some].mean(), right[some].mean(), some.sum()) for some in inside]
     kept = accuracy_by_coverage(score, right)
     ends = [max(1, round(len(rows) * step / STEPS)) for step in range(1, STEPS + 1)]
     return {
@@ -59,12 +55,7 @@ def measure_calibration(
         "accuracy": float(right.mean()),
         **_error(inside * (right - score), image, samples, seed),
         "bins": [
-            {
-                "score": float(score[some].mean()),
-                "accuracy": float(right[some].mean()),
-                "questions": int(some.sum()),
-            }
-            for some in inside
+            {"score": float(x), "accuracy": float(y), "questions": int(n)} for x, y, n in table
         ],
         "coverage": [
             {"coverage": step / STEPS, "questions": end, "accuracy": float(kept[end - 1])}
@@ -84,19 +75,16 @@ def _error(gaps: np.ndarray, image: np.ndarray, samples: int, seed: int) -> dict
     """
     totals = np.rint(_UNITS * by_image(gaps, image)).T  # (I, B)
     mean = totals.sum(axis=0) / (_UNITS * len(image))
-    error, nothing = float(np.abs(mean).sum()), {"interval": None, "by_chance": None}
+    error = float(np.abs(mean).sum())
     if not samples or len(totals) < FEWEST_IMAGES:
-        return {"error": error, **nothing}
+        return {"error": error, "interval": None, "by_chance": None}
     sums = resampled_sums(np.column_stack([totals, np.bincount(image)]), samples, seed)
     drawn = sums[:, :-1] / (_UNITS * sums[:, -1:])  # (S, B)
     chance = np.abs(drawn - mean).sum(axis=1)
     low, high = percentile_interval(np.abs(drawn).sum(axis=1))
-    low, high = max(0.0, 2 * error - high), max(error, 2 * error - low)
-    return {
-        "error": error,
-        "interval": [0.0 if error <= percentile_interval(chance)[1] else low, min(1.0, high)],
-        "by_chance": float(chance.mean()),
-    }
+    low, high = max(0.0, 2 * error - high), min(1.0, max(error, 2 * error - low))
+    ends = [0.0 if error <= percentile_interval(chance)[1] else low, high]
+    return {"error": error, "interval": ends, "by_chance": float(chance.mean())}
 
 
 def accuracy_by_coverage(score: np.ndarray, right: np.ndarray) -> np.ndarray:

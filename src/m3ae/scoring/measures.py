@@ -7,47 +7,49 @@ The 95 % interval of one run is the percentile bootstrap over images, of several
 many (`paired_seeds` None); False takes their seeds as drawn apart.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from m3ae.scoring import statistics
 from m3ae.scoring.metrics import confusion
-from m3ae.scoring.predictions import FLAGS, TYPES, Row, is_right, reference
+from m3ae.scoring.predictions import FLAGS, TYPES, Row, Rows, Runs, is_right, reference
 
 Key = tuple[str, ...]
-Runs = Sequence[Sequence[Row]]
 OWN: Key = ("own",)
+VALUE = ("value", "values")
 
 
-# ------------------------------------------------------------------ rows
-
-
-def align(runs: Runs, same: Callable[[Row], Any] | None = None) -> list[list[Row]]:
-    """Every run's rows in the first one's order; ValueError where they are of other questions.
-
-    same: what must be equal in two rows of one id; by default, answer and type.
-    """
-    what = "images or pools" if same else "answers"
-    same = same or (lambda row: ("type" in row, reference(row)))
+def align(runs: Runs) -> list[list[Row]]:
+    """Every run's rows in the first one's order; ValueError where they are of other questions."""
     order, aligned = [row["id"] for row in runs[0]], []
     for number, run in enumerate(runs, start=1):
         by_id = {row["id"]: row for row in run}
         differing = sorted(set(order) ^ set(by_id))
+        both = f"prediction file {number} ({len(run)} rows) and the first one ({len(order)})"
         if differing or len(run) != len(order):
             example = repr(differing[0]) if differing else "an id twice"
-            both = f"prediction file {number} ({len(run)} rows) and the first one ({len(order)})"
             raise ValueError(f"{both} are not of the same questions, e.g. {example}")
         aligned.append([by_id[key] for key in order])
         for ours, theirs in zip(runs[0], aligned[-1], strict=True):
-            if same(ours) != same(theirs):
-                both = f"prediction file {number} and the first one"
+            if _asked(ours) != _asked(theirs):
+                what = "images or pools" if "rank" in ours else "answers"
                 raise ValueError(f"{both} have other {what} to {ours['id']!r}")
     return aligned
 
 
-def parts_of(rows: Sequence[Row]) -> dict[Key, np.ndarray]:
+def _asked(row: Row) -> tuple[Any, ...]:
+    """What must be equal in two rows of one id."""
+    return (row["image"], row["pool"]) if "rank" in row else ("type" in row, reference(row))
+
+
+def image_numbers(rows: Rows) -> np.ndarray:
+    """The number of each row's image, int64 (Q,), in the order of their names."""
+    return np.unique([row["image"] for row in rows], return_inverse=True)[1]
+
+
+def parts_of(rows: Rows) -> dict[Key, np.ndarray]:
     """Masks bool (Q,) of what is reported apart; keys such as (question_type, PRES)."""
     parts = {("overall",): np.ones(len(rows), dtype=bool)}
     if "type" in rows[0]:
@@ -63,12 +65,11 @@ def parts_of(rows: Sequence[Row]) -> dict[Key, np.ndarray]:
     return parts
 
 
-def _sides(
+def sides_of(
     runs: Runs,
-    blind: Mapping[str, Sequence[Row]] | None = None,
+    blind: Mapping[str, Rows] | None = None,
     arms: Mapping[str, Runs] | None = None,
     against: Runs = (),
-    same: Callable[[Row], Any] | None = None,
 ) -> dict[Key, list[list[Row]]]:
     """The runs to measure (`OWN`) and all that they are compared with, aligned, by place."""
     if not runs or not runs[0]:
@@ -77,17 +78,15 @@ def _sides(
     sides |= {("blind", name): [rows] for name, rows in (blind or {}).items()}
     sides |= {("arms", name): list(some) for name, some in (arms or {}).items()}
     sides |= {("against",): list(against)} if against else {}
-    everything = iter(align([run for some in sides.values() for run in some], same))
+    everything = iter(align([run for some in sides.values() for run in some]))
     return {key: [next(everything) for _ in some] for key, some in sides.items()}
 
 
-def _put(place: dict[str, Any], key: Key, value: Any) -> None:
+def put(place: dict[str, Any], key: Key, value: Any) -> None:
+    """Set a value in nested dictionaries, of which missing ones are made."""
     for step in key[:-1]:
         place = place.setdefault(step, {})
     place[key[-1]] = value
-
-
-# ------------------------------------------------------------------ arms
 
 
 class Arm(NamedTuple):
@@ -106,6 +105,7 @@ class Options(NamedTuple):
     samples: int = 10_000  # place in it, comparison, its differences by image (I,)
     seed: int = 0
     paired_seeds: bool | None = None
+    words: tuple[str, str] = ("accuracy", "accuracies")  # what one value and several are called
 
 
 def _minus(arm: Arm, other: Arm) -> Arm:
@@ -133,21 +133,17 @@ def _interval(arms: Sequence[Arm], low: float) -> list[float] | None:
     return statistics.interval_over_seeds(measured, low, 1.0)
 
 
-def _figures(
-    sides: Mapping[Key, Arm], counts: np.ndarray, options: Options, words: tuple[str, str]
-) -> dict[str, Any]:
-    """Figures of a part, with a comparison for each side but `OWN`.
-
-    counts (I,): questions of every image in the part. words: what one value and several are called.
-    """
+def _figures(sides: Mapping[Key, Arm], counts: np.ndarray, options: Options) -> dict[str, Any]:
+    """Figures of a part, with a comparison for each side but `OWN`; counts (I,): its questions."""
     inside, own = counts > 0, sides[OWN]
+    one, several = options.words
     told = bool(options.samples) and inside.sum() >= statistics.FEWEST_IMAGES
     entry: dict[str, Any] = {}
     for key, arm in sides.items():
         mean, sd = statistics.mean_and_sd(arm.values)
-        figures = {words[0]: mean, "interval": _interval([arm], 0.0) if told else None}
+        figures = {one: mean, "interval": _interval([arm], 0.0) if told else None}
         if len(arm.values) > 1:
-            figures |= {words[1]: arm.values.tolist(), "sd": sd}
+            figures |= {several: arm.values.tolist(), "sd": sd}
         if key == OWN:
             entry |= figures
             continue
@@ -162,18 +158,17 @@ def _figures(
             moved = figures["difference"] * counts / counts.sum()
             moved[inside] += own.influence.mean(axis=0) - arm.influence.mean(axis=0)
             options.due.append((entry, key, figures, moved))
-        _put(entry, key, figures)
+        put(entry, key, figures)
     return entry
 
 
-def _measure(
-    right: Mapping[Key, np.ndarray],
-    masks: np.ndarray,
-    image: np.ndarray,
-    options: Options,
-    words: tuple[str, str] = ("accuracy", "accuracies"),
+def measure_parts(
+    right: Mapping[Key, np.ndarray], masks: np.ndarray, image: np.ndarray, options: Options
 ) -> list[dict[str, Any]]:
-    """An entry a part: right bool (R, P, Q) of each side, masks bool (P, Q), image int64 (Q,)."""
+    """An entry a part; masks bool (P, Q), image int64 (Q,).
+
+    right (R, P, Q) of each side: bool, or fractions of a power of 2, so that sums are exact.
+    """
     counts = statistics.by_image(masks, image)  # (P, I)
     hits = {key: statistics.by_image(array, image) for key, array in right.items()}  # (R, P, I)
     single = [key for key, array in hits.items() if len(array) == 1]
@@ -185,27 +180,27 @@ def _measure(
     entries = []
     for part, inside in enumerate(counts > 0):
         if not inside.any():
-            entry: dict[str, Any] = {words[0]: None, "interval": None}
+            entry: dict[str, Any] = {options.words[0]: None, "interval": None}
             nothing = {**entry, "difference": None, "difference_interval": None, "p": None}
             for key in list(hits)[1:]:
-                _put(entry, key, dict(nothing))
+                put(entry, key, dict(nothing))
         else:
             sides = {}
             for key, array in hits.items():
                 arm = Arm(*statistics.ratio(array[:, part, inside], counts[part, inside]))
                 sides[key] = arm._replace(resampled=resampled[key][part] if key in single else None)
-            entry = _figures(sides, counts[part], options, words)
+            entry = _figures(sides, counts[part], options)
         images = int(inside.sum())
         told = OWN in single and options.samples and images >= statistics.FEWEST_IMAGES
-        for key in single[1:] if told else ():
+        for key in single[1:] if told and right[OWN].dtype == bool else ():
             test = statistics.mcnemar(right[OWN][0, part], right[key][0, part])
-            _put(entry, (*key, "mcnemar"), test)
+            put(entry, (*key, "mcnemar"), test)
         entry |= {"questions": int(masks[part].sum()), "images": images}
         entries.append(entry)
     return entries
 
 
-def _set_p(options: Options) -> None:
+def set_p(options: Options) -> None:
     """Give the comparisons that await it their p, and p_holm among the exploratory ones."""
     if not options.due:
         return
@@ -221,22 +216,18 @@ def _set_p(options: Options) -> None:
             compared["p_holm"] = value
 
 
-# ------------------------------------------------------------------ what is called
-
-
 def measure_answers(
     runs: Runs,
     protocol: str | None,
-    blind: Mapping[str, Sequence[Row]] | None = None,
+    blind: Mapping[str, Rows] | None = None,
     arms: Mapping[str, Runs] | None = None,
     against: Runs = (),
     **options: Any,
 ) -> dict[str, Any]:
-    """Accuracy (0-1) of runs over the same questions, of all and of parts of them.
+    """Accuracy (0-1) of runs over the same questions (`predictions.complete`), whole and in parts.
 
-    `runs`: rows of `predictions.complete`, one list a seed. `blind`: rows of baselines by name;
-    `arms`: runs by name, e.g. with another's image; `against`: runs of another model. Options:
-    samples=10_000 (0: no interval, no p), seed=0, paired_seeds=None. The result:
+    `blind`: rows of baselines by name; `arms`: runs by name, e.g. with another's image; `against`:
+    another model's runs. Options: samples=10_000 (0: no interval, no p), seed=0, paired_seeds=None.
 
         {"protocol", "runs", "samples", "seed", "paired_seeds", "overall": E, "open": E,
          "closed": E, "question_type": {name: E}, "strata": {flag: {"yes": E, "no": E}}}
@@ -248,7 +239,7 @@ def measure_answers(
     p_holm: adjusted among all of them. Without a question, accuracy is None.
     """
     shared = Options([], **options)
-    sides = _sides(runs, blind, arms, against)
+    sides = sides_of(runs, blind, arms, against)
     rows = sides[OWN][0]
     parts = parts_of(rows)
     masks = np.array(list(parts.values()))
@@ -257,16 +248,12 @@ def measure_answers(
         for key, some in sides.items()
     }
     out = {"protocol": protocol, **_head(runs, against, shared)}
-    for key, entry in zip(parts, _measure(right, masks, _image(rows), shared), strict=True):
+    entries = measure_parts(right, masks, image_numbers(rows), shared)
+    for key, entry in zip(parts, entries, strict=True):
         entry |= {"exploratory": True} if len(key) > 1 else {}
-        _put(out, key, entry)
-    _set_p(shared)
+        put(out, key, entry)
+    set_p(shared)
     return out
-
-
-def _image(rows: Sequence[Row]) -> np.ndarray:
-    """The number of each row's image, int64 (Q,), in the order of their names."""
-    return np.unique(np.array([row["image"] for row in rows]), return_inverse=True)[1]
 
 
 def _head(runs: Runs, against: Runs, options: Options) -> dict[str, Any]:
@@ -282,29 +269,27 @@ def _head(runs: Runs, against: Runs, options: Options) -> dict[str, Any]:
 def measure_classes(runs: Runs, protocol: str | None = None, **options: Any) -> dict[str, Any]:
     """`measure_answers` with its options, and of all rows macro_f1 and the confusion matrix.
 
-    macro_f1: value, interval, values, sd and comparisons as in E, and `classes`, how many: those
-    that are an answer or that one of `runs` predicts, the same for all runs, sides and resamples;
-    for one run, scikit-learn's macro average. What another side predicts besides is wrong, but no
-    class of the mean, so that a comparison does not move the value. confusion: rows are answers,
-    columns predictions, summed over runs; a missing prediction is in no column. `protocol` is only
-    recorded. Rows without answers (kept as right or wrong) have neither.
+    macro_f1: as E, of `classes`, those that are an answer or that one of `runs` predicts; for one
+    run, scikit-learn's macro average. What another side predicts besides is wrong, but no class of
+    the mean, so that a comparison does not move the value. confusion: `metrics.confusion` over all
+    runs. `protocol` is only recorded. Rows without answers (kept as right or wrong) have neither.
     """
     out = measure_answers(runs, protocol, **options)
     others = {key: options.pop(key) for key in ("blind", "arms", "against") if key in options}
-    sides, shared = _sides(runs, **others), Options([], **options)
+    sides, shared = sides_of(runs, **others), Options([], words=VALUE, **options)
     if None in (truth := [reference(row) for row in sides[OWN][0]]):
         return out
     said = {key: [[r.get("prediction") for r in run] for run in sides[key]] for key in sides}
     classes, matrix = confusion(truth * len(runs), [name for run in said[OWN] for name in run])
-    image, number = _image(sides[OWN][0]), np.array(classes, dtype=object)[:, None]
+    image, number = image_numbers(sides[OWN][0]), np.array(classes, dtype=object)[:, None]
     true = number == np.array(truth, dtype=object)  # (C, Q)
     measured = {}
     for key, some in said.items():
         predicted = number == np.array(some, dtype=object)[:, None]  # (R, C, Q)
         counted = (statistics.by_image(x, image) for x in (predicted & true, predicted, true))
         measured[key] = Arm(*statistics.macro_f1(*counted))
-    figures = _figures(measured, np.bincount(image), shared, ("value", "values"))
-    _set_p(shared)
+    figures = _figures(measured, np.bincount(image), shared)
+    set_p(shared)
     out["macro_f1"] = {"classes": len(classes), **figures}
     out["confusion"] = {"classes": classes, "matrix": matrix.tolist()}
     return out
@@ -315,11 +300,10 @@ def measure_ranks(runs: Runs, against: Runs = (), **options: Any) -> dict[str, A
 
         {"runs", "samples", "seed", "paired_seeds", "t2i": W, "i2t": W}
 
-    W = pool (how many were ranked), median_rank (over all runs), r1, r5, r10: as E of
-    `measure_answers`, with its options, but value and values for accuracy and accuracies. Images
-    are drawn with their texts; the pool stays as it is.
+    W = pool (how many were ranked), median_rank (over all runs), r1, r5, r10: as E and options of
+    `measure_answers`, but value and values. Images are drawn with their texts, the pool stays.
     """
-    shared = Options([], **options)
+    shared = Options([], words=VALUE, **options)
     out = _head(runs, against, shared)
     ks = np.array([1, 5, 10])
     for way in ("t2i", "i2t"):
@@ -328,13 +312,13 @@ def measure_ranks(runs: Runs, against: Runs = (), **options: Any) -> dict[str, A
         )
         if not any(ours + theirs):
             continue
-        sides = _sides(ours, against=theirs, same=lambda row: (row["image"], row["pool"]))
+        sides = sides_of(ours, against=theirs)
         rows = sides[OWN][0]
         ranks = {key: np.array([[r["rank"] for r in run] for run in sides[key]]) for key in sides}
         right = {key: array[:, None] <= ks[:, None] for key, array in ranks.items()}
         masks = np.ones((len(ks), len(rows)), dtype=bool)
-        entries = _measure(right, masks, _image(rows), shared, ("value", "values"))
+        entries = measure_parts(right, masks, image_numbers(rows), shared)
         out[way] = {"pool": rows[0]["pool"], "median_rank": float(np.median(ranks[OWN]))}
         out[way] |= {f"r{k}": entry for k, entry in zip(ks, entries, strict=True)}
-    _set_p(shared)
+    set_p(shared)
     return out

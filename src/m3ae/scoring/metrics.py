@@ -1,7 +1,6 @@
-"""Downstream measures: pure functions of full prediction arrays; all values are fractions, 0-1.
+"""Downstream measures of full prediction arrays, or tensors on the CPU; values are fractions.
 
-Letters: `I` images, `T` texts, `Q` questions, `A` answers, `C` classes. Arrays are numpy's; tensors
-on the CPU are read as such.
+Letters: `I` images, `T` texts, `Q` questions, `A` answers, `C` classes.
 """
 
 import re
@@ -10,15 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-# ------------------------------------------------------------------ retrieval
-
 
 def recall_at_k(scores: ArrayLike, image_of_text: ArrayLike, ks: Sequence[int]) -> dict[str, float]:
     """Retrieval recall both ways from the scores (I, T) of every image with every text.
 
-    image_of_text int64 (T,) is the image that each text belongs to. `t2i_r{k}`: share of texts
-    whose image is among the k best; `i2t_r{k}`: share of images with one of their texts among the
-    k best. Raises ValueError when an image has no text, or a shape does not fit.
+    image_of_text int64 (T,) is the image that each text belongs to. `t2i_r{k}`: texts whose image
+    is among the k best; `i2t_r{k}`: images with one of their texts among the k best. Raises
+    ValueError when an image has no text, or a shape does not fit.
     """
     scores, image_of_text = np.asarray(scores), np.asarray(image_of_text)
     return recalls(ranks(scores, own_texts(image_of_text, scores.shape)), ks)
@@ -30,16 +27,15 @@ def own_texts(image_of_text: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if image_of_text.shape != (texts,):
         raise ValueError(f"image_of_text is {image_of_text.shape}, but scores have {texts} texts")
     own = np.arange(images)[:, None] == image_of_text[None]
-    if not own.any(axis=1).all():
-        raise ValueError(f"image {int(np.flatnonzero(~own.any(axis=1))[0])} has no text")
+    if not (has := own.any(axis=1)).all():
+        raise ValueError(f"image {int(has.argmin())} has no text")
     return own
 
 
 def same_words(image_of_text: np.ndarray, texts: Sequence[str], images: int) -> np.ndarray:
-    """Whether an image has a text of the same words: bool (I, T).
+    """Whether an image has a text of the same words, whatever their case or marks: bool (I, T).
 
-    Case, punctuation and white space do not count; `hits.sum(0) > 1` are the captions of several
-    images. Raises ValueError when there are not T texts.
+    Raises ValueError when there are not T texts.
     """
     if len(texts) != len(image_of_text):
         raise ValueError(f"{len(texts)} texts, but image_of_text has {len(image_of_text)}")
@@ -66,11 +62,10 @@ def ranks(scores: np.ndarray, hits: np.ndarray) -> dict[str, np.ndarray]:
 def ranks_by_rule(
     scores: ArrayLike, image_of_text: ArrayLike, texts: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """`ranks` under two rules for captions that occur more than once: {"id": ..., "text": ...}.
+    """`ranks` under two rules for captions that occur more than once; raises as `same_words`.
 
-    scores (I, T), image_of_text int64 (T,), texts (T). `id`: only an image's own texts count (the
-    reference's rule). `text`: a text counts for every image that has a text of the same words.
-    Raises as `own_texts` and `same_words`.
+    `id`: only an image's own texts count (the reference's rule). `text`: a text counts for every
+    image that has a text of the same words.
     """
     scores, owner = np.asarray(scores), np.asarray(image_of_text)
     own = own_texts(owner, scores.shape)
@@ -79,11 +74,8 @@ def ranks_by_rule(
 
 
 def recalls(places: dict[str, np.ndarray], ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """`ranks` -> `t2i_r{k}` and `i2t_r{k}`, the shares at place k or better."""
+    """`ranks` -> `t2i_r{k}` and `i2t_r{k}`, the fractions at place k or better."""
     return {f"{way}_r{k}": float((places[way] <= k).mean()) for k in ks for way in places}
-
-
-# ------------------------------------------------------------------ answers and classes
 
 
 def vqa_accuracy(scores: ArrayLike, targets: ArrayLike, closed: ArrayLike) -> dict[str, float]:

@@ -1,21 +1,10 @@
 """Prediction files: read, check, write, join with a prepared split; right or wrong; strata.
 
 A file holds one JSON object a line (or is a CSV with a header), one a question; .gz: compressed.
-
-    id             key of the question in the shards, e.g. synpic54610/12
-    prediction     one answer, or the name of a class
-    image          key of its image; without it, what stands before the last `/` of the id
-    question, answer (as in the corpus), label (the answer normalised), score
-    type           open or closed; rows without it are of classes, not of questions
-    question_type  the corpus's own categories
-    leaked_twin, image_in_train, answer_in_train, near_duplicate   flags, see `annotate`
-    right          true or false, or {"paper": ..., "strict": ...}: counts where there is no
-                   prediction, or neither answer nor label
-    way, rank, pool   retrieval, instead of all these: t2i or i2t, the place from 1 of the best
-                   true item, the number of items that were ranked
-
-Only id and prediction are needed where a prepared split says the rest, and only these two and
-answer (or label) without one. Other columns are kept as they stand.
+docs/scoring.md has the columns. Besides: label, the answer normalised; the flags of `annotate`.
+`right` counts where there is no prediction, or neither answer nor label. Only id and prediction are
+needed where a prepared split says the rest, and only these two and answer (or label) without one.
+Other columns are kept as they stand.
 """
 
 import csv
@@ -33,6 +22,8 @@ from m3ae.scoring.answers import accepted_answers, normalise_answer
 from m3ae.scoring.protocols import protocols_of, select_rows
 
 Row = dict[str, Any]
+Rows = Sequence[Row]
+Runs = Sequence[Rows]  # one list of rows a seed
 
 PROTOCOLS = ("paper", "strict", "image_disjoint")
 TYPES = ("open", "closed")
@@ -46,9 +37,6 @@ _NUMBERS = {"score": float, "rank": int, "pool": int}  # columns of a CSV
 _TRAINED_ON = re.compile(r"# .*: ([0-9]+) of [0-9]+ rows")  # the first line of such a file
 
 
-# ------------------------------------------------------------------ read and write
-
-
 def check_row(row: Any) -> Row:
     """The row with texts as strings, `type` in lower case, columns that are null left out.
 
@@ -59,7 +47,7 @@ def check_row(row: Any) -> Row:
     row = {key: value for key, value in row.items() if value is not None}
     for key in _TEXTS:
         value = row.get(key, "")
-        if key in _OR_NUMBER and isinstance(value, int | float) and not isinstance(value, bool):
+        if key in _OR_NUMBER and _is_number(value):
             value = row[key] = json.dumps(value)
         if not isinstance(value, str):
             raise ValueError(f"{key} is a {type(value).__name__}, not text")
@@ -72,9 +60,9 @@ def check_row(row: Any) -> Row:
     for key in _ALL_FLAGS:
         if not isinstance(row.get(key, False), bool):
             raise ValueError(f"{key} is {row[key]!r}, not true or false")
-    score, right = row.get("score", 0), row.get("right", False)
-    if isinstance(score, bool) or not isinstance(score, int | float):
-        raise ValueError(f"score is {score!r}, not a number")
+    if not _is_number(row.get("score", 0)):
+        raise ValueError(f"score is {row['score']!r}, not a number")
+    right = row.get("right", False)
     by_protocol = right if isinstance(right, dict) and right else {"paper": right}
     if not all(k in PROTOCOLS and isinstance(x, bool) for k, x in by_protocol.items()):
         raise ValueError(f"right is {right!r}, neither true nor false, nor these by protocol")
@@ -91,15 +79,17 @@ def check_row(row: Any) -> Row:
     return row
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def read_predictions(path: str | Path) -> list[Row]:
     """The rows of a prediction file, each as `check_row` gives it; .csv is read as CSV.
 
     Raises ValueError naming the file and the line: not UTF-8, not JSON, a column missing or of
     another type, an id twice, no row at all.
     """
-    path = Path(path)
-    rows: list[Row] = []
-    lines: dict[tuple[str, str], int] = {}
+    path, rows, lines = Path(path), [], {}
     csv_file = path.name.lower().removesuffix(".gz").endswith(".csv")
     for number, raw in (_csv_rows if csv_file else _json_rows)(path):
         try:
@@ -118,18 +108,16 @@ def read_predictions(path: str | Path) -> list[Row]:
 
 def write_predictions(path: str | Path, rows: Iterable[Row]) -> None:
     """Write rows as JSON lines, whole or not at all; ValueError names one that cannot be read."""
-    known: set[tuple[str, str]] = set()
-    lines: list[str] = []
+    lines: dict[tuple[str, str], str] = {}
     for row in rows:
         try:
             key = _key(check_row(row))
-            if key in known:
+            if key in lines:
                 raise ValueError(f"id {key[0]!r} twice")
-            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            lines[key] = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
         except ValueError as error:
             raise ValueError(f"{path}: row {len(lines) + 1} to write: {error}") from error
-        known.add(key)
-    _write(Path(path), "".join(lines))
+    _write(Path(path), "".join(lines.values()))
 
 
 def _key(row: Row) -> tuple[str, str]:
@@ -160,8 +148,8 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line.decode("utf-8-sig"), parse_constant=_refuse)
             except (ValueError, RecursionError) as error:
-                what = f"{path}:{number}: not JSON ({error}); expected one object a line"
-                raise ValueError(f"{what}, or a .csv") from error
+                what = f"not JSON ({error}); give one object a line, or a .csv"
+                raise ValueError(f"{path}:{number}: {what}") from error
 
 
 def _refuse(constant: str) -> None:
@@ -181,8 +169,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"{path}:1: a column occurs twice: {', '.join(header)}")
         for cells in filter(None, reader):
             if len(cells) != len(header):
-                count = f"{len(cells)} cells, the header has {len(header)}"
-                raise ValueError(f"{path}:{reader.line_num}: {count}")
+                what = f"{len(cells)} cells, the header has {len(header)}"
+                raise ValueError(f"{path}:{reader.line_num}: {what}")
             yield reader.line_num, dict(map(_cell, header, cells))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}:{reader.line_num + 1}: not UTF-8; save it as such") from error
@@ -202,33 +190,24 @@ def _cell(name: str, text: str) -> tuple[str, Any]:
         return name, text  # which `check_row` refuses
 
 
-# ------------------------------------------------------------------ prepared splits
-
-
 def join(
-    rows: Sequence[Row], questions: Sequence[Row], name: str, allow_missing: bool = False
+    rows: Rows, questions: Rows, name: str, allow_missing: bool = False
 ) -> tuple[list[Row], int]:
-    """Each of `questions` with its prediction from `rows`, and the number of missing ones.
+    """Each of `questions` with its prediction from the file `name`, and the number missing there.
 
-    All but the prediction, its scores and the flags is the split's; `name` is the file's, for
-    errors. Raises ValueError: an id that is no question's, a question without a prediction unless
-    `allow_missing` (its prediction is then None, which is wrong), another answer in the file than
-    in the split.
+    All but the prediction, its scores and the flags is the split's. ValueError: an id that is no
+    question's, another answer than the split's, a question without a prediction unless
+    `allow_missing` (its prediction is then None, which is wrong).
     """
     given = {row["id"]: row for row in rows}
-    known = {question["id"] for question in questions}
-    unknown = [key for key in given if key not in known]
-    if unknown:
-        raise ValueError(
-            f"{name}: {len(unknown)} of its {len(rows)} ids are not in the prepared "
-            f"split, e.g. {unknown[0]!r}; is --data what was predicted on?"
-        )
-    missing = [question["id"] for question in questions if question["id"] not in given]
+    ids = [question["id"] for question in questions]
+    if unknown := given.keys() - ids:
+        what = f"{len(unknown)} of its {len(rows)} ids are not in the prepared split"
+        raise ValueError(f"{name}: {what}, e.g. {min(unknown)!r}; is --data what was predicted on?")
+    missing = [key for key in ids if key not in given]
     if missing and not allow_missing:
-        raise ValueError(
-            f"{name}: no prediction for {len(missing)} of {len(questions)} questions, "
-            f"e.g. {missing[0]!r}; --allow-missing counts them as wrong"
-        )
+        what = f"no prediction for {len(missing)} of {len(ids)} questions, e.g. {missing[0]!r}"
+        raise ValueError(f"{name}: {what}; --allow-missing counts them as wrong")
     joined = []
     for question in questions:
         row = given.get(question["id"], {"prediction": None})
@@ -241,27 +220,24 @@ def join(
     return joined, len(missing)
 
 
-def complete(rows: Sequence[Row], name: str) -> list[Row]:
+def complete(rows: Rows, name: str) -> list[Row]:
     """Rows that can be scored alone, with `image` on each and, of questions, `label`.
 
     A column that some rows have and others lack would shift what is counted, so it is refused, as
-    are rows that neither answer, label nor `right` tells right from wrong, and a label that is not
-    the answer normalised. Rows of ranks get their `image`.
+    are rows that cannot be told right from wrong, and a label that is not the answer normalised.
     """
     for key in ("image", "type", "question_type", "question", "answer", "rank"):
         lacking = [row["id"] for row in rows if key not in row]
         if 0 < len(lacking) < len(rows):
-            raise ValueError(
-                f"{name}: no {key} on {len(lacking)} of {len(rows)} rows, e.g. "
-                f"{lacking[0]!r}; give it on all or on none"
-            )
+            what = f"no {key} on {len(lacking)} of {len(rows)} rows, e.g. {lacking[0]!r}"
+            raise ValueError(f"{name}: {what}; give it on all or on none")
     done = []
     for row in rows:
         row = {"image": row["id"].rpartition("/")[0] or row["id"], **row}
         answered = "answer" in row or "label" in row
         if not answered and not row.keys() & {"right", "rank"}:
-            what = f"{name}: {row['id']!r} has no answer and no label"
-            raise ValueError(f"{what}; give the prepared split with --data")
+            what = f"{row['id']!r} has no answer and no label"
+            raise ValueError(f"{name}: {what}; give the prepared split with --data")
         if answered and "type" in row:
             label = normalise_answer(row.get("answer", row.get("label")))
             if "answer" in row and row.get("label", label) != label:
@@ -272,23 +248,17 @@ def complete(rows: Sequence[Row], name: str) -> list[Row]:
     return done
 
 
-# ------------------------------------------------------------------ right or wrong
-
-
 def is_right(row: Row, protocol: str) -> bool:
-    """Whether a row of `complete` is right.
+    """Whether a row of `complete` is right; ValueError where it does not tell.
 
     paper: the normalised prediction is the label. The other protocols accept any of
     `accepted_answers`. Of classes: the names are equal. No prediction (None) is wrong. Without
-    a prediction, or an answer to compare it with, the row's `right` says it. Raises ValueError
-    where the row does not tell.
+    a prediction, or an answer to compare it with, the row's `right` says it.
     """
     prediction, known = row.get("prediction"), reference(row)
     if ("prediction" not in row or known is None) and "right" in row:
-        right = row["right"]
-        if not isinstance(right, dict):
-            return right
         counted = "paper" if protocol == "paper" else "strict"
+        right = row["right"] if isinstance(row["right"], dict) else {counted: row["right"]}
         if counted not in right:
             raise ValueError(f"{row['id']!r}: its `right` does not say what {counted} counts")
         return right[counted]
@@ -299,10 +269,8 @@ def is_right(row: Row, protocol: str) -> bool:
     if protocol == "paper":
         return normalise_answer(prediction) == known
     if "answer" not in row:
-        raise ValueError(
-            f"{row['id']!r} has a label and no answer, whose alternatives {protocol} "
-            "would accept; give --data, or --protocol paper"
-        )
+        what = f"{row['id']!r} has a label and no answer, whose alternatives {protocol} accepts"
+        raise ValueError(f"{what}; give --data, or --protocol paper")
     return normalise_answer(prediction) in accepted_answers(row["answer"])
 
 
@@ -313,27 +281,18 @@ def reference(row: Row) -> str | None:
 
 def right_answers(row: Row, protocol: str) -> set[str]:
     """The normalised answers that count as right under a protocol, or the class's name."""
-    wide = protocol != "paper" and "type" in row and "answer" in row
-    return {reference(row), *(accepted_answers(row["answer"]) if wide else ())}
+    if protocol == "paper" or "type" not in row or "answer" not in row:
+        return {reference(row)}
+    return set(accepted_answers(row["answer"]))
 
 
-# ------------------------------------------------------------------ rows trained on, strata
-
-
-def training_rows(train: Sequence[Row], protocol: str) -> list[Row]:
-    """Rows of `read_questions` that a protocol allows, where the run's own are not known.
-
-    ValueError where the rows do not tell.
-    """
-    rule = protocols_of(protocol, "", True)[0]
-    return [train[int(i)] for i in select_rows(rule, train)]
+def training_rows(train: Rows, protocol: str) -> list[Row]:
+    """Rows of a training split that a protocol allows; ValueError where they do not tell."""
+    return [train[int(i)] for i in select_rows(protocols_of(protocol, "", True)[0], train)]
 
 
 def write_trained_on(path: str | Path, folder: str | Path, ids: Sequence[str], total: int) -> None:
-    """Write the ids of the rows that a run trained on, out of the `total` of the split `folder`.
-
-    One id a line below `# FOLDER: N of M rows`; compressed where the path ends in .gz.
-    """
+    """Write ids of the rows that a run trained on, one a line below `# FOLDER: N of M rows`."""
     _write(Path(path), "\n".join([f"# {folder}: {len(ids)} of {total} rows", *ids, ""]))
 
 
@@ -348,30 +307,23 @@ def read_trained_on(path: str | Path) -> list[str]:
     return ids
 
 
-def rows_trained_on(train: Sequence[Row], ids: Sequence[str], name: str) -> list[Row]:
-    """Rows of a training split that a run trained on; `name` is the list's, for errors.
-
-    Raises ValueError where the split lacks one of the ids.
-    """
+def rows_trained_on(train: Rows, ids: Sequence[str], name: str) -> list[Row]:
+    """Rows of a training split that a list `name` has; ValueError where the split lacks an id."""
     wanted = set(ids)
     if unknown := wanted - {row["id"] for row in train}:
-        raise ValueError(
-            f"{name}: {len(unknown)} of its {len(wanted)} ids are not in the training split, "
-            f"e.g. {min(unknown)!r}; is --train what was trained on?"
-        )
+        what = f"{len(unknown)} of its {len(wanted)} ids are not in the training split"
+        raise ValueError(f"{name}: {what}, e.g. {min(unknown)!r}; is --train what was trained on?")
     return [row for row in train if row["id"] in wanted]
 
 
 def annotate(
-    rows: Sequence[Row], trained_on: Sequence[Row], train: Sequence[Row], protocol: str
+    rows: Rows, trained_on: Rows, train: Rows, protocol: str
 ) -> tuple[list[Row], list[str]]:
     """Rows with the flags that a training split decides, and what could not be decided and why.
 
-    `trained_on`: the rows of the split `train` that the run trained on. leaked_twin: a row of the
-    split that is `leaked` has the same `qid`, whether or not it was trained on.
-    image_in_train: a row trained on has the same image key. answer_in_train: such a row has as
-    its label one of `right_answers`; the fraction of these is the ceiling of a classifier over
-    training answers.
+    leaked_twin: a row of `train` that is `leaked` has the same `qid`, trained on or not.
+    image_in_train: a row of `trained_on` has the same image. answer_in_train: such a row has as its
+    label one of `right_answers`, which is the ceiling of a classifier over training answers.
     """
     notes, out = [], [dict(row) for row in rows]
     leaked = [row["leaked"] for row in train if "leaked" in row]

@@ -3,10 +3,8 @@
 paper: what the published implementation does. All rows, the answers of all splits, the exact
 string; VQA-RAD's epoch is selected on test (its published valid split is a copy of test), as is
 that of a corpus without valid; of others on valid.
-
 strict: what can be defended. No leaked rows, only the answers of the rows trained on, alternatives
 accepted; the epoch is selected on valid or, without one, on a part of train held out by image.
-
 image_disjoint: strict, and without training questions on test images.
 """
 
@@ -49,9 +47,7 @@ def select_rows(protocol: Protocol, fields: Sequence[dict[str, Any]]) -> np.ndar
     for flag in protocol.left_out:
         values = [row.get(flag, False) for row in fields]
         if None in values:
-            raise ValueError(
-                f"protocol {protocol.name}: some training rows do not say whether "
-                f"they are {flag}; prepare from the official files"
-            )
+            what = f"some training rows do not say whether they are {flag}"
+            raise ValueError(f"protocol {protocol.name}: {what}; prepare from the official files")
         rows = rows[~np.array(values, dtype=bool)[rows]]
     return rows

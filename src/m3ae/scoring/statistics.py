@@ -24,9 +24,6 @@ _BLOCK = 2**24  # numbers drawn at a time
 Measured = tuple[np.ndarray, np.ndarray]  # values (R,), influence (R, I)
 
 
-# ------------------------------------------------------------------ measures of images
-
-
 def by_image(values: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Sums (..., I) over each image's questions of values (..., Q); image int64 (Q,), from 0."""
     totals = np.zeros((int(image.max()) + 1, *values.shape[:-1]))
@@ -41,11 +38,10 @@ def ratio(hits: np.ndarray, counts: np.ndarray) -> Measured:
 
 
 def macro_f1(hits: np.ndarray, said: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Mean F1 over C classes: values (R,), influence (R, I), bias (R,).
+    """Mean F1 over C classes: values (R,), influence (R, I), bias (R,), by the jackknife.
 
     Right (R, C, I), predicted (R, C, I), answers (C, I), by image. A class that is neither an
-    answer nor predicted has F1 0. F1 of a small class is biased; influence and bias are those of
-    the jackknife (Quenouille 1956, Tukey 1958): the mean without each of the images in turn.
+    answer nor predicted has F1 0. F1 of a small class is biased (Quenouille 1956, Tukey 1958).
     """
     images, both = true.shape[1], said + true
     values = (2 * hits.sum(-1) / np.maximum(both.sum(-1), 1)).mean(axis=1)
@@ -60,9 +56,6 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and standard deviation (n - 1) over seeds; None for the latter with one seed."""
     array = np.asarray(values, dtype=np.float64)
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
-
-
-# ------------------------------------------------------------------ intervals
 
 
 def resampled_sums(totals: np.ndarray, samples: int, seed: int) -> np.ndarray:
@@ -130,9 +123,6 @@ def wilson(fraction: float, count: float) -> list[float]:
     half = np.sqrt(z2 * (fraction * (1 - fraction) + z2 / 4))
     low, high = ((fraction + z2 / 2 + side * half) / (1 + z2) for side in (-1, 1))
     return [max(0.0, float(low)), min(1.0, float(high))]
-
-
-# ------------------------------------------------------------------ tests
 
 
 def sign_flips(differences: np.ndarray, seed: int = 0) -> np.ndarray:

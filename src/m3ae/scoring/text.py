@@ -17,10 +17,11 @@ RELAXED = {
     "bleu_1": "BLEU-1",
     "yes_no": "yes or no, read from the prediction",
 }
+WAYS = {"t2i": "text to image", "i2t": "image to text"}
 COVERAGES = (1.0, 0.9, 0.75, 0.5, 0.25)
 SIGMOIDS = (
-    "a score of questions is the sigmoid of one answer alone: those of all answers do not add up "
-    "to 1, and it is trained to say whether that answer is right"
+    "note: a score of questions is the sigmoid of one answer alone: those of all answers do not "
+    "add up to 1, and it is trained to say whether that answer is right"
 )
 
 
@@ -29,10 +30,11 @@ def percent(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{100 * value:{sign}.2f}"
 
 
-def with_interval(value: float | None, interval: list[float] | None, sign: str = "") -> str:
-    """A percentage and its interval, where it has one."""
-    ends = "" if interval is None else " [" + ", ".join(percent(x, sign) for x in interval) + "]"
-    return percent(value, sign) + ends
+def with_interval(entry: dict[str, Any], key: str) -> str:
+    """A fraction of an entry as a percentage with its interval; a difference has its sign."""
+    sign, name = ("+", "difference_interval") if key == "difference" else ("", "interval")
+    ends = [percent(end, sign) for end in entry.get(name) or ()]
+    return percent(entry.get(key), sign) + (f" [{', '.join(ends)}]" if ends else "")
 
 
 def probability(p: float | None) -> str:
@@ -43,13 +45,8 @@ def probability(p: float | None) -> str:
 def aligned(lines: list[list[str]]) -> list[str]:
     """Cells as columns, the first one to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]).rstrip()
-        for cells in lines
-    ]
-
-
-# ------------------------------------------------------------------ answers and classes
+    ready = ([name.ljust(widths[0]), *map(str.rjust, rest, widths[1:])] for name, *rest in lines)
+    return ["  ".join(cells).rstrip() for cells in ready]
 
 
 def entries(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -77,10 +74,10 @@ def accuracies(result: dict[str, Any]) -> list[str]:
         if entry.get("exploratory") and not explored:
             lines.append(["exploratory:"] + [""] * (len(lines[0]) - 1))
             explored = True
-        cells = [name, str(entry["questions"]), str(entry["images"])]
-        cells.append(with_interval(entry["accuracy"], entry["interval"]))
+        cells = [str(entry["questions"]), str(entry["images"]), with_interval(entry, "accuracy")]
         cells += [percent(entry["sd"])] if several else []
-        lines.append([*cells, *(percent(c["accuracy"]) for c in compared(entry).values())])
+        cells += [percent(figures["accuracy"]) for figures in compared(entry).values()]
+        lines.append([name, *cells])
     return aligned(lines)
 
 
@@ -92,17 +89,14 @@ def differences(result: dict[str, Any]) -> list[str]:
             figures = compared(entry)[other]
             if entry.get("exploratory") and (other != "against" or figures["p"] is None):
                 continue
-            cells = [f"{other}: {name}"]
-            cells.append(with_interval(figures["difference"], figures["difference_interval"], "+"))
+            cells = [f"{other}: {name}", with_interval(figures, "difference")]
             lines.append([*cells, probability(figures["p"]), probability(figures.get("p_holm"))])
     if len(lines) == 1:
         return []
     out = ["", *aligned(lines), "p: sign flips of whole images; Holm p: among the exploratory ones"]
     if test := result["overall"].get("against", {}).get("mcnemar"):
-        out.append(
-            f"McNemar, exact, questions as independent: {test['only_first']} right "
-            f"here only, {test['only_second']} there only, p = {test['p']:.4g}"
-        )
+        told = "{only_first} right here only, {only_second} there only, p = {p:.4g}"
+        out.append(f"McNemar, exact, questions as independent: {told.format(**test)}")
     return out
 
 
@@ -117,11 +111,10 @@ def result_lines(name: str, result: dict[str, Any]) -> list[str]:
         lines.append(f"ceiling of a list of training answers: {percent(fraction)}")
     if macro := result.get("macro_f1"):
         sd = f", sd {percent(macro['sd'])}" if "sd" in macro else ""
-        lines.append(f"macro-F1 {with_interval(macro['value'], macro['interval'])}{sd}")
+        lines.append(f"macro-F1 {with_interval(macro, 'value')}{sd}")
         for other, figures in compared(macro).items():
-            difference = with_interval(figures["difference"], figures["difference_interval"], "+")
-            p = probability(figures["p"])
-            lines.append(f"macro-F1 less {other}'s: {difference}, p = {p}")
+            told = f"{with_interval(figures, 'difference')}, p = {probability(figures['p'])}"
+            lines.append(f"macro-F1 less {other}'s: {told}")
     if "confusion" in result:
         lines += confusion_lines(result["confusion"])
     if relaxed := result.get("relaxed"):
@@ -129,7 +122,7 @@ def result_lines(name: str, result: dict[str, Any]) -> list[str]:
     for side, figures in result.get("calibration", {}).items():
         lines += calibration_lines(side, figures)
     if name != "classes" and result.get("calibration"):
-        lines.append(f"note: {SIGMOIDS}")
+        lines.append(SIGMOIDS)
     return lines
 
 
@@ -147,52 +140,46 @@ def confusion_lines(confusion: dict[str, Any]) -> list[str]:
     classes = confusion["classes"]
     if len(classes) > SHOWN_CLASSES:
         return [f"confusion of {len(classes)} classes: --json has it"]
-    head = ["answer \\ prediction", *(str(k) for k in range(1, len(classes) + 1))]
-    rows = [
-        [f"{k} {name}", *map(str, row)]
-        for k, (name, row) in enumerate(zip(classes, confusion["matrix"], strict=True), start=1)
-    ]
-    return aligned([head, *rows])
+    lines = [["answer \\ prediction", *(str(k) for k in range(1, len(classes) + 1))]]
+    for k, (name, row) in enumerate(zip(classes, confusion["matrix"], strict=True), start=1):
+        lines.append([f"{k} {name}", *map(str, row)])
+    return aligned(lines)
 
 
-# ------------------------------------------------------------------ ranks, relaxed, calibration
+def value_lines(measured: dict[str, dict[str, Any]], *head: str) -> list[str]:
+    """A line a value with its interval, and what it is compared with; head: of two columns."""
+    lines = [["", *head, "sd", "against", "difference [95 %]", "p"]]
+    for name, entry in measured.items():
+        other = entry.get("against", {})
+        cells = [str(entry["questions"]), with_interval(entry, "value"), percent(entry.get("sd"))]
+        cells += [percent(other.get("value")), with_interval(other, "difference")]
+        lines.append([name, *cells, probability(other.get("p"))])
+    return aligned(lines)
 
 
 def rank_lines(result: dict[str, Any]) -> list[str]:
-    """Recalls of both ways, with intervals, and what they are compared with."""
-    lines = [["", "queries", "recall [95 %]", "sd", "against", "difference [95 %]", "p"]]
-    pools = []
-    for way, title in (("t2i", "text to image"), ("i2t", "image to text")):
-        for k in (1, 5, 10) if way in result else ():
-            entry = result[way][f"r{k}"]
-            cells = [f"{title} R@{k}", str(entry["questions"])]
-            cells += [with_interval(entry["value"], entry["interval"]), percent(entry.get("sd"))]
-            other = entry.get("against", dict.fromkeys(("value", "difference", "p")))
-            difference = other["difference"], other.get("difference_interval")
-            cells += [percent(other["value"]), with_interval(*difference, "+")]
-            lines.append([*cells, probability(other["p"])])
-        if way in result:
-            median, pool = result[way]["median_rank"], result[way]["pool"]
-            pools.append(f"{title}: median rank {median:g} of {pool}")
-    return ["", f"ranks, {runs_of(result)}", *aligned(lines), *pools]
+    """Recalls of both ways, and median ranks."""
+    ways = [way for way in WAYS if way in result]
+    measured = {f"{WAYS[way]} R@{k}": result[way][f"r{k}"] for way in ways for k in (1, 5, 10)}
+    median = "{}: median rank {median_rank:g} of {pool}"
+    pools = [median.format(WAYS[way], **result[way]) for way in ways]
+    lines = value_lines(measured, "queries", "recall [95 %]")
+    return ["", f"ranks, {runs_of(result)}", *lines, *pools]
 
 
 def relaxed_lines(relaxed: dict[str, Any]) -> list[str]:
     """The second table, and what its measures are."""
-    lines = [["", "questions", "value [95 %]", "against", "difference [95 %]"]]
-    for name, parts in relaxed["measures"].items():
-        for part, entry in parts.items():
-            cells = [f"{RELAXED[name]}: {part}", str(entry["questions"])]
-            cells.append(with_interval(entry["value"], entry["interval"]))
-            other = entry.get("against", {"value": None, "difference": None})
-            difference = other["difference"], other.get("difference_interval")
-            lines.append([*cells, percent(other["value"]), with_interval(*difference, "+")])
+    measured = {
+        f"{RELAXED[name]}: {part}": entry
+        for name, parts in relaxed["measures"].items()
+        for part, entry in parts.items()
+    }
     unparsed = ", ".join(map(str, relaxed["unparsed"]))
     asked = relaxed["measures"]["yes_no"]["overall"]["questions"]
     return [
         "",
         "relaxed measures, for answers in sentences; not exact match, nor to be mixed with it",
-        *aligned(lines),
+        *value_lines(measured, "questions", "value [95 %]"),
         *(f"{RELAXED[name]}: {text}" for name, text in relaxed["definitions"].items()),
         f"neither yes nor no in the prediction of {unparsed} of {asked} such questions: wrong",
     ]
@@ -200,13 +187,13 @@ def relaxed_lines(relaxed: dict[str, Any]) -> list[str]:
 
 def calibration_lines(side: str, figures: dict[str, Any]) -> list[str]:
     """Calibration error, and accuracy where the least certain answers are withheld."""
-    error = with_interval(figures["error"], figures["interval"])
+    error, bins = with_interval(figures, "error"), len(figures["bins"])
     at = {point["coverage"]: percent(point["accuracy"]) for point in figures["coverage"]}
     kept = ", ".join(f"{at[coverage]} at {100 * coverage:g} %" for coverage in COVERAGES)
     return [
         "",
-        f"calibration of {side}: expected calibration error {error}, {len(figures['bins'])} bins "
-        f"of equal numbers; by chance alone {percent(figures['by_chance'])}",
-        f"accuracy where only the most certain answers count: {kept}; area "
-        f"{percent(figures['area'])}",
+        f"calibration of {side}: expected calibration error {error}, {bins} bins of equal numbers; "
+        f"by chance alone {percent(figures['by_chance'])}",
+        f"accuracy where only the most certain answers count: {kept}; "
+        f"area {percent(figures['area'])}",
     ]

@@ -29,19 +29,10 @@ log = logging.getLogger(__name__)
 VERSION = 1
 # What may differ between a run and its continuation: it changes the training by rounding at most
 # (`model.share` also by the draws of dropout).
-FREE_KEYS = (
-    "output",
-    "model.share",
-    "model.compile",
-    "model.activation_checkpointing",
-    "data.workers",
-    "train.threads",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "eval.every",
-    "eval.pictures",
-)
+FREE_KEYS = """
+output model.share model.compile model.activation_checkpointing data.workers train.threads
+train.log_every train.checkpoint_every train.keep_checkpoints eval.every eval.pictures
+""".split()
 
 
 def rng_state() -> dict[str, Any]:
@@ -124,12 +115,9 @@ def resume(run: Path, trainer: Trainer, config: Any) -> int:
     if state["version"] != VERSION:
         raise ValueError(f"{path}: version {state['version']}, this code reads {VERSION}")
     if state["processes"] != processes.count:
-        raise ValueError(
-            f"{path} was written by {state['processes']} processes, this run has "
-            f"{processes.count}; start as many, or give another output="
-        )
-    saved = parse((path / "config.yaml").read_text(encoding="utf-8"), str(path / "config.yaml"))
-    check_same_config(saved, config, state["step"], path)
+        counts = f"written by {state['processes']} processes, this run has {processes.count}"
+        raise ValueError(f"{path} was {counts}; start as many, or give another output=")
+    check_same_config(path, config, state["step"])
     trainer.model.load_weights(path)
     rest = torch.load(path / "optimizer.pt", map_location=processes.device, weights_only=True)
     trainer.optimizer.load_state_dict(rest["optimizer"])
@@ -139,30 +127,43 @@ def resume(run: Path, trainer: Trainer, config: Any) -> int:
     return state["step"]
 
 
-def check_same_config(saved: dict, config: Any, step: int, path: Path) -> None:
-    """Raise ValueError listing the keys in which a config differs from a checkpoint's.
+def finished(run: Path, config: Any, steps: int = 0) -> bool:
+    """Whether this very run has ended; raises ValueError if another one has in its folder.
 
-    FREE_KEYS and a later end may differ; each such change goes to the log.
+    One that ended before `steps` is to go on, so it has not.
     """
-    old, new = _flat(saved), _flat(parse(to_yaml(config), "config"))
+    path = run / "evaluation.json"
+    if not path.exists():
+        return False
+    done = json.loads(path.read_text(encoding="utf-8")).get("step", 0)
+    if done < steps:
+        return False
+    check_same_config(run, config, done)
+    log.info("%s is finished; nothing to do (another output= starts a new run)", run)
+    return True
+
+
+def check_same_config(folder: Path, config: Any, step: int) -> None:
+    """Raise ValueError listing the keys in which a config differs from a folder's config.yaml.
+
+    FREE_KEYS and an end at or after `step` may differ; each such change goes to the log.
+    """
+    path = folder / "config.yaml"
+    old = _flat(parse(path.read_text(encoding="utf-8"), str(path)))
+    new = _flat(parse(to_yaml(config), "config"))
     free = {*FREE_KEYS, *(["train.steps"] if new.get("train.steps", 0) >= step else [])}
-    changes = {
-        key: f"{key} ({old.get(key)} there, {new.get(key)} now)"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    }
+    differing = sorted(key for key in old | new if old.get(key) != new.get(key))
+    changes = {key: f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in differing}
     if changes.keys() - free:
         listed = ", ".join(text for key, text in changes.items() if key not in free)
-        raise ValueError(f"{path} was made with another config: {listed}; give another output=")
+        raise ValueError(f"{folder} was made with another config: {listed}; give another output=")
     if changes:
-        log.info("changed since %s: %s", path, ", ".join(changes.values()))
+        log.info("changed since %s: %s", folder, ", ".join(changes.values()))
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    return {
-        k: v
-        for key, value in tree.items()
-        for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, dict) and value
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return flat

@@ -1,10 +1,9 @@
 """The command line that the run scripts share."""
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from m3ae.command import parser_for
 from m3ae.config import to_yaml
 from m3ae.installation import check_installation
 from m3ae.training.distributed import join_processes
@@ -17,21 +16,17 @@ def run_script(description: str, load: Callable, body: Callable, argv: Sequence[
     load(path, overrides) gives a config, body(config, processes, dry_run) is the run. Returns the
     exit status: 2 for a user's mistake, which ends in one line on stderr.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="a YAML file under configs/")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved config")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check data, weights and config, print sizes, steps and epochs; train nothing",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=2e-5")
+    parser = parser_for(description)
+    add = parser.add_argument
+    add("--config", required=True, help="a YAML file under configs/")
+    add("--print-config", action="store_true", help="print the resolved config")
+    dry = "check data, weights and config, print sizes, steps and epochs; train nothing"
+    add("--dry-run", action="store_true", help=dry)
+    add("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=2e-5")
     args = parser.parse_args(argv)
     try:
         check_installation()
-        config: Any = load(args.config, args.overrides)
+        config = load(args.config, args.overrides)
         if args.print_config:
             print(to_yaml(config), end="")
             return 0

@@ -41,11 +41,7 @@ class Processes:
 
     def from_first(self, value: Any) -> Any:
         """The first process's value; every process must call it."""
-        if self.count == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        return self.gather(value)[0]
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from m3ae.training.distributed import Processes
 
+Arrays = dict[str, np.ndarray]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -84,9 +85,9 @@ class Trainer:
                 self.scaler.scale(losses["loss"] * count).backward()
             self._add({key: value.detach() for key, value in losses.items()})
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm(self._gradients())
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         if self.clip_norm is not None:
-            parameters = [p for p in self.model.parameters() if p.grad is not None]
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         self._check(norm)
         if self.precision != "fp16":  # fp16's scaler sets this itself, and skips what overflows
@@ -102,9 +103,6 @@ class Trainer:
         totals = torch.stack([sum(count[name] for count in counts) for name in names])
         totals = self.processes.sum(totals)
         return dict(zip(names, totals.unbind(), strict=True))
-
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.model.parameters() if p.grad is not None]
 
     def _check(self, norm: Tensor) -> None:
         """Note on the device whether this step was finite; all processes agree."""
@@ -154,27 +152,31 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def evaluate(
     model: nn.Module, batches: Iterable[dict[str, Tensor]], processes: Processes, precision: str
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """Per-sample sums over a fixed set: arrays (samples,) by key, `index` sorted, no duplicates.
 
     Every process must call it, each with its own batches.
     """
-    parts: dict[str, list[np.ndarray]] = {}
+    rows = []
     with evaluating(model):
         for batch in batches:
             batch = to_device(batch, processes.device)
             with autocast(processes.device, precision):
                 sums = model(batch, per_sample=True)
-            for key, value in ({"index": batch["index"]} | sums).items():
-                parts.setdefault(key, []).append(value.cpu().numpy())
-    mine = {key: np.concatenate(arrays) for key, arrays in parts.items()}
-    everyone = [arrays for arrays in processes.gather(mine) if arrays]
-    joined = {key: np.concatenate([arrays[key] for arrays in everyone]) for key in everyone[0]}
+            sums["index"] = batch["index"]
+            rows.append({key: value.cpu().numpy() for key, value in sums.items()})
+    joined = join_arrays(rows, processes)
     _, first = np.unique(joined["index"], return_index=True)  # a sample counts once
     return {key: array[first] for key, array in joined.items()}
 
 
-def summarise(arrays: dict[str, np.ndarray], loss_weights: dict[str, float]) -> dict[str, float]:
+def join_arrays(rows: list[Arrays], processes: Processes) -> Arrays:
+    """One array a key over the rows (batches) of all processes; every process must call it."""
+    everyone = [row for their_rows in processes.gather(rows) for row in their_rows]
+    return {key: np.concatenate([row[key] for row in everyone]) for key in everyone[0]}
+
+
+def summarise(arrays: Arrays, loss_weights: dict[str, float]) -> dict[str, float]:
     """Means of `evaluate`'s arrays: `{name}_loss`, `{name}_accuracy`, `loss`, `samples`."""
     sums = {key: float(array.sum()) for key, array in arrays.items()}
     out = {f"{n}_loss": sums[f"{n}_loss"] / max(1.0, sums[f"{n}_count"]) for n in loss_weights}

@@ -50,7 +50,8 @@ class RunLog:
             return
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and _step(line) <= step]
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
             if len(kept) < len(lines):
                 write_text(self.path, "".join(kept))
         if importlib.util.find_spec("tensorboard"):
@@ -75,10 +76,6 @@ class RunLog:
             self.board.close()
 
 
-def _step(line: str) -> int:
-    return json.loads(line)["step"]
-
-
 def read_log(run: Path, kind: str) -> list[dict[str, Any]]:
     """The lines of one kind of a run's log."""
     lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -98,7 +95,7 @@ def record_run(run: Path, config: Any, facts: dict[str, Any], processes: Process
     """A run's config.yaml (resolved) and environment.json, from the first process."""
     if processes.first:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        write_text(run / "config.yaml", to_yaml(config))
         facts = {"seed": config.seed} | facts | environment(processes)
         write_json(run / "environment.json", facts)
 
@@ -116,12 +113,8 @@ def environment(processes: Processes) -> dict[str, Any]:
     device = processes.device
     packages = ("torch", "torchvision", "transformers", "numpy", "pillow", "safetensors")
     root = Path(__file__).parents[3]
-    git = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    git = subprocess.run(describe, capture_output=True, text=True, check=False)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "command": " ".join(["python", *sys.argv]),
@@ -138,8 +131,6 @@ def environment(processes: Processes) -> dict[str, Any]:
 
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

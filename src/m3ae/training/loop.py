@@ -21,10 +21,11 @@ _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A6000
 
 @dataclass
 class Loop:
-    """`for step in loop:` trains one step each time and gives the number of finished ones.
+    """`for step, batches in loop:` gives the micro-batches of a step and its number, from 1.
 
-    The body asks `due` before all it does (log lines, evaluation, checkpoints), which is in no
-    speed, and which raises ValueError naming samples where a loss or gradient is not finite.
+    The body trains on them, at the rates that are set, and then asks `due` before all else that it
+    does (log lines, evaluation, checkpoints): that is in no speed, and raises ValueError naming
+    samples where a loss or gradient is not finite.
     `sample_id` names a sample by the `index` of a batch.
     """
 
@@ -35,7 +36,7 @@ class Loop:
     step: int
     sample_id: Callable[[int], str]
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[tuple[int, list[dict[str, Tensor]]]]:
         trainer, steps = self.trainer, self.plan.steps
         first = trainer.processes.first
         trainer.model.train()
@@ -48,11 +49,10 @@ class Loop:
                 self.batches = [next(batches) for _ in range(self.plan.accumulation)]
                 self.waited += time.perf_counter() - started
                 set_lr(trainer.optimizer, self.step, steps, self.optim)
-                trainer.train_step(self.batches)
                 self.step += 1
-                self.bar.update()
                 self.acted = False
-                yield self.step
+                yield self.step, self.batches
+                self.bar.update()
                 if self.acted:
                     self._measure_anew()
 
