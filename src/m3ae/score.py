@@ -255,7 +255,7 @@ def report(measured: dict[str, Any]) -> list[str]:
     return lines
 
 
-def score(args: argparse.Namespace) -> None:
+def measure_and_tell(args: argparse.Namespace) -> None:
     """Measure, print, and write the files that were asked for."""
     measured = measure(args)
     print("\n".join(report(measured)))
@@ -302,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--json", **file, help="write everything there, as fractions")
     add("--samples", **number, default=10_000, help="resamples (%(default)s); 0: no intervals")
     add("--seed", **number, default=0, help="of the resamples (%(default)s)")
-    return run(score, parser, argv)
+    return run(measure_and_tell, parser, argv)
 
 
 if __name__ == "__main__":

@@ -31,21 +31,8 @@ def raw(tmp_path) -> Path:
 
 
 def run(table: Path, raw: Path, *more: str) -> int:
-    return pairs.main(
-        [
-            "--table",
-            str(table),
-            "--raw",
-            str(raw),
-            "--out",
-            str(raw.parent / "out"),
-            "--px",
-            "16",
-            "--workers",
-            "0",
-            *more,
-        ]
-    )
+    places = ["--table", str(table), "--raw", str(raw), "--out", str(raw.parent / "out")]
+    return pairs.main([*places, "--px", "16", "--workers", "0", *more])
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -39,21 +39,8 @@ def raw(tmp_path) -> Path:
 
 
 def run(path: Path, raw: Path, *more: str) -> int:
-    return table.main(
-        [
-            "--table",
-            str(path),
-            "--raw",
-            str(raw),
-            "--out",
-            str(raw.parent / "out"),
-            "--px",
-            "16",
-            "--workers",
-            "0",
-            *more,
-        ]
-    )
+    places = ["--table", str(path), "--raw", str(raw), "--out", str(raw.parent / "out")]
+    return table.main([*places, "--px", "16", "--workers", "0", *more])
 
 
 def rows_of(folder: Path) -> dict[str, dict]:

@@ -295,10 +295,10 @@ def test_groups_of_one_rate_share_a_line(run):
 
 def test_numbers_as_text():
     """Catches units and signs lost, and 0 taken for a missing number."""
-    assert parts.percent(0.0) == "0.0 %"
-    assert parts.percent(-0.0123, signed=True) == "−1.2"
+    assert parts.percentage(0.0) == "0.0 %"
+    assert parts.percentage(-0.0123, signed=True) == "−1.2"
     assert parts.loss(1.23456) == "1.235"
-    assert parts.percent(None) == parts.loss(float("nan")) == parts.count(True) == "not measured"
+    assert parts.percentage(None) == parts.loss(float("nan")) == parts.count(True) == "not measured"
     assert [parts.duration(seconds) for seconds in (5, 90, 7200)] == ["5 s", "1.5 min", "2.0 h"]
     assert parts.with_interval({"value": 0.5}, is_loss=False) == '<span class="unit">50.0 %</span>'
     assert "not measured" in parts.with_interval(None, is_loss=True)

@@ -121,7 +121,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def percent(value: object, signed: bool = False) -> str:
+def percentage(value: object, signed: bool = False) -> str:
     """0.1234 -> "12.3 %"; with `signed`, a difference in points: "+12.3"."""
     if not is_number(value):
         return NOT_MEASURED
@@ -161,7 +161,7 @@ def duration(seconds: object) -> str:
 def with_interval(measure: object, is_loss: bool = False, gain: bool = False) -> str:
     """A measure {"value", "low", "high"} as HTML: value, then the interval in brackets."""
     measure = measure if isinstance(measure, dict) else {}
-    show = loss if is_loss else percent
+    show = loss if is_loss else percentage
     value = show(measure.get("value"), gain)
     if value == NOT_MEASURED:
         return absent()
@@ -317,7 +317,7 @@ def arm_bars(values: dict[str, object], majority: object) -> str:
             size = f'width="{max(1.0, length * min(1.0, value)):.1f}" height="12" rx="1.5"'
             out += f'<rect x="{left}" y="{y + 3}" {size} fill="var(--{"abc"[row % 3]})"/>'
         place = f'x="290" y="{y + 13}" text-anchor="end"'
-        out += f'<text {place} fill="var(--ink)">{percent(value)}</text>'
+        out += f'<text {place} fill="var(--ink)">{percentage(value)}</text>'
     height = len(values) * step
     if is_number(majority):
         x = left + length * majority

@@ -119,8 +119,8 @@ def cost(run: Run) -> str:
         figures = {
             "time in training steps": parts.duration(spent or None),
             "speed, median": f"{parts.short_count(median(rates))} pairs/s" if rates else None,
-            "of that time, waiting for data": parts.percent(waited / spent if spent else None),
-            "model FLOP utilisation": parts.percent(median(used) if used else None),
+            "of that time, waiting for data": parts.percentage(waited / spent if spent else None),
+            "model FLOP utilisation": parts.percentage(median(used) if used else None),
             "peak memory a process": f"{max(memory):.1f} GiB" if memory else None,
         }
     if is_number(parameters := run.environment.get("parameters")):
@@ -139,7 +139,7 @@ def key_numbers(run: Run) -> str:
         return ""
     rows = []
     for key, title in run.measures().items():
-        show = parts.loss if key.endswith("loss") else parts.percent
+        show = parts.loss if key.endswith("loss") else parts.percentage
         rows.append([html.escape(title), *(absent(show(line.get(key))) for _, line in lines)])
     note = "Training numbers are those of the last log line, with dropout on."
     if run.held_out and is_number(run.held_out[-1].get("samples")):
@@ -201,7 +201,7 @@ def attributes(run: Run) -> str:
         bars = parts.arm_bars({ARMS[arm]: entry.get(arm) for arm in ARMS}, majority)
         gain = parts.with_interval(entry.get("gain"), gain=True)
         title = f"{html.escape(name)}{tag}<br><small>{words} words</small>"
-        rows.append([title, bars, absent(parts.percent(majority)), gain])
+        rows.append([title, bars, absent(parts.percentage(majority)), gain])
     text = (
         "How often a masked word that states the attribute is predicted, with the pair's own "
         "image, another pair's, and none. The dashed line is the majority rate: what always "
@@ -257,7 +257,7 @@ def fine_tuning(run: Run) -> str:
         for name in names:
             entry = _compared(result[name])[other]
             accuracy, over = (
-                absent(parts.percent(entry["accuracy"])),
+                absent(parts.percentage(entry["accuracy"])),
                 _measured(entry, "difference"),
             )
             cells.append(f"{accuracy}<br><small>gain over it</small> {over}")
