@@ -1,0 +1,1 @@
+"""What is right, how often, and how sure: from predictions alone, with numpy and scipy."""
