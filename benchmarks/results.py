@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from m3ae.scoring.measures import measure_answers, measure_ranks
+from m3ae.scoring.measures import measure_answers, measure_classes, measure_ranks
 from m3ae.scoring.predictions import Row, complete, read_predictions
 
 PAGES = Path(__file__).parent.parent / "docs/results"
@@ -254,6 +254,29 @@ def zero_shot() -> list[str]:
     return lines
 
 
+# ------------------------------------------------------------------ few_labels.md
+
+
+def few_labels() -> list[str]:
+    """Classes from 20 labelled images, settings fixed beforehand: accuracy, by seed, and gain."""
+    lines = head("", ["pre-trained", "by seed", "scratch", "by seed", "gain", "p"])
+    for task in ("plane", "kind", "modality"):
+        pre, scratch = (
+            [kept(f"few_labels/{task}_{arm}_s{seed}") for seed in SEEDS]
+            for arm in ("pretrained", "scratch")
+        )
+        entry = measure_classes(pre, "strict", against=scratch)["overall"]
+        cells = []
+        for side in (entry, entry["against"]):
+            by_seed = ", ".join(f"{100 * value:.1f}" for value in side["accuracies"])
+            cells += [shown(side["accuracy"], side["interval"]), by_seed]
+        compared = entry["against"]
+        cells.append(shown(compared["difference"], compared["difference_interval"], "+"))
+        cells.append(f"{compared['p']:.4f}")
+        lines.append(line(f"{task}, {entry['questions']} images", cells))
+    return lines
+
+
 # ------------------------------------------------------------------ pages
 
 TABLES: dict[str, tuple[str, Callable[[], list[str]]]] = {
@@ -265,6 +288,7 @@ TABLES: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "first_look": ("vqa_vits.md", first_look),
     "quickstart": ("quickstart.md", quickstart),
     "zero_shot": ("quickstart.md", zero_shot),
+    "few_labels": ("few_labels.md", few_labels),
     "strict_cost": ("strict_cost.md", strict_cost),
     "leaked_twins": ("strict_cost.md", twins),
 }
