@@ -108,7 +108,7 @@ def test_clusters_widen_the_interval(runs):
     assert widths[0] / widths[1] == pytest.approx(math.sqrt(10), rel=0.1)
 
 
-@settings(max_examples=20)
+@settings(max_examples=40)
 @given(right=RIGHT, seed=st.integers(0, 99), runs=st.integers(1, 2))
 def test_order_of_rows_changes_nothing(right, seed, runs):
     """Numbers that depend on the order of a file."""

@@ -16,6 +16,7 @@ def draw(calibration: dict[str, dict[str, Any]], folder: Path) -> None:
     for name, panel in (("reliability", reliability), ("coverage", coverage)):
         figure = Figure(figsize=(5, 4.4), layout="constrained")
         axes = figure.add_subplot()
+        # One side or two, so perhaps a colour is left over.
         for (side, figures), colour in zip(calibration.items(), COLOURS, strict=False):
             panel(axes, SIDES[side], figures, colour)
         axes.set(xlim=(0, 1), ylim=(0, 1))

@@ -91,6 +91,7 @@ def interval_over_seeds(arms: Sequence[Measured], low: float, high: float) -> li
     """
     images = arms[0][1].shape[1]
     mean, change, noise, seeds = 0.0, np.zeros(images), 0.0, []
+    # One arm has one sign.
     for sign, (values, influence) in zip((1, -1), arms, strict=False):
         runs, middle = len(values), influence.mean(axis=0)
         mean, change = mean + sign * values.mean(), change + sign * middle
