@@ -60,7 +60,7 @@ def drawn_images(images: int, samples: int, seed: int) -> list[list[int]]:
     return [[image for image, n in enumerate(row) for _ in range(n)] for row in times]
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(right=RIGHT, per_image=st.integers(1, 3), seed=st.integers(0, 9))
 def test_interval_is_a_plain_loop(right, per_image, seed):
     """Questions drawn instead of images, a mean of image means, a wrong percentile."""
