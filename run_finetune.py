@@ -109,7 +109,7 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
         trainer.train_step(batches)
         if loop.due(train.log_every, per_epoch):
             loop.log(run_log)
-        if loop.due(per_epoch):
+        if loop.due(per_epoch * config.eval.every):
             epoch = step // per_epoch
             measures = evaluation.run(epoch)
             run_log.write("eval", step, epoch=epoch, **measures)
@@ -166,6 +166,7 @@ def facts_of(
         "source": read_manifest(Path(config.data.train))["source"],
         "protocols": [rules.name for rules in protocols],
         "answers": len(answers),
+        "train_images": splits["train"].images(),
         **{f"{name}_rows": len(split) for name, split in splits.items()},
         "steps": plan.steps,
         "steps_an_epoch": plan.steps // config.train.epochs,

@@ -14,6 +14,9 @@ Written under OUT (the layouts asked for, then the description):
     roco_references/roco_{train,val,test}_references.jsonl    a second sentence for some images
     medicat/release/*.jsonl, medicat/release/figures/*.png
     vqa_rad/VQA_RAD Dataset Public.json, vqa_rad/VQA_RAD Image Folder/
+    tables/questions.csv, tables/classes.csv, tables/images/*.jpg    for table.py, only with
+                      --layouts tables: the same images with questions, and with classes beside a
+                      text that is always the same; the last fifth test, the tenth before it valid
     attributes.json   {fact: [its words]}, plus fine, coarse and text_only: lists of facts
     records.jsonl     the facts of every image, stated or not, by layout, split and file
     phantoms.json     options of the run, and whether it is complete
@@ -29,7 +32,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from m3ae.command import exit_status, parser_for
-from m3ae.corpora.phantom_texts import LAYOUTS
+from m3ae.corpora.phantom_texts import BY_DEFAULT, LAYOUTS
 from m3ae.corpora.phantoms import write_phantoms
 from m3ae.files import write_json
 
@@ -49,7 +52,7 @@ def claim(out: Path, options: dict) -> bool:
             detail = "; ".join(f"{k} {had.get(k)} there, {asked[k]} asked" for k in differing)
             raise ValueError(f"{out} holds phantoms of other options: {detail}")
         return found["complete"]
-    for layout in LAYOUTS:
+    for layout in options["layouts"]:
         if (out / layout).exists():
             raise ValueError(f"{out / layout} exists and was not written by phantoms.py")
     out.mkdir(parents=True, exist_ok=True)
@@ -94,14 +97,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--test", type=count, default=1000, help="ROCO test images (%(default)s)")
     add("--medicat", type=count, default=1000, help="MedICaT figures (%(default)s)")
     add("--vqa", type=count, default=300, help="VQA-RAD images, ~7 questions each (%(default)s)")
+    add("--tables", type=at_least(10), default=3000, help="images of the tables (%(default)s)")
     add("--px", type=at_least(32), default=192, help="image side in pixels (%(default)s)")
     add("--seed", type=at_least(0), default=0, help="another seed, another corpus (0)")
-    add("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS, help="which corpora (all three)")
+    which = "which corpora (all but tables)"
+    add("--layouts", nargs="+", choices=LAYOUTS, default=BY_DEFAULT, help=which)
     processes = "processes; the output does not depend on it (%(default)s)"
     add("--workers", type=count, default=min(8, os.cpu_count() or 1), help=processes)
     options = vars(parser.parse_args(argv))
     out, workers = options.pop("out"), options.pop("workers")
     options["layouts"] = [layout for layout in LAYOUTS if layout in options["layouts"]]
+    if "tables" not in options["layouts"]:
+        del options["tables"]  # so that a corpus made before there were tables is still complete
     return exit_status(lambda: make_phantoms(out, options, workers), mistake=2)
 
 

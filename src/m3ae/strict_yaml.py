@@ -1,7 +1,9 @@
 """YAML into frozen dataclasses, strictly: no unknown, missing, duplicate or mistyped key passes."""
 
+import copy
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
@@ -48,6 +50,12 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 def parse(text: str, name: str) -> Any:
     """The content of a YAML text; `name` says in errors where it came from."""
+    return copy.deepcopy(_parse(text, name))
+
+
+@functools.lru_cache(1000)
+def _parse(text: str, name: str) -> Any:
+    """As `parse`; a table's cells read the same few files hundreds of times."""
     try:
         loader = _Loader(text)
         loader.name = name
@@ -98,10 +106,16 @@ def build(cls: type, content: Any, where: str = "") -> Any:
     for key in content:
         if key not in hints:
             raise ValueError(f"unknown key {where}{key}{_nearest(key, hints, where)}")
-    missing = [where + key for key in hints if key not in content]
+    optional = {field.name for field in dataclasses.fields(cls) if has_default(field)}
+    missing = [where + key for key in hints if key not in content and key not in optional]
     if missing:
         raise ValueError(f"missing key {', '.join(missing)}: put `base:` at the top or set it")
-    return cls(**{key: _typed(content[key], hint, where + key) for key, hint in hints.items()})
+    return cls(**{key: _typed(content[key], hints[key], where + key) for key in content})
+
+
+def has_default(field: dataclasses.Field) -> bool:
+    """Whether a key may be left out; those of configs of runs have no default in code."""
+    return field.default is not dataclasses.MISSING
 
 
 def _nearest(key: str, valid: typing.Iterable[str], where: str) -> str:

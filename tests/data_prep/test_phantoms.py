@@ -1,5 +1,6 @@
 """The generated corpora: reproducible, independent, consistent between image facts and text."""
 
+import csv
 import hashlib
 import itertools
 import json
@@ -290,7 +291,7 @@ def test_closed_questions_are_balanced_by_what_they_ask(many_facts):
 
 
 def test_nobody_may_mistake_them_for_patients(corpus):
-    for layout in phantom_texts.LAYOUTS:
+    for layout in phantom_texts.BY_DEFAULT:
         assert "not patients" in (corpus / layout / "NOTICE").read_text()
 
 
@@ -299,3 +300,38 @@ def test_attributes_file_lists_the_vocabulary(corpus):
     groups = [listed.pop(group) for group in ("coarse", "fine", "text_only")]
     assert {name: tuple(words) for name, words in listed.items()} == phantom_texts.ATTRIBUTES
     assert {name for group in groups for name in group} == set(listed) - {"presence"}
+
+
+def test_tables_are_of_the_same_images_split_by_image(tmp_path):
+    """Questions and classes that contradict each other, or an image in two splits."""
+    options = ["--layouts", "tables", "--tables", "40", "--px", "32", "--workers", "1"]
+    assert phantoms.main(["--out", str(tmp_path), *options]) == 0
+    folder = tmp_path / "tables"
+    read = {}
+    for name in ("questions", "classes"):
+        with (folder / f"{name}.csv").open(newline="") as file:
+            read[name] = list(csv.DictReader(file))
+        splits = {row["image"]: row["split"] for row in read[name]}
+        assert [*splits.values()] == ["train"] * 28 + ["valid"] * 4 + ["test"] * 8
+        assert all(splits[row["image"]] == row["split"] for row in read[name])
+    assert sorted(splits) == sorted(path.name for path in (folder / "images").iterdir())
+    assert {row["text"] for row in read["classes"]} == {"A phantom image."}
+    shown = {row["image"]: row for row in read["classes"]}
+    assert {bool(row["kind"]) for row in shown.values()} == {True, False}
+    assert len(read["questions"]) == 5 * 40
+    for row in read["questions"]:
+        fact = {"MODALITY": "modality", "PLANE": "plane", "ORGAN": "region"}.get(
+            row["question_type"]
+        )
+        if fact and row["type"] == "open":
+            assert row["answer"] == shown[row["image"]][fact]
+        if fact and row["type"] == "closed":
+            (asked,) = facts_in(row["question"]).values()
+            assert row["answer"] == ("Yes" if asked == shown[row["image"]][fact] else "No")
+    assert "not patients" in (folder / "NOTICE").read_text()
+
+
+def test_a_corpus_without_tables_knows_nothing_of_them(corpus):
+    """A corpus of an earlier version refused, or made again, for an option that is not its own."""
+    assert not (corpus / "tables").exists()
+    assert "tables" not in json.loads((corpus / "phantoms.json").read_text())["options"]

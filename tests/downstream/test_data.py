@@ -22,11 +22,11 @@ from m3ae.downstream.data import (
     Questions,
     TrainQuestions,
     augmented,
-    hold_out,
     next_other,
     read_answers,
     read_splits,
 )
+from m3ae.downstream.selection import hold_out
 from m3ae.scoring.protocols import protocols_of
 from tests.recipe import ROOT
 

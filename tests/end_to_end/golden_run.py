@@ -3,11 +3,15 @@
     python -m tests.end_to_end.golden_run
 
 writes tests/golden/run.json again. Do that only for a change that is meant to change numbers, and
-say in its commit why they changed.
+say in its commit why they changed. Losses that move need a VERSION raised (see `refusal`): by it
+the finished cells of run_tables.py are known to be of other code. Shards that move need none, since
+a cell knows its data by their digests.
 """
 
 import hashlib
+import importlib
 import json
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +25,7 @@ from m3ae.training.logs import read_log
 from tests.recipe import GOLDEN, ROOT
 
 RECORD = GOLDEN / "run.json"
+ROOMS = ("data", "models", "training", "pretraining", "downstream", "scoring")
 STEPS = 20
 SIZES = "--train 64 --validation 4 --test 16 --vqa 40 --workers 1 --layouts roco vqa_rad".split()
 
@@ -76,14 +81,50 @@ def machine() -> dict[str, str]:
     }
 
 
+def versions() -> dict[str, int]:
+    """VERSION of every room whose change can change a run's numbers."""
+    return {room: importlib.import_module(f"m3ae.{room}").VERSION for room in ROOMS}
+
+
 def record() -> dict[str, object]:
     """Prepare, run, and return all that `RECORD` holds."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name))
-        return {"machine": machine(), "files": digests(Path(name)), "losses": losses(Path(name))}
+        facts = {"machine": machine(), "versions": versions(), "files": digests(Path(name))}
+        return facts | {"losses": losses(Path(name))}
+
+
+def refusal(old: dict, new: dict) -> str | None:
+    """Why a record may not take the place of `old`; None where it may.
+
+    Its losses moved, by more than the 1e-3 that another machine may cause, and no version rose.
+    """
+    had = old["versions"]
+    if any(version > had.get(room, version) for room, version in new["versions"].items()):
+        return None
+    exact = old["machine"] == new["machine"]
+    moved = [name for name in old["losses"] if not same(old, new, name, exact)]
+    if not moved:
+        return None
+    where = ", ".join(f"src/m3ae/{room}" for room in ROOMS)
+    what = f"the losses of {' and '.join(moved)} moved and no version was raised"
+    return f"{what}; raise VERSION in __init__.py of the room that changed ({where}), record again"
+
+
+def same(old: dict, new: dict, name: str, exact: bool) -> bool:
+    """Whether two records have the same losses of a run, to the last bit or to 1e-3."""
+    pairs = zip(old["losses"][name], new["losses"][name], strict=True)
+    return all(a == b or (not exact and math.isclose(a, b, rel_tol=1e-3)) for a, b in pairs)
+
+
+def main() -> None:
+    """Record, or exit with the reason why not."""
+    new = record()
+    if why := refusal(json.loads(RECORD.read_text(encoding="utf-8")), new):
+        sys.exit(why)
+    RECORD.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    RECORD.write_text(json.dumps(record(), indent=1) + "\n", encoding="utf-8")
-    sys.exit()
+    main()

@@ -6,6 +6,7 @@ import pytest
 
 from m3ae.data.shards import Shards
 from m3ae.models import m3ae
+from m3ae.scoring.predictions import read_trained_on
 from m3ae.training.checkpoint import checkpoints
 from m3ae.training.logs import read_log
 
@@ -44,3 +45,37 @@ def test_blocks_are_computed_as_asked(tune, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     saved = json.loads((checkpoints(tmp_path / "recomputed")[-1] / "config.json").read_text())
     assert "activation_checkpointing" not in saved["model"]
+
+
+def test_few_images(tune, tmp_path, questions):
+    """Strata, baselines or an answer list of rows that a run with few images never saw."""
+    assert tune("train.epochs=1", "data.fraction=0.2") == 0
+    run, train = tmp_path / "run", Shards(questions / "train")
+    facts = json.loads((run / "environment.json").read_text())
+    ids = read_trained_on(run / "trained_on.txt")
+    keys = {train.text_key(row): row for row in range(len(train))}
+    images = {int(train.image_of_text[keys[name]]) for name in ids}
+    assert len(ids) == facts["train_rows"] < 0.5 * len(train)
+    assert len(images) == facts["train_images"] < 0.3 * train.num_images
+    assert json.loads((run / "evaluation.json").read_text())["trained_on"]["rows"] == len(ids)
+    known = json.loads((run / "best-strict/downstream.json").read_text())["known"]["strict"]
+    assert known == sorted({train.fields(keys[name])["label"] for name in ids})
+
+
+def test_epochs_between_evaluations(tune, tmp_path, capsys):
+    """An epoch selected that was not evaluated, a last one that is not, or other weights."""
+    assert tune("protocol=paper", "train.epochs=5", "eval.every=2") == 0
+    run = tmp_path / "run"
+    lines = read_log(run, "eval")
+    assert [line["epoch"] for line in lines] == [2, 4, 5]
+    result = json.loads((run / "evaluation.json").read_text())
+    entry, values = result["paper"], [line["test/paper/overall"] for line in lines]
+    assert result["epochs"] == 5 and entry["last_epoch"] == values[-1]
+    assert entry["best_on_test"] == max(values)
+    assert entry["epoch"] == lines[values.index(max(values))]["epoch"]
+    assert tune("protocol=paper", "train.epochs=5", name="each") == 0
+    each = {line["epoch"]: line for line in read_log(tmp_path / "each", "eval")}
+    assert [each[line["epoch"]]["test/paper/overall"] for line in lines] == values
+    # It decides what can be selected, so it is no key that may change on the way.
+    assert tune("protocol=paper", "train.epochs=5", "eval.every=1") == 2
+    assert "eval.every (2 there, 1 now)" in capsys.readouterr().err

@@ -6,7 +6,8 @@ to exactly one fact: a synonym would cap the accuracy on masked words.
 
 import numpy as np
 
-LAYOUTS = ("roco", "medicat", "vqa_rad")
+LAYOUTS = ("roco", "medicat", "vqa_rad", "tables")
+BY_DEFAULT = LAYOUTS[:3]
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "modality": ("ct", "mr", "radiograph", "ultrasound"),
     "plane": ("axial", "coronal", "sagittal"),

@@ -1,8 +1,9 @@
-"""Writers of the phantoms' files, in the raw layouts of ROCO, MedICaT and VQA-RAD.
+"""Writers of the phantoms' files: the raw layouts of ROCO, MedICaT and VQA-RAD, and tables.
 
 Phantoms are generated: see data_prep/phantoms.py.
 """
 
+import csv
 import functools
 import hashlib
 import io
@@ -38,6 +39,15 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write text lines, each ended by a newline."""
     write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write a table; its columns are those of the first row."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_whole(path, text.getvalue().encode())
 
 
 def make_image(task: tuple[int, str, int, int, str]) -> texts.Facts:
@@ -201,7 +211,42 @@ def write_vqa_rad(out: Path, options: dict, workers: int) -> list[dict]:
     return records
 
 
-WRITERS = {"roco": write_roco, "medicat": write_medicat, "vqa_rad": write_vqa_rad}
+CLASSES = ("modality", "plane", "region", "kind")
+
+
+def write_tables(out: Path, options: dict, workers: int) -> list[dict]:
+    """Write questions.csv and classes.csv of the same images, split by image; return the records.
+
+    Both as data_prep/table.py reads them. A text with classes is the same for all: only the image
+    tells them.
+    """
+    folder, count = out / "tables", options["tables"]
+    tested, valid = count // 5, count // 10
+    splits = ["train"] * (count - tested - valid) + ["valid"] * valid + ["test"] * tested
+    names = [f"phantom-{index + 1:05d}.jpg" for index in range(count)]
+    made = make_images("tables", [folder / "images" / name for name in names], options, workers)
+    questions, classes, records = [], [], []
+    for index, (name, split, facts) in enumerate(zip(names, splits, made, strict=True)):
+        rng = texts.generator(options["seed"], "tables", index, 2)
+        for number, item in enumerate(texts.ask(facts, rng), start=1):
+            row = {"image": name, "question": item["question"], "answer": item["answer"]}
+            row |= {"type": item["answer_type"].lower(), "question_type": item["question_type"]}
+            questions.append(row | {"split": split, "id": str(number)})
+        row = {"image": name, "text": "A phantom image."}
+        row |= {column: facts.get(column, "") for column in CLASSES}
+        classes.append(row | {"split": split, "id": "1"})
+        records.append(record("tables", split, name, facts, {}))
+    write_csv(folder / "questions.csv", questions)
+    write_csv(folder / "classes.csv", classes)
+    return records
+
+
+WRITERS = {
+    "roco": write_roco,
+    "medicat": write_medicat,
+    "vqa_rad": write_vqa_rad,
+    "tables": write_tables,
+}
 
 
 def write_phantoms(out: Path, options: dict, workers: int) -> int:

@@ -21,6 +21,7 @@ class DownstreamData:
     test: str
     answers: str | None
     field: str
+    fraction: float
     held_out: float
     image: Literal["own", "none"]
     image_px: int
@@ -52,6 +53,7 @@ class DownstreamTrain:
 class DownstreamEval:
     """Section `eval`."""
 
+    every: int
     batch: int
     metric: str
     top: int
@@ -100,9 +102,10 @@ def _check(config: FinetuneConfig) -> None:
     known = METRICS[config.task]
     wrong = f"{evaluation.metric!r} is none of {config.task}'s: {', '.join(known)}"
     require(evaluation.metric in known, f"eval.metric: {wrong}")
-    for key in ("top", "samples", "text_block"):
+    for key in ("every", "top", "samples", "text_block"):
         require(getattr(evaluation, key) >= 1, f"eval.{key}: {getattr(evaluation, key)} is below 1")
     require(0 < data.held_out < 1, f"data.held_out: {data.held_out} is not in (0, 1)")
+    require(0 < data.fraction <= 1, f"data.fraction: {data.fraction} is not in (0, 1]")
     require(0 < data.crop_scale <= 1, f"data.crop_scale: {data.crop_scale} is not in (0, 1]")
     fresh = config.eval_only and config.init is None
     require(not fresh, "eval_only: needs init= (a fine-tuned checkpoint)")

@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
 
 from m3ae.data.datasets import Pairs, loader_from, stack_images, trim
-from m3ae.data.exclusions import image_keys
 from m3ae.data.images import to_array
-from m3ae.data.sampler import SAMPLE, SUBSET, Order, Plan, keyed
-from m3ae.data.shards import WITH_FIELDS, Shards
+from m3ae.data.sampler import SAMPLE, Order, Plan, keyed
+from m3ae.data.shards import Shards
 from m3ae.downstream.config import DownstreamData, FinetuneConfig
 from m3ae.downstream.papers import check_disjoint
 from m3ae.downstream.retrieval import draw_false_texts
+from m3ae.downstream.selection import read_fields, select_training
 from m3ae.models.m3ae import Batch
-from m3ae.scoring.protocols import Protocol, select_rows
+from m3ae.scoring.protocols import Protocol
 from m3ae.training.distributed import Processes
 
 log = logging.getLogger(__name__)
@@ -45,18 +45,8 @@ class Questions:
         self.pairs, self.name = pairs, field
         (shards,) = pairs.corpora
         self.shards, self.folder = shards, shards.folder
-        everything = np.arange(len(shards))
-        self.fields: list[dict[str, Any]] = []
-        if shards.manifest["kind"] == WITH_FIELDS:
-            self.fields = [shards.fields(row) for row in range(len(shards))]
-            missing = [k for k, fields in enumerate(self.fields) if fields.get(field) is None]
-            if len(missing) == len(self.fields):
-                known = ", ".join(sorted(self.fields[0])) if self.fields else ""
-                raise ValueError(f"data.field: {self.folder} has no {field!r}, only {known}")
-            if missing:
-                log.info("%s: %d rows without %s are left out", self.folder, len(missing), field)
-            everything = np.setdiff1d(everything, missing)
-        self.rows = everything if rows is None else np.intersect1d(everything, rows)
+        self.fields, labelled = read_fields(shards, field)
+        self.rows = labelled if rows is None else np.intersect1d(labelled, rows)
         if not len(self.rows):
             raise ValueError(f"{self.folder}: no row is left of this split")
         self.targets = np.zeros(len(shards), dtype=np.int64)
@@ -83,6 +73,10 @@ class Questions:
         """How often each label occurs."""
         return Counter(self.label(row) for row in self.rows)
 
+    def images(self) -> int:
+        """How many images the rows have."""
+        return len(np.unique(self.shards.image_of_text[self.rows]))
+
     def ids(self) -> list[str]:
         """The text keys of the rows."""
         return [self.shards.text_key(int(row)) for row in self.rows]
@@ -104,18 +98,14 @@ def read_splits(
     whole, splits = read(data.train), {"test": read(data.test)}
     if data.valid:
         splits["valid"] = read(data.valid)
+    rows, held = select_training(config, whole.shards, whole.fields, whole.rows, protocols)
+    train = read(data.train, rows)
     if config.task == "retrieval":
         if any(rules.name != "paper" for rules in protocols):
             check_disjoint(config)
-        return {"train": whole} | splits, [], {rules.name: set() for rules in protocols}
-    rows = select_rows(protocols[0], whole.fields)
-    if any(not np.array_equal(select_rows(rules, whole.fields), rows) for rules in protocols):
-        raise ValueError("protocol=both: the two train on other rows; run paper and strict apart")
-    if any(rules.select == "held_out" for rules in protocols):
-        keys = np.array(image_keys(whole.shards))[whole.shards.image_of_text]
-        rows, held = hold_out(rows, keys, data.held_out)
+        return {"train": train} | splits, [], {rules.name: set() for rules in protocols}
+    if held is not None:
         splits["held_out"] = read(data.train, held)
-    train = read(data.train, rows)
     released = config.task == "vqa" and config.init and Path(config.init).is_file()
     name = "reference_order" if released and config.eval_only else "paper"
     everything = read_answers(data.train, data.answers, data.field, name)
@@ -179,10 +169,13 @@ def collate(
 def add_false_texts(
     batch: Batch, questions: Questions, rows: Rows, count: int, seed: int, positions: Sequence[int]
 ) -> Batch:
-    """Texts (B, L) -> (B, 1+F, L): the true one, then false ones drawn by seed and positions."""
-    owners = questions.shards.image_of_text
-    false = draw_false_texts(owners, owners[rows], count, seed, positions)  # (B, F)
-    chosen = np.concatenate([np.array(rows)[:, None], false], axis=1)
+    """Texts (B, L) -> (B, 1+F, L): the true one, then false ones drawn by seed and positions.
+
+    Of the run's own rows alone: with `data.fraction` it must see no other text.
+    """
+    known, owners = questions.rows, questions.shards.image_of_text
+    false = draw_false_texts(owners[known], owners[rows], count, seed, positions)  # (B, F)
+    chosen = np.concatenate([np.array(rows)[:, None], known[false]], axis=1)
     texts = questions.pairs.texts(chosen.ravel())
     return trim(batch | {key: value.view(*chosen.shape, -1) for key, value in texts.items()})
 
@@ -272,19 +265,6 @@ def train_loader(
     dataset = TrainQuestions(questions, config, plan, processes.rank)
     workers = config.data.workers
     return loader_from(dataset, step * plan.accumulation, workers, processes.device)
-
-
-def hold_out(rows: np.ndarray, images: np.ndarray, fraction: float) -> tuple[np.ndarray, ...]:
-    """Split rows into those to train on and a held-out part, no image in both.
-
-    images: keys, text (Q,), of every row of the split. About `fraction` of them are held out: the
-    same ones for every seed of a run, so that runs can be compared, and whatever the encoding of
-    the shards and the order of the rows in them.
-    """
-    known = np.unique(images[rows])  # sorted
-    shuffled = keyed(0, SUBSET).permutation(known)
-    held = np.isin(images[rows], shuffled[: max(1, round(fraction * len(known)))])
-    return rows[~held], rows[held]
 
 
 def read_answers(folder: str, file: str | None, field: str, name: str) -> list[str] | None:

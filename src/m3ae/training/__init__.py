@@ -1,0 +1,4 @@
+"""What both trainings share: step, optimiser, loop, checkpoints, processes, logs."""
+
+# Raised by hand with a change that can change a run's numbers; cells of run_tables.py carry it.
+VERSION = 1

@@ -152,6 +152,8 @@ def check_same_config(folder: Path, config: Any, step: int) -> None:
     old = _flat(parse(path.read_text(encoding="utf-8"), str(path)))
     new = _flat(parse(to_yaml(config), "config"))
     free = {*FREE_KEYS, *(["train.steps"] if new.get("train.steps", 0) >= step else [])}
+    if "task" in new:  # fine-tuning: an epoch that is not evaluated cannot be selected
+        free.remove("eval.every")
     differing = sorted(key for key in old | new if old.get(key) != new.get(key))
     changes = {key: f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in differing}
     if changes.keys() - free:

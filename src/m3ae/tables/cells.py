@@ -1,0 +1,256 @@
+"""A cell: one run of a table, and its identity: what alone can change its numbers.
+
+The identity is (kind, resolved config, data, code, seed). Comments, the order of keys, workers,
+logging, checkpoints and output do not count; of data the digests of its manifests do, of code the
+VERSION of each room that a run's numbers pass through.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from m3ae.config import Config, load_config
+from m3ae.data.shards import read_manifest
+from m3ae.downstream.config import FinetuneConfig, load_finetune_config
+from m3ae.downstream.selection import training_rows
+from m3ae.files import file_sha256
+
+ROOMS = {
+    "pretrain": ("data", "models", "training", "pretraining"),
+    "finetune": ("scoring", "data", "models", "training", "downstream"),
+}
+PRETRAINING = "PRETRAINING"  # stands in a resolved config for the folder of the cell's own
+# Keys of a resolved config that change no number but by rounding.
+FREE = {
+    "pretrain": """output model.compile model.activation_checkpointing data.workers train.threads
+        train.log_every train.checkpoint_every train.keep_checkpoints eval.every eval.pictures""",
+    "finetune": """output model.compile model.activation_checkpointing data.workers train.threads
+        train.log_every train.checkpoint_every train.keep_checkpoints eval.top eval.samples
+        eval.text_block eval.question_only architecture architecture_set init""",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run; `name` is for people, `digest` is the identity."""
+
+    kind: str
+    name: str
+    config: str
+    overrides: tuple[str, ...]
+    seed: int
+    init: "Cell | None" = None
+    # Steps of a pre-training that fine-tuning alone is to take besides its own.
+    more_steps: int = 0
+
+    @cached_property
+    def resolved(self) -> Config | FinetuneConfig:
+        """The config, without init and output; ValueError or FileNotFoundError as its loader."""
+        load = load_config if self.kind == "pretrain" else load_finetune_config
+        given = [f"seed={self.seed}", *self.overrides]
+        if self.init is not None:
+            given.append(f"init={PRETRAINING}")
+        return load(self.config, [*given, *self._longer(load(self.config, given))])
+
+    def _longer(self, config: Config | FinetuneConfig) -> list[str]:
+        """Overrides by which fine-tuning takes `more_steps`, with as many evaluations as without."""
+        if not self.more_steps or lacking_folders(config):
+            return []
+        epochs = config.train.epochs
+        per_epoch = math.ceil(_rows(config) / config.train.batch_global)
+        longer = epochs + math.ceil(self.more_steps / per_epoch)
+        every = {
+            "eval.every": config.eval.every,
+            "train.checkpoint_every": config.train.checkpoint_every,
+        }
+        scaled = [f"{key}={max(1, value * longer // epochs)}" for key, value in every.items()]
+        return [f"train.epochs={longer}", *scaled]
+
+    @cached_property
+    def lacks(self) -> list[str]:
+        """What is not there yet, its pre-training's part included."""
+        own = lacking_folders(self.resolved)
+        return own + [path for path in (self.init.lacks if self.init else []) if path not in own]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that its numbers follow from."""
+        config = self.resolved
+        values = flat(json.loads(json.dumps(asdict(config))))
+        free = set(FREE[self.kind].split())
+        places = set(folders_of(config))  # which folder it is does not count, what is in it does
+        identity = {
+            "kind": self.kind,
+            "seed": self.seed,
+            "config": {
+                key: value
+                for key, value in sorted(values.items())
+                if key not in free and not _names_data(value, places)
+            },
+            "data": list(data_of(config).values()),
+            "code": {room: version_of(room) for room in ROOMS[self.kind]},
+        }
+        if self.kind == "finetune":
+            identity["start"] = self._start(config)
+        return identity
+
+    def _start(self, config: FinetuneConfig) -> Any:
+        """What the weights begin as: a pre-training's digest, a file's, or an architecture."""
+        if self.init is not None:
+            return self.init.digest
+        if config.init is not None:
+            return content_of(config.init)
+        start = load_config(config.architecture, config.architecture_set)
+        model = json.loads(json.dumps(asdict(start.model)))
+        for switch in ("share", "compile", "activation_checkpointing"):
+            model.pop(switch)
+        for name in ("image_encoder", "text_encoder"):
+            model[name]["weights"] = content_of(model[name]["weights"])
+        return {"model": model, "seed": start.seed}
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex sha256 of the identity."""
+        text = json.dumps(self.identity, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def id(self) -> str:
+        """Name of its folder."""
+        return f"{self.name}-s{self.seed}-{self.digest[:10]}"
+
+    def folder(self, out: Path) -> Path:
+        """Its run folder."""
+        return out / "cells" / self.id
+
+    def command(self, out: Path, launcher: str = "python") -> list[str]:
+        """The exact command, as words."""
+        script = "run_pretrain.py" if self.kind == "pretrain" else "run_finetune.py"
+        words = [*launcher.split(), script, "--config", self.config, *self.overrides]
+        if self.more_steps:
+            base = load_finetune_config(self.config, [f"seed={self.seed}", *self.overrides])
+            words += self._longer(base) or ["train.epochs=?"]
+        if self.init is not None:
+            words.append(f"init={self.init.folder(out)}")
+        return [*words, f"seed={self.seed}", f"output={self.folder(out)}"]
+
+    @property
+    def steps(self) -> int | None:
+        """Optimiser steps of this run alone; None where they follow from data that are lacking."""
+        config = self.resolved
+        if self.kind == "pretrain":
+            return config.train.steps
+        if config.eval_only:
+            return 0
+        if lacking_folders(config):
+            return None
+        return config.train.epochs * math.ceil(_rows(config) / config.train.batch_global)
+
+
+def lacking_folders(config: Config | FinetuneConfig) -> list[str]:
+    """Prepared folders and files of a config that are not there."""
+    return [path for path, found in data_of(config).items() if found is None]
+
+
+def folders_of(config: Config | FinetuneConfig) -> list[str]:
+    """Folders and files that a run reads: splits, tokenizer, weights, lists, in a fixed order."""
+    data = config.data
+    if isinstance(config, Config):
+        model = config.model
+        lists = list(data.exclude or ())
+        weights = [model.image_encoder.weights, model.text_encoder.weights]
+        return [*data.train, *data.valid, *lists, *filter(None, [data.tokenizer, *weights])]
+    start = [config.init] if config.init not in (None, PRETRAINING) else []
+    splits = [data.train, data.valid, data.test, data.answers, data.tokenizer, *start]
+    return [path for path in splits if path]
+
+
+def data_of(config: Config | FinetuneConfig) -> dict[str, str | None]:
+    """Digest of each of `folders_of`, None where it is not there."""
+    return {path: content_of(path) for path in folders_of(config)}
+
+
+def content_of(path: str | None) -> str | None:
+    """Digest of a prepared split, a folder of weights or a file; a hub id stands for itself.
+
+    None for a local path (one that begins with a folder that data are kept in) which is not there.
+    """
+    if path is None:
+        return None
+    place = Path(path)
+    if place.is_dir():
+        return _folder_digest(place, _stamp(place))
+    if place.is_file():
+        return _file_digest(place, _stamp(place))
+    local = place.is_absolute() or place.parts[0] in ("data", "runs", ".", "..") or place.suffix
+    return None if local else f"hub:{path}"
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = (path / "manifest.json" if (path / "manifest.json").is_file() else path).stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+@cache
+def _file_digest(path: Path, _: tuple[int, int]) -> str:
+    return file_sha256(path)
+
+
+@cache
+def _folder_digest(folder: Path, _: tuple[int, int]) -> str:
+    """Of a prepared split what its manifest says of the content, and its answer list."""
+    if not (folder / "manifest.json").is_file():
+        files = [path for path in sorted(folder.glob("*")) if path.is_file()]
+        content: Any = {path.name: file_sha256(path) for path in files}
+    else:
+        manifest = read_manifest(folder)
+        content = {key: manifest[key] for key in ("kind", "source", "encoding", "px", "counts")}
+        content["tokens"] = (manifest["tokenizer"] or {}).get("fingerprint")
+        content["files"] = [file["sha256"] for file in manifest["files"]]
+        lists = [folder.parent / name for name in ("answers.json", "classes.json")]
+        content["answers"] = [file_sha256(path) for path in lists if path.is_file()]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def version_of(room: str) -> int:
+    """The room's VERSION."""
+    return importlib.import_module(f"m3ae.{room}").VERSION
+
+
+def _names_data(value: Any, places: set[str]) -> bool:
+    """Whether a config's value is a path (or paths) of `folders_of`."""
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(isinstance(one, str) and one in places for one in values)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as `section.key`."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, dict) and value
+        found |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return found
+
+
+def _rows(config: FinetuneConfig) -> int:
+    """`training_rows`, counted once for all cells of the same rows."""
+    seed = config.seed if config.data.fraction < 1 else 0
+    same = dataclasses.replace(config, seed=seed, init=None, output="", eval_only=False)
+    return _counted(same, _stamp(Path(config.data.train)))
+
+
+@cache
+def _counted(config: FinetuneConfig, _: tuple[int, int]) -> int:
+    return training_rows(config)
+
+
+def quoted(values: Sequence[str]) -> str:
+    """A YAML list of texts, as an override takes it."""
+    return json.dumps(list(values))

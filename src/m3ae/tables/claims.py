@@ -1,0 +1,116 @@
+"""Claims: who runs a cell, among processes and machines that share a folder.
+
+A cell's claims are files claim-000001, claim-000002, ...; the newest one counts. It is made so that
+only one can make it (O_EXCL), and its owner touches it while it lives. A claim is dead when it says
+so, when its process is gone (seen from the same machine), or when nobody touched it for
+`STALE_SECONDS` by the clock of the shared folder. Whoever finds it dead makes the next one; an
+owner that finds a newer one than its own has lost the cell and stops.
+"""
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of this process; `path` is its file."""
+
+    path: Path
+
+    def touch(self) -> bool:
+        """Show that the owner lives; False where another one has taken the cell over."""
+        if newest(self.path.parent) != self.path:
+            return False
+        os.utime(self.path)
+        return True
+
+    def note_child(self, pid: int) -> None:
+        """Write down the process that does the work, for whoever takes over on this machine."""
+        self.path.write_text(json.dumps({**_me(), "child": [pid, _started(pid)]}), encoding="utf-8")
+
+    def release(self) -> None:
+        """The cell is free again, whether it is finished or not."""
+        if self.path.is_file():
+            self.path.write_text(json.dumps({"released": True}), encoding="utf-8")
+
+
+def claim(folder: Path) -> Claim | None:
+    """Claim a cell's folder, made if absent; None where another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    last = newest(folder)
+    if last is not None and not is_dead(last):
+        return None
+    number = int(last.name.rpartition("-")[2]) + 1 if last else 1
+    path = folder / f"claim-{number:06d}"
+    whole = folder / f".{path.name}.{os.getpid()}.{time.monotonic_ns()}"
+    whole.write_text(json.dumps(_me()), encoding="utf-8")
+    try:
+        os.link(whole, path)  # atomic, and whole when it appears; fails where the file is there
+    except FileExistsError:
+        return None
+    finally:
+        whole.unlink()
+    return Claim(path)
+
+
+def newest(folder: Path) -> Path | None:
+    """The claim that counts."""
+    return max(folder.glob("claim-*"), default=None)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether some process works on a cell."""
+    last = newest(folder)
+    return last is not None and not is_dead(last)
+
+
+def is_dead(path: Path) -> bool:
+    """Whether a claim's owner has released it or is gone, and with it the process it started."""
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8") or "{}")
+    except (FileNotFoundError, ValueError):
+        return False  # being written
+    if owner.get("released"):
+        return True
+    if owner.get("machine") == _machine():
+        pids = [owner["process"], *([owner["child"]] if "child" in owner else [])]
+        return not any(_started(pid) == started for pid, started in pids)
+    return clock(path.parent) - path.stat().st_mtime > STALE_SECONDS
+
+
+def clock(folder: Path) -> float:
+    """The time by the clock of the folder's file system, which may be another machine's."""
+    probe = folder / f".clock.{socket.gethostname()}.{os.getpid()}"
+    probe.touch()
+    now = probe.stat().st_mtime
+    probe.unlink()
+    return now
+
+
+def _me() -> dict[str, Any]:
+    return {"machine": _machine(), "process": [os.getpid(), _started(os.getpid())]}
+
+
+def _machine() -> str:
+    """This machine since its start, and the namespace of process ids (a container has its own)."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    name = boot.read_text().strip() if boot.is_file() else socket.gethostname()
+    space = Path("/proc/self/ns/pid")
+    return f"{name} {os.readlink(space) if space.exists() else ''}"
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, which tells it from a later one of the same number; None: gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]

@@ -1,0 +1,210 @@
+"""Runs the cells of a plan: each once, whoever else works on the same folder."""
+
+import ctypes
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from m3ae.files import write_json
+from m3ae.tables import claims
+from m3ae.tables.cells import Cell
+from m3ae.tables.claims import HEARTBEAT_SECONDS, Claim
+
+log = logging.getLogger("m3ae")
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class Running:
+    """A cell under way in this process."""
+
+    cell: Cell
+    claim: Claim
+    process: subprocess.Popen
+    started: float
+    touched: float
+
+
+@dataclass
+class Runner:
+    """`run()` works on cells until none is left that it could do or wait for."""
+
+    cells: Sequence[Cell]  # in the order to run; a pre-training before what starts from it
+    out: Path
+    launcher: str
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.begun = claims.clock(self.out)
+        self.running: list[Running] = []
+
+    def run(self) -> dict[str, str]:
+        """Why each cell that is not finished is not, by id; {} where all are."""
+        left = [cell for cell in self.cells if not is_done(cell, self.out)]
+        done = len(self.cells) - len(left)
+        previous = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            with tqdm(total=len(self.cells), initial=done, unit="cell", smoothing=0) as self.bar:
+                while left := [cell for cell in left if not is_done(cell, self.out)]:
+                    self.bar.n = len(self.cells) - len(left)
+                    self.bar.refresh()
+                    self._start(left)
+                    if not self.running and not any(self._hope(cell) for cell in left):
+                        break
+                    time.sleep(POLL_SECONDS)
+                    self._look()
+                self.bar.n = len(self.cells) - len(left)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            self._stop()
+        return {cell.id: self.why_not(cell) for cell in left}
+
+    def _hope(self, cell: Cell) -> bool:
+        """Whether a cell may still get done: by another process, or once its pre-training is."""
+        if cell.lacks or self._failed(cell):
+            return False
+        return cell.init is None or is_done(cell.init, self.out) or self._hope(cell.init)
+
+    def _start(self, left: Sequence[Cell]) -> None:
+        mine = {one.cell.id for one in self.running}
+        for cell in left:
+            if len(self.running) >= self.jobs:
+                return
+            ready = cell.init is None or is_done(cell.init, self.out)
+            if cell.id in mine or cell.lacks or self._failed(cell) or not ready:
+                continue
+            if (owned := claims.claim(cell.folder(self.out))) is None:
+                continue
+            if is_done(cell, self.out) or self._failed(cell):  # by another one, just before
+                owned.release()
+                continue
+            self.running.append(self._launch(cell, owned))
+
+    def _launch(self, cell: Cell, owned: Claim) -> Running:
+        folder = cell.folder(self.out)
+        write_json(folder / "cell.json", cell.identity)
+        (folder / "failed.json").unlink(missing_ok=True)
+        command = cell.command(self.out, self.launcher)
+        command = [sys.executable if word == "python" else word for word in command]
+        environment = dict(os.environ)
+        if self.launcher == "python" and self.jobs > 1:
+            cores = len(os.sched_getaffinity(0))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.jobs)))
+        with open(folder / "output.txt", "ab") as file:
+            file.write(f"$ {' '.join(cell.command(self.out, self.launcher))}\n".encode())
+            file.flush()
+            process = subprocess.Popen(
+                command, stdout=file, stderr=file, env=environment, preexec_fn=_end_with_parent
+            )
+        owned.note_child(process.pid)
+        self.bar.set_postfix_str(cell.name)
+        now = time.monotonic()
+        return Running(cell, owned, process, now, now)
+
+    def _look(self) -> None:
+        """What has ended, and a heartbeat for what has not."""
+        for one in list(self.running):
+            pid, status, usage = os.wait4(one.process.pid, os.WNOHANG)
+            now = time.monotonic()
+            if pid:
+                one.process.returncode = os.waitstatus_to_exitcode(status)
+                self.running.remove(one)
+                self._finish(one, now - one.started, usage.ru_utime + usage.ru_stime)
+            elif now - one.touched > HEARTBEAT_SECONDS:
+                one.touched = now
+                if not one.claim.touch():
+                    log.warning("%s: taken over by another process", one.cell.id)
+                    self.running.remove(one)
+                    _end(one.process)
+
+    def _finish(self, one: Running, seconds: float, cpu_seconds: float) -> None:
+        cell, folder = one.cell, one.cell.folder(self.out)
+        times = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}
+        if one.process.returncode == 0 and (folder / "evaluation.json").is_file():
+            if cell.kind == "finetune":  # its selected weights and predictions stay
+                for path in folder.glob("**/checkpoints"):
+                    shutil.rmtree(path)
+            write_json(folder / "done.json", times)
+            tqdm.write(f"done    {cell.id}  {seconds:.0f} s", file=sys.stderr)
+        else:
+            code = one.process.returncode
+            write_json(folder / "failed.json", {"code": code, "line": last_line(folder)})
+            tqdm.write(f"FAILED  {cell.id}: {self.why_not(cell)}", file=sys.stderr)
+        one.claim.release()
+
+    def _failed(self, cell: Cell) -> bool:
+        """Whether a cell failed since this process began; one that failed before is tried again."""
+        path = cell.folder(self.out) / "failed.json"
+        return path.is_file() and path.stat().st_mtime >= self.begun
+
+    def _stop(self) -> None:
+        """End what is under way; it continues from its checkpoint."""
+        for one in self.running:
+            one.process.terminate()
+        for one in self.running:
+            _end(one.process)
+            one.claim.release()
+
+    def why_not(self, cell: Cell) -> str:
+        """One line on why a cell is not finished."""
+        return why_not(cell, self.out)
+
+
+def is_done(cell: Cell, out: Path) -> bool:
+    """Whether a cell is finished."""
+    return (cell.folder(out) / "done.json").is_file()
+
+
+def why_not(cell: Cell, out: Path) -> str:
+    """One line on why a cell is not finished."""
+    folder = cell.folder(out)
+    if cell.lacks:
+        return f"data are lacking: {', '.join(cell.lacks)}"
+    if (folder / "failed.json").is_file():
+        failed = json.loads((folder / "failed.json").read_text(encoding="utf-8"))
+        return f"it failed (status {failed['code']}): {failed['line']}"
+    if cell.init is not None and not is_done(cell.init, out):
+        return f"its pre-training {cell.init.id} is not finished: {why_not(cell.init, out)}"
+    if claims.is_held(folder):
+        return "another process runs it"
+    return "interrupted; the same command continues it" if folder.is_dir() else "not run"
+
+
+def last_line(folder: Path) -> str:
+    """The last line of what a run printed."""
+    with open(folder / "output.txt", "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
+        text = file.read().decode("utf-8", "replace")
+    lines = [line.split("\r")[-1].strip() for line in text.splitlines()]
+    return next((line for line in reversed(lines) if line), "no output")
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ask a process to end, and make it after ten seconds."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _end_with_parent() -> None:
+    """In a child: SIGTERM when the runner is gone, even by SIGKILL (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
