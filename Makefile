@@ -1,5 +1,6 @@
 # make quickstart   generate phantoms, prepare shards, pre-train a small M3AE, fine-tune it and its
 #                   initial weights on phantom questions, write a report
+# make tables-small phantoms, then the paper's Table 4 and Figure 2 on them, three seeds (an hour and a half)
 # make test         lint and the whole test suite
 # make results      the tables of docs/results that rest on predictions, from the kept files
 # All set up $(VENV) first: a virtual environment with the pinned packages (5.5 GB, 2-4 minutes).
@@ -10,8 +11,9 @@ PHANTOMS ?= data/phantoms
 BIN := $(VENV)/bin
 FINETUNE = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 run_finetune.py \
   --config configs/finetune/quickstart.yaml
+TABLE = $(BIN)/python data_prep/table.py --raw data/tables/raw/tables/images --px 96 --tokenizer data/tables/pairs/tokenizer
 
-.PHONY: quickstart test results environment
+.PHONY: quickstart tables-small test results environment
 
 environment: $(VENV)/.installed
 	@$(BIN)/python -c "import m3ae, pathlib, sys; \
@@ -42,6 +44,13 @@ quickstart: environment
 	  --train $(PHANTOMS)/questions/train --protocol image_disjoint --json runs/quickstart/fine_tuning.json
 	$(BIN)/python -m m3ae.reports.pretraining runs/quickstart
 	@echo "Open runs/quickstart/report.html"
+
+tables-small: environment
+	$(BIN)/python data_prep/phantoms.py --out data/tables/raw --layouts roco tables --tables 2000
+	$(BIN)/python data_prep/roco.py --raw data/tables/raw/roco --out data/tables/pairs --px 96 --tokenizer train:400
+	$(TABLE) --table data/tables/raw/tables/questions.csv --out data/tables/questions
+	$(BIN)/python run_tables.py --size small --tables 4 fig2 --jobs 2
+	@echo "Open runs/tables/index.html"
 
 test: environment
 	$(BIN)/ruff check .

@@ -21,9 +21,10 @@ from pathlib import Path
 from m3ae.command import exit_status, parser_for
 from m3ae.installation import check_installation
 from m3ae.reports.tables import write_pages
-from m3ae.tables import claims, forecast, slurm
+from m3ae.tables import forecast, slurm
 from m3ae.tables.cells import Cell
 from m3ae.tables.definition import names, read_table
+from m3ae.tables.keep import keep
 from m3ae.tables.plan import Plan, make_plan
 from m3ae.tables.results import collect
 from m3ae.tables.runner import Runner, is_done, why_not
@@ -44,21 +45,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--list", action="store_true", help="print every cell and how it stands; run nothing")
     add("--dry-run", action="store_true", help="print commands, what is lacking, hours and memory")
     add("--report-only", action="store_true", help="write the report of what is finished")
+    kept = "also copy the report and the predictions it rests on, without texts of a corpus, to DIR"
+    add("--keep", type=Path, metavar="DIR", help=kept)
     add("--slurm", type=Path, metavar="FILE", help="write a SLURM script that runs all cells")
     add("--jobs", type=int, default=1, metavar="N", help="cells at a time here (1)")
     launcher = "what starts a run, e.g. 'torchrun --nproc_per_node 8' (by size)"
     add("--launcher", metavar="COMMAND", help=launcher)
-    rate = "TFLOP/s that a run reaches in all, for --dry-run (of finished cells, else measured here)"
+    rate = (
+        "TFLOP/s that a run reaches in all, for --dry-run (of finished cells, else measured here)"
+    )
     add("--rate", type=float, metavar="N", help=rate)
     given = "laid over every {}, e.g. data.workers=8"
-    add("--set-pretrain", nargs="+", default=[], metavar="key=value", help=given.format("pre-training"))
-    add("--set-finetune", nargs="+", default=[], metavar="key=value", help=given.format("fine-tuning"))
-    args = parser.parse_args(argv)
-    return exit_status(lambda: tables(args))
+    add(
+        "--set-pretrain",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help=given.format("pre-training"),
+    )
+    add(
+        "--set-finetune",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help=given.format("fine-tuning"),
+    )
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = parser.parse_args(words)
+    return exit_status(lambda: tables(args, words))
 
 
-def tables(args: Namespace) -> None:
-    """The whole work."""
+def tables(args: Namespace, words: list[str]) -> None:
+    """The whole work; words: the command line."""
     check_installation()
     start_logging(True)
     if not Path("run_pretrain.py").is_file():
@@ -70,14 +88,16 @@ def tables(args: Namespace) -> None:
     cells = chosen(plan.all, args.only)
     for table in wanted:
         if table not in plan.tables:
-            log.info("%s: not at size %s, only at %s", table.name, args.size, ", ".join(table.columns))
+            log.info(
+                "%s: not at size %s, only at %s", table.name, args.size, ", ".join(table.columns)
+            )
     launcher = args.launcher or plan.size.launcher
     if args.list:
         listing(cells, args.out)
     elif args.dry_run:
         forecast.show(cells, args.out, launcher, args.rate)
     elif args.slurm:
-        slurm.write(args.slurm, cells, args.out, sys.argv[1:])
+        slurm.write(args.slurm, cells, args.out, words)
     else:
         report(plan, cells, args, launcher)
 
@@ -87,8 +107,11 @@ def report(plan: Plan, cells: list[Cell], args: Namespace, launcher: str) -> Non
     unfinished = {}
     if not args.report_only:
         unfinished = Runner(cells, args.out, launcher, args.jobs).run()
-    if args.only is None:
-        write_pages(collect(plan, args.out), args.out)
+    if args.only is None or args.report_only:
+        results = collect(plan, args.out)
+        write_pages(results, args.out)
+        if args.keep:
+            write_pages(keep(results, args.out, args.keep), args.keep)
         log.info("report: %s", args.out / "index.html")
     for name, why in unfinished.items():
         log.info("not finished: %s: %s", name, why)

@@ -19,11 +19,11 @@ def need(path: Path, what: str, *others: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
-    """`path`.tmp, to be written and closed in the block; it then takes the place of `path`.
+    """A file to be written and closed in the block, which then takes the place of `path`.
 
     So `path` is the old file or the whole new one. With `sync`, after a power cut too.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write it too
     yield temporary
     if sync:
         with open(temporary, "rb") as file:
@@ -50,4 +50,4 @@ def file_sha256(path: Path) -> str:
 
 def is_unicode(text: str) -> bool:
     """Whether a text has no lone surrogates, the mark of bytes that were not UTF-8."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -3,7 +3,7 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from m3ae.config import Config, ModelConfig
+from m3ae.config import Architecture, Config, ModelConfig
 from m3ae.data.datasets import Pairs
 from m3ae.data.sampler import Plan
 from m3ae.data.texts import max_scored
@@ -43,7 +43,7 @@ def facts(
     }
 
 
-def activation_bytes(model: ModelConfig, text_length: int, precision: str) -> float:
+def activation_bytes(model: Architecture, text_length: int, precision: str) -> float:
     """Rough bytes of activations a pair, all three objectives on."""
     image, text, fusion = model.image_encoder, model.text_encoder, model.fusion
     patches = (image.image_px // image.patch_px) ** 2

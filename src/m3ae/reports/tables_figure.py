@@ -45,7 +45,7 @@ def draw(result: dict[str, Any]) -> str | None:
         figure = Figure(figsize=(4.6 * wide, 3.1 * high), layout="constrained")
         places = figure.subplots(high, wide, squeeze=False).ravel()
         for axes in places[len(panels) :]:
-            axes.set_axis_off()
+            axes.remove()
         for axes, (title, ours, theirs) in zip(places, panels, strict=False):
             axes.set_title(title, loc="left", wrap=True)
             (line if about["kind"] == "line" else heat)(axes, about, ours, theirs)

@@ -142,7 +142,7 @@ def _ours(ours: dict[Any, dict[str, Any]], row: str, column: str, protocol: str,
     link = f"#{anchor('runs', row, column, protocol)}"
     runs = f"n = {entry['runs']}" + (f" of {entry['of']}" if entry["runs"] < entry["of"] else "")
     interval = Piece(f"{ends(figures['interval'])}, {whole(runs)}", small=True)
-    return [Piece(number(figures["mean"]) + sd, link=link), interval]
+    return [Piece(whole(number(figures["mean"]) + sd), link=link), interval]
 
 
 def _published_lines(
@@ -167,10 +167,9 @@ def _published_lines(
 
 
 def as_published(value: float) -> str:
-    """A published fraction as percentage, with the digits that it has."""
+    """A published fraction as percentage, with the digits that it has, one at least."""
     shown = f"{100 * value:.4f}".rstrip("0")
-    whole, _, digits = shown.partition(".")
-    return f"{whole}.{digits:0<2}" if len(digits) < 2 else shown
+    return shown + "0" if shown.endswith(".") else shown
 
 
 def _compared(compared: dict[str, Any]) -> str:
@@ -302,13 +301,12 @@ def runs_sheet(result: dict[str, Any]) -> Sheet:
         ]
         where = text(f"{result['columns'][column]['title']}, {protocol}")
         steps = [text(_range(entry["steps"][kind])) for kind in ("pretraining", "finetuning")]
-        links: Cell = []
+        links: Cell = text(f"{part_title(part)} by seed")
         for source in entry["sources"]:
             value = number(values.get(str(source["seed"])))
-            links.append(Piece(f"seed {source['seed']}: {value} ", small=bool(links)))
+            links.append(Piece(f"{source['seed']}: {value}", small=True))
             paths = {"run": source["run"], "pre-training": source["pretraining"]}
-            paths |= {"predictions": source["predictions"]}
-            paths |= {SIDES[arm]: path for arm, path in source["arms"].items()}
+            paths |= {"predictions": source["predictions"], **source["arms"]}
             links += [Piece(name, link=f"../{path}") for name, path in paths.items() if path]
         lines.append(Line("ours", [title, where, *steps, links]))
     head = ["row", "column", "steps of pre-training", "of fine-tuning", "runs"]

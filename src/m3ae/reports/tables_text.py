@@ -150,7 +150,8 @@ def tex(value: str) -> str:
         elif letter.isascii() or "À" <= letter <= "ſ":
             out.append(letter)
         else:
-            bare = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+            bare = unicodedata.normalize("NFKD", letter).replace("\N{FRACTION SLASH}", "/")
+            bare = bare.encode("ascii", "ignore").decode()
             out.append("".join(_TEX.get(one, one) for one in bare) or "?")
     return "".join(out)
 
@@ -175,7 +176,7 @@ def latex(sheet: Sheet, widths: Sequence[float] = ()) -> str:
     for line in sheet.lines:
         first, *rest = (tex_cell(cell, line.kind) for cell in line.cells)
         first = rf"\hspace{{1em}}{first}" if line.kind == "paper" else first
-        out.append(f"{' & '.join([first, *rest])} {END}")
+        out.append(f"{' & '.join([first, *rest])} {END}[2pt]")
     return "\n".join([*out, r"\bottomrule", r"\end{longtable}}", ""])
 
 

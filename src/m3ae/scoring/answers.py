@@ -1,5 +1,6 @@
 """Answers as strings: the normaliser that the VQA benchmarks share (reference, data fact 22)."""
 
+import functools
 import re
 from itertools import combinations
 
@@ -30,6 +31,7 @@ _CONTRACTIONS = {
 } | {"maam": "ma'am", "oclock": "o'clock", "twas": "'twas", "yall": "y'all"}
 
 
+@functools.lru_cache(100_000)
 def normalise_answer(answer: str) -> str:
     """Lower case, digits for number words, no articles or punctuation, apostrophes restored.
 
@@ -47,6 +49,7 @@ def normalise_answer(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+@functools.lru_cache(100_000)
 def accepted_answers(answer: str) -> frozenset[str]:
     """The normalised answers that count as right under the strict protocol (VQA-Med-2019).
 

@@ -54,13 +54,13 @@ class Cell:
     def resolved(self) -> Config | FinetuneConfig:
         """The config, without init and output; ValueError or FileNotFoundError as its loader."""
         load = load_config if self.kind == "pretrain" else load_finetune_config
-        given = [f"seed={self.seed}", *self.overrides]
+        given = [*self.overrides, f"seed={self.seed}"]
         if self.init is not None:
             given.append(f"init={PRETRAINING}")
         return load(self.config, [*given, *self._longer(load(self.config, given))])
 
     def _longer(self, config: Config | FinetuneConfig) -> list[str]:
-        """Overrides by which fine-tuning takes `more_steps`, with as many evaluations as without."""
+        """Overrides by which fine-tuning takes `more_steps`, evaluated as often as without."""
         if not self.more_steps or lacking_folders(config):
             return []
         epochs = config.train.epochs
@@ -76,8 +76,15 @@ class Cell:
     @cached_property
     def lacks(self) -> list[str]:
         """What is not there yet, its pre-training's part included."""
-        own = lacking_folders(self.resolved)
-        return own + [path for path in (self.init.lacks if self.init else []) if path not in own]
+        config = self.resolved
+        own = lacking_folders(config)
+        if self.init is not None:
+            own += self.init.lacks
+        elif self.kind == "finetune" and config.init is None:
+            start = load_config(config.architecture, config.architecture_set).model
+            weights = [start.image_encoder.weights, start.text_encoder.weights]
+            own += [path for path in weights if path and content_of(path) is None]
+        return list(dict.fromkeys(own))
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -127,15 +134,26 @@ class Cell:
         return f"{self.name}-s{self.seed}-{self.digest[:10]}"
 
     def folder(self, out: Path) -> Path:
-        """Its run folder."""
-        return out / "cells" / self.id
+        """Its run folder: that of the same identity, whatever row it was first run for."""
+        own = out / "cells" / self.id
+        if own.is_dir():
+            return own
+        same = sorted(own.parent.glob(f"*-s{self.seed}-{self.digest[:10]}"))
+        return same[0] if same else own
+
+    def config_of_run(self, out: Path) -> Config | FinetuneConfig:
+        """The config that its command gives: as `resolved`, with init and output."""
+        words = self.command(out)
+        load = load_config if self.kind == "pretrain" else load_finetune_config
+        place = words.index("--config") + 1
+        return load(words[place], words[place + 1 :])
 
     def command(self, out: Path, launcher: str = "python") -> list[str]:
         """The exact command, as words."""
         script = "run_pretrain.py" if self.kind == "pretrain" else "run_finetune.py"
         words = [*launcher.split(), script, "--config", self.config, *self.overrides]
         if self.more_steps:
-            base = load_finetune_config(self.config, [f"seed={self.seed}", *self.overrides])
+            base = load_finetune_config(self.config, [*self.overrides, f"seed={self.seed}"])
             words += self._longer(base) or ["train.epochs=?"]
         if self.init is not None:
             words.append(f"init={self.init.folder(out)}")
@@ -186,6 +204,8 @@ def content_of(path: str | None) -> str | None:
         return None
     place = Path(path)
     if place.is_dir():
+        if any(place.glob("shard-*")) and not (place / "manifest.json").is_file():
+            return None  # a split that is being prepared, or was broken off
         return _folder_digest(place, _stamp(place))
     if place.is_file():
         return _file_digest(place, _stamp(place))

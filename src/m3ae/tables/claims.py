@@ -80,7 +80,7 @@ def is_dead(path: Path) -> bool:
         return False  # being written
     if owner.get("released"):
         return True
-    if owner.get("machine") == _machine():
+    if owner.get("machine") == _machine() and owner["process"][1]:  # without /proc: by its age
         pids = [owner["process"], *([owner["child"]] if "child" in owner else [])]
         return not any(_started(pid) == started for pid, started in pids)
     return clock(path.parent) - path.stat().st_mtime > STALE_SECONDS

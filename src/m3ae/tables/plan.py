@@ -1,5 +1,6 @@
 """From tables, size and seeds to cells: what is run, once for all tables that show it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from m3ae import strict_yaml
 from m3ae.config import load_config
-from m3ae.tables.cells import Cell, flat, quoted
+from m3ae.tables.cells import Cell, flat, folders_of, quoted
 from m3ae.tables.definition import ABLATIONS, Row, Size, Table, Task, read_shared
 
 
@@ -46,12 +47,15 @@ def make_plan(
         raise ValueError(f"--size {size}: none of {', '.join(sizes)}")
     tasks: dict[str, dict[str, Task]] = {}
     cells: dict[str, dict[tuple[str, str], list[Cell]]] = {}
-    known: dict[str, Cell] = {}  # by id: a pre-training is one object for all that start from it
+    known: dict[Any, Cell] = {}  # a pre-training is one object for all that start from it
     shown = [table for table in tables if size in table.columns]
+    if twice := [name for name, n in Counter(table.name for table in shown).items() if n > 1]:
+        raise ValueError(f"--tables: two are called {twice[0]}; rename the file of one")
     for table in shown:
         own = {**shared, **(table.tasks or {})}
         if unknown := [name for name in table.columns[size] if name not in own]:
-            raise ValueError(f"{table.name}: columns: {unknown[0]!r} is no task")
+            tasks_known = ", ".join(own)
+            raise ValueError(f"{table.name}: columns: {unknown[0]!r} is no task of {tasks_known}")
         tasks[table.name] = {name: own[name] for name in table.columns[size]}
         maker = _Maker(sizes[size], size, pretrain_set, finetune_set, known)
         cells[table.name] = {
@@ -68,7 +72,7 @@ class _Maker:
     size_name: str
     pretrain_set: Sequence[str]
     finetune_set: Sequence[str]
-    known: dict[str, Cell]
+    known: dict[Any, Cell]
 
     def cell(self, table: Table, name: str, column: str, task: Task, seed: int) -> Cell:
         """The fine-tuning of a row and a column, with its pre-training."""
@@ -80,14 +84,28 @@ class _Maker:
             if row.pretrain is not None:
                 short = "+".join(Path(item).stem for item in row.pretrain) or Path(config).stem
                 init = Cell("pretrain", f"{self.size_name}-{short}", config, overrides, seed)
-                init = self.known.setdefault(init.id, init)
+                init = self._once(init)
             else:
                 steps = load_config(config, overrides).train.steps
                 more = steps if row.steps == "all" else 0
-                start = [f"architecture={config}", f"architecture_set={quoted([*overrides, f'seed={seed}'])}"]
+                start = [
+                    f"architecture={config}",
+                    f"architecture_set={quoted([*overrides, f'seed={seed}'])}",
+                ]
         label = init.name if init else f"{self.size_name}-{name}"
-        cell = Cell("finetune", f"{label}--{column}", task.config, (*given, *start), seed, init, more)
-        return self.known.setdefault(cell.id, cell)
+        cell = Cell(
+            "finetune", f"{label}--{column}", task.config, (*given, *start), seed, init, more
+        )
+        return self._once(cell)
+
+    def _once(self, cell: Cell) -> Cell:
+        """The cell of this identity that there is already, maybe for a row of another name.
+
+        Where data are lacking their paths tell cells apart, since digests cannot.
+        """
+        start = cell.init and cell.init.id
+        key = (cell.digest, *folders_of(cell.resolved), cell.more_steps, start)
+        return self.known.setdefault(key, cell)
 
 
 def pretraining(row: Row, size: Size, more: Sequence[str]) -> tuple[str, tuple[str, ...]]:
@@ -116,4 +134,6 @@ def ablation(name: str) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return strict_yaml.dump({"x": value})[3:].strip() if not isinstance(value, list) else quoted(value)
+    return (
+        strict_yaml.dump({"x": value})[3:].strip() if not isinstance(value, list) else quoted(value)
+    )

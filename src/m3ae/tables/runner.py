@@ -1,9 +1,11 @@
 """Runs the cells of a plan: each once, whoever else works on the same folder."""
 
 import ctypes
+import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,17 +13,23 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from m3ae.files import write_json
+from m3ae.config import to_yaml
+from m3ae.files import write_json, write_text
 from m3ae.tables import claims
 from m3ae.tables.cells import Cell
 from m3ae.tables.claims import HEARTBEAT_SECONDS, Claim
 
 log = logging.getLogger("m3ae")
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.2  # between looks at the runs of this process
+LOOK_SECONDS = 5.0  # between looks at the folder, where other processes work too
+# Where what `torchrun` says of a failure begins, after what the run itself said.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_TORCHRUN = re.compile(r"^[EW]\d{4} .*torch/distributed/elastic/", re.MULTILINE)
 
 
 @dataclass
@@ -62,8 +70,7 @@ class Runner:
                     self._start(left)
                     if not self.running and not any(self._hope(cell) for cell in left):
                         break
-                    time.sleep(POLL_SECONDS)
-                    self._look()
+                    self._wait()
                 self.bar.n = len(self.cells) - len(left)
         finally:
             signal.signal(signal.SIGTERM, previous)
@@ -95,9 +102,11 @@ class Runner:
         folder = cell.folder(self.out)
         write_json(folder / "cell.json", cell.identity)
         (folder / "failed.json").unlink(missing_ok=True)
+        _note_config(cell, self.out)
         command = cell.command(self.out, self.launcher)
         command = [sys.executable if word == "python" else word for word in command]
-        environment = dict(os.environ)
+        beside = Path(sys.executable).parent  # torchrun is there, whether or not it is on the path
+        environment = {**os.environ, "PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"}
         if self.launcher == "python" and self.jobs > 1:
             cores = len(os.sched_getaffinity(0))
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.jobs)))
@@ -105,12 +114,23 @@ class Runner:
             file.write(f"$ {' '.join(cell.command(self.out, self.launcher))}\n".encode())
             file.flush()
             process = subprocess.Popen(
-                command, stdout=file, stderr=file, env=environment, preexec_fn=_end_with_parent
+                command,
+                stdout=file,
+                stderr=file,
+                env=environment,
+                preexec_fn=partial(_end_with_parent, os.getpid()),
             )
         owned.note_child(process.pid)
         self.bar.set_postfix_str(cell.name)
         now = time.monotonic()
         return Running(cell, owned, process, now, now)
+
+    def _wait(self) -> None:
+        """Until a run of ours ends, or `LOOK_SECONDS`: another process may have ended one."""
+        started, busy = time.monotonic(), len(self.running)
+        while time.monotonic() - started < LOOK_SECONDS and len(self.running) == busy:
+            time.sleep(POLL_SECONDS)
+            self._look()
 
     def _look(self) -> None:
         """What has ended, and a heartbeat for what has not."""
@@ -131,9 +151,9 @@ class Runner:
     def _finish(self, one: Running, seconds: float, cpu_seconds: float) -> None:
         cell, folder = one.cell, one.cell.folder(self.out)
         times = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}
-        if one.process.returncode == 0 and (folder / "evaluation.json").is_file():
+        if one.process.returncode == 0 and any(folder.glob("**/evaluation.json")):
             if cell.kind == "finetune":  # its selected weights and predictions stay
-                for path in folder.glob("**/checkpoints"):
+                for path in list(folder.glob("**/checkpoints")):
                     shutil.rmtree(path)
             write_json(folder / "done.json", times)
             tqdm.write(f"done    {cell.id}  {seconds:.0f} s", file=sys.stderr)
@@ -146,7 +166,7 @@ class Runner:
     def _failed(self, cell: Cell) -> bool:
         """Whether a cell failed since this process began; one that failed before is tried again."""
         path = cell.folder(self.out) / "failed.json"
-        return path.is_file() and path.stat().st_mtime >= self.begun
+        return path.is_file() and path.stat().st_mtime > self.begun
 
     def _stop(self) -> None:
         """End what is under way; it continues from its checkpoint."""
@@ -182,12 +202,32 @@ def why_not(cell: Cell, out: Path) -> str:
 
 
 def last_line(folder: Path) -> str:
-    """The last line of what a run printed."""
+    """The last line of what a run printed in its last try."""
     with open(folder / "output.txt", "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
         text = file.read().decode("utf-8", "replace")
+    text = re.split(r"^\$ .*$", text, flags=re.MULTILINE)[-1]
+    own = _TORCHRUN.split(text)[0]
+    text = own if own.strip() else text
     lines = [line.split("\r")[-1].strip() for line in text.splitlines()]
     return next((line for line in reversed(lines) if line), "no output")
+
+
+def _note_config(cell: Cell, out: Path) -> None:
+    """Give an interrupted run the config of its command, which may name other paths now.
+
+    The same by identity, so it goes on; it would refuse to, since it knows folders by name alone.
+    """
+    config, folder = cell.config_of_run(out), cell.folder(out)
+    runs = {folder: config}
+    if cell.kind == "finetune":
+        for name in ("paper", "strict"):  # of protocol=both, where each trains on other rows
+            place = folder / name
+            runs[place] = dataclasses.replace(config, protocol=name, output=str(place))
+    for place, one in runs.items():
+        for path in (place / "config.yaml", *place.glob("checkpoints/step-*/config.yaml")):
+            if path.is_file():
+                write_text(path, to_yaml(one))
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -204,7 +244,9 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """In a child: SIGTERM when the runner is gone, even by SIGKILL (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it went before
+            os._exit(1)

@@ -21,7 +21,7 @@ def write(file: Path, cells: Sequence[Cell], out: Path, arguments: Sequence[str]
         raise ValueError(f"--slurm: prepare first {', '.join(lacking)}; --dry-run says how")
     left.sort(key=lambda cell: (cell.kind != "pretrain", cell.seed))
     given = list(arguments)
-    place = next(k for k, word in enumerate(given) if word.startswith("--slurm"))
+    place = next(k for k, word in enumerate(given) if word.startswith("--sl"))
     del given[place : place + (1 if "=" in given[place] else 2)]
     values = {
         "CELLS": "\n".join(f"  {shlex.quote(cell.id)}" for cell in left),
