@@ -1,15 +1,15 @@
 """The paper's tables and figures: run what is missing, re-use what is there, write the report.
 
-    python run_tables.py --dry-run                      what would be run, what it lacks, what it costs
+    python run_tables.py --dry-run                      what would be run, what it lacks and costs
     python run_tables.py --tables 1 4 --seeds 3         at the paper's size, on 8 GPUs
     python run_tables.py --size small --tables 4 fig2 --jobs 2       phantoms, on two CPU cores
     python run_tables.py --tables my_table.yaml         a table of your own (see docs/tables.md)
     python run_tables.py --report-only                  the report of what is finished
 
 A cell is one run: a pre-training, or a fine-tuning of a row and a column. It is known by its kind,
-resolved config, data, code and seed, and run once, whatever tables show it; a change of one of these
-makes it another cell. Interrupted cells resume. Several processes, also on several machines that
-share --out, may run this at once. Seed s of a row is pre-training s and fine-tuning s.
+resolved config, data, code and seed, and run once, whatever tables show it; a change of one of
+these makes it another cell. Interrupted cells resume. Several processes, also on several machines
+that share --out, may run this at once. Seed s of a row is pre-training s and fine-tuning s.
 """
 
 import logging
@@ -34,7 +34,7 @@ log = logging.getLogger("m3ae")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, or 1 where a cell failed or after a user's mistake."""
+    """Entry point; returns the exit status: 1 where a cell failed or after a user's mistake."""
     parser = parser_for(__doc__)
     add = parser.add_argument
     add("--tables", nargs="+", metavar="NAME", help="of configs/tables, or .yaml files (all)")

@@ -50,10 +50,14 @@ def test_a_copy_has_the_numbers_and_no_texts(questions, shards, tmp_path, monkey
     result = json.loads((to / "0/result.json").read_text())
     for entry in result["cells"]:
         for source in entry["sources"]:
-            assert all((to / path).is_file() for path in [source["predictions"], *source["arms"].values()])
+            assert all(
+                (to / path).is_file() for path in [source["predictions"], *source["arms"].values()]
+            )
 
 
-@pytest.mark.parametrize("table", sorted(KEPT.glob("*/table.csv")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "table", sorted(KEPT.glob("*/table.csv")), ids=lambda path: path.parent.name
+)
 def test_numbers_in_the_docs_are_those_of_the_predictions(table):
     """A number of docs/results/tables that its kept predictions do not give.
 

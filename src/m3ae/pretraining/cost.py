@@ -11,7 +11,7 @@ from m3ae.models import M3AE
 
 # Bytes an activation value costs a block, by token and width, in 16 bit, with fused attention
 # (Korthikanti et al. 2022, "Reducing Activation Recomputation", eq. 1 without its attention term).
-_ACTIVATION_BYTES = 34
+ACTIVATION_BYTES = 34
 
 
 def facts(
@@ -52,7 +52,7 @@ def activation_bytes(model: Architecture, text_length: int, precision: str) -> f
     values += 2 * text_length * text.width * text.depth
     layers = 2 * fusion.depth + model.mim.layer
     values += (patches + text_length) * fusion.width * layers * 1.5  # self- and cross-attention
-    return values * _ACTIVATION_BYTES * (2 if precision == "fp32" else 1)
+    return values * ACTIVATION_BYTES * (2 if precision == "fp32" else 1)
 
 
 def step_flops(model: ModelConfig, text_length: int) -> float:

@@ -22,6 +22,7 @@ from m3ae.downstream.config import FinetuneConfig, load_finetune_config
 from m3ae.downstream.selection import training_rows
 from m3ae.files import file_sha256
 
+FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".json", ".txt", ".tsv")
 ROOMS = {
     "pretrain": ("data", "models", "training", "pretraining"),
     "finetune": ("scoring", "data", "models", "training", "downstream"),
@@ -177,28 +178,36 @@ def lacking_folders(config: Config | FinetuneConfig) -> list[str]:
     return [path for path, found in data_of(config).items() if found is None]
 
 
-def folders_of(config: Config | FinetuneConfig) -> list[str]:
-    """Folders and files that a run reads: splits, tokenizer, weights, lists, in a fixed order."""
+def splits_of(config: Config | FinetuneConfig) -> list[str]:
+    """Prepared splits and lists that a run reads, in a fixed order."""
     data = config.data
     if isinstance(config, Config):
-        model = config.model
-        lists = list(data.exclude or ())
-        weights = [model.image_encoder.weights, model.text_encoder.weights]
-        return [*data.train, *data.valid, *lists, *filter(None, [data.tokenizer, *weights])]
-    start = [config.init] if config.init not in (None, PRETRAINING) else []
-    splits = [data.train, data.valid, data.test, data.answers, data.tokenizer, *start]
-    return [path for path in splits if path]
+        return [*data.train, *data.valid, *(data.exclude or ())]
+    return [path for path in (data.train, data.valid, data.test, data.answers) if path]
+
+
+def folders_of(config: Config | FinetuneConfig) -> list[str]:
+    """`splits_of`, then what may also be a hub id: tokenizer, weights."""
+    if isinstance(config, Config):
+        start = [config.model.image_encoder.weights, config.model.text_encoder.weights]
+    else:
+        start = [config.init] if config.init != PRETRAINING else []
+    return [*splits_of(config), *filter(None, [config.data.tokenizer, *start])]
 
 
 def data_of(config: Config | FinetuneConfig) -> dict[str, str | None]:
     """Digest of each of `folders_of`, None where it is not there."""
-    return {path: content_of(path) for path in folders_of(config)}
+    splits = splits_of(config)
+    return {
+        path: content_of(path) if path not in splits or Path(path).exists() else None
+        for path in folders_of(config)
+    }
 
 
 def content_of(path: str | None) -> str | None:
     """Digest of a prepared split, a folder of weights or a file; a hub id stands for itself.
 
-    None for a local path (one that begins with a folder that data are kept in) which is not there.
+    None for a local path which is not there: an absolute one, one below data/ or runs/, a file.
     """
     if path is None:
         return None
@@ -209,8 +218,8 @@ def content_of(path: str | None) -> str | None:
         return _folder_digest(place, _stamp(place))
     if place.is_file():
         return _file_digest(place, _stamp(place))
-    local = place.is_absolute() or place.parts[0] in ("data", "runs", ".", "..") or place.suffix
-    return None if local else f"hub:{path}"
+    local = place.is_absolute() or place.parts[0] in ("data", "runs", "..")
+    return None if local or place.suffix in FILES else f"hub:{path}"
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -75,9 +75,9 @@ def is_held(folder: Path) -> bool:
 def is_dead(path: Path) -> bool:
     """Whether a claim's owner has released it or is gone, and with it the process it started."""
     try:
-        owner = json.loads(path.read_text(encoding="utf-8") or "{}")
-    except (FileNotFoundError, ValueError):
-        return False  # being written
+        owner = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        owner = {}  # being written, or its process was killed while it was: by its age
     if owner.get("released"):
         return True
     if owner.get("machine") == _machine() and owner["process"][1]:  # without /proc: by its age

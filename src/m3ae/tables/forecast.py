@@ -12,15 +12,31 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from m3ae.config import Architecture, ModelConfig, architecture_of, load_config
+from m3ae.config import (
+    Architecture,
+    Config,
+    ITMConfig,
+    MIMConfig,
+    MLMConfig,
+    ModelConfig,
+    architecture_of,
+    load_config,
+)
 from m3ae.downstream.config import FinetuneConfig
 from m3ae.downstream.model import Downstream
 from m3ae.models import M3AE
-from m3ae.models.losses import OBJECTIVES
-from m3ae.pretraining.cost import activation_bytes, meta_batch
+from m3ae.pretraining.cost import ACTIVATION_BYTES, activation_bytes, meta_batch
 from m3ae.tables.cells import Cell
 from m3ae.tables.definition import Source, read_shared
 from m3ae.tables.runner import is_done
+from m3ae.training.engine import resolve_precision
+
+# Of fine-tuning, which builds none of them: the same for all, so that models are counted once.
+_HEADS = {
+    "mlm": MLMConfig(0.0, 0.5, "exact", 0, "mlp", 1, 1, 1),
+    "mim": MIMConfig(0.0, 0.5, 0, "mlp", 1, 1, 1, False),
+    "itm": ITMConfig(0.0, "in_batch", 2),
+}
 
 
 def show(cells: Sequence[Cell], out: Path, launcher: str, rate: float | None) -> None:
@@ -32,11 +48,12 @@ def show(cells: Sequence[Cell], out: Path, launcher: str, rate: float | None) ->
         done = is_done(cell, out)
         lacking |= dict.fromkeys(cell.lacks)
         cost = flops_of(cell)
-        told = "steps follow from the data" if cost is None else f"{cost / flops / 3600:.2g} h"
+        told = "steps follow from the data" if cost is None else hours_of(cost / flops)
+        told = "evaluation alone, not counted" if cell.steps == 0 else told
         hours += 0.0 if done or cost is None else cost / flops / 3600
         print(f"\n{cell.id}{'  (finished)' if done else ''}")
         print(f"  {shlex.join(cell.command(out, launcher))}")
-        print(f"  {told}, {memory_gib(cell):.1f} GiB a process")
+        print(f"  {told}, {memory_gib(cell):.1f} GiB a process in {_precision(cell.resolved)}")
         if cell.lacks:
             print(f"  lacks {', '.join(cell.lacks)}")
     if lacking:
@@ -45,9 +62,14 @@ def show(cells: Sequence[Cell], out: Path, launcher: str, rate: float | None) ->
         for line in dict.fromkeys(how_to_prepare(path, sources) for path in lacking):
             print(f"  {line}")
     print(f"\n{len(cells)} cells, {sum(is_done(cell, out) for cell in cells)} finished")
-    print(
-        f"{hours:.3g} hours in all for the others whose steps are known, at {flops / 1e12:.3g} TFLOP/s ({source})"
-    )
+    told = f"{hours_of(hours * 3600)} in all for the others whose steps are known"
+    print(f"{told}, at {flops / 1e12:.3g} TFLOP/s ({source})")
+
+
+def hours_of(seconds: float) -> str:
+    """As text, without an exponent."""
+    hours = seconds / 3600
+    return f"{hours:,.0f} h" if hours >= 10 else f"{hours:.2f} h"
 
 
 def how_to_prepare(path: str, sources: dict[str, Source]) -> str:
@@ -81,7 +103,7 @@ def known_rate(cells: Sequence[Cell], out: Path, given: float | None) -> tuple[f
 
 def product_rate() -> float:
     """FLOP/s of a matrix product in the precision that training would use here."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     left = torch.ones(side, side, device=device, dtype=dtype)
     times = []
@@ -95,15 +117,18 @@ def product_rate() -> float:
 def flops_of(cell: Cell) -> float | None:
     """FLOP of a cell's training; None where its steps follow from data that are lacking."""
     config, steps = cell.resolved, cell.steps
-    if steps is None:
-        return None
-    length = config.data.text_length
+    if not steps:
+        return steps
+    length, pairs = config.data.text_length, config.train.batch_global * steps
     if cell.kind == "pretrain":
-        each = _pretrain_flops(config.model, length)
-    else:
-        false_texts = config.data.false_texts if config.task == "retrieval" else 0
-        each = _finetune_flops(architecture(cell), length, false_texts, config.train.freeze or ())
-    return each * config.train.batch_global * steps
+        return pairs * _pretrain_flops(config.model, length)
+    false_texts = config.data.false_texts if config.task == "retrieval" else 0
+    frozen = config.train.freeze or ()
+    once = () if config.task == "retrieval" else frozen  # whose features are computed once
+    if config.data.augmentation != "none":
+        once = tuple(name for name in once if name != "image_encoder")
+    each, first = _finetune_flops(architecture(cell), length, false_texts, frozen, once)
+    return pairs * (each + first / config.train.epochs)
 
 
 def architecture(cell: Cell) -> Architecture:
@@ -114,9 +139,7 @@ def architecture(cell: Cell) -> Architecture:
     else:
         model = load_config(config.architecture, config.architecture_set).model
     image = dataclasses.replace(model.image_encoder, image_px=config.data.image_px)
-    base = load_config("configs/pretrain/m3ae.yaml").model  # any heads will do: none is built
-    heads = {name: getattr(base, name) for name in OBJECTIVES}
-    return dataclasses.replace(architecture_of(model), image_encoder=image, **heads)
+    return dataclasses.replace(architecture_of(model), image_encoder=image, **_HEADS)
 
 
 @cache
@@ -133,21 +156,30 @@ def _pretrain_flops(model: ModelConfig, length: int) -> float:
 
 @cache
 def _finetune_flops(
-    model: Architecture, length: int, false_texts: int, freeze: tuple[str, ...]
-) -> float:
-    """FLOP of a training step a question, or an image with its true and false texts.
+    model: Architecture,
+    length: int,
+    false_texts: int,
+    frozen: tuple[str, ...],
+    once: tuple[str, ...],
+) -> tuple[float, float]:
+    """FLOP of a training step a question, or an image with its true and false texts; FLOP once.
 
-    A forward pass counted on the meta device; backward costs twice as much, but for frozen parts.
+    A forward pass counted on the meta device. Backward costs twice as much: once for the weights,
+    once for what is below them.
     """
     network, batch = _meta_model(model), meta_batch_of(model, length)
     texts = 1 + false_texts
     image = _forward(lambda: network.image_encoder(batch["image"]))
     text = _forward(lambda: network.text_encoder(batch["text_ids"], batch["text_keep"]))
     whole = _forward(lambda: network.scores(batch))
-    trained = {"image_encoder": image, "text_encoder": text * texts}
-    trained["fusion"] = (whole - image - text) * texts
-    # Features of frozen encoders are computed once; what is above them needs no gradient of them.
-    return sum(flops * 3 for name, flops in trained.items() if name not in freeze)
+    encoders = {"image_encoder": image, "text_encoder": text * texts}
+    each, first = 0.0, 0.0
+    for name, flops in encoders.items():
+        each += 0 if name in once else flops if name in frozen else 3 * flops
+        first += flops if name in once else 0
+    below = any(name not in frozen for name in encoders)
+    passes = 3 if "fusion" not in frozen else 2 if below else 1
+    return each + passes * (whole - image - text) * texts, first
 
 
 def _forward(call: Callable[[], object]) -> float:
@@ -177,21 +209,45 @@ def meta_batch_of(model: Architecture, length: int) -> dict[str, torch.Tensor]:
 def memory_gib(cell: Cell) -> float:
     """Rough memory of a process: weights, gradients and optimiser, and activations of a batch."""
     config = cell.resolved
-    pairs: float = config.train.batch_per_process
     if cell.kind == "pretrain":
-        model = architecture_of(config.model)
+        every = trained = _parameters(config.model)
+        activations = activation_bytes(config.model, config.data.text_length, _precision(config))
     else:
-        model = architecture(cell)
-        # One pass over whole images where pre-training has three; a retrieval image has more texts.
-        pairs *= 0.5 * (1 + (config.data.false_texts if config.task == "retrieval" else 0))
-    precision = "fp32" if config.train.precision == "fp32" else "bf16"
-    activations = activation_bytes(model, config.data.text_length, precision) * pairs
-    return (_parameters(model) * 16 + activations) / 2**30
+        network = _meta_model(architecture(cell))
+        every = sum(parameter.numel() for parameter in network.parameters())
+        parts = [getattr(network, name) for name in config.train.freeze or ()]
+        trained = every - sum(p.numel() for part in parts for p in part.parameters())
+        activations = _activation_bytes(cell)
+        if config.eval_only:
+            trained = activations = 0
+    return (every * 4 + trained * 12 + activations * config.train.batch_per_process) / 2**30
 
 
-def _parameters(model: Architecture) -> int:
-    """Parameters without the heads of pre-training."""
-    base = load_config("configs/pretrain/m3ae.yaml").model
-    heads = {name: getattr(base, name) for name in OBJECTIVES}
-    bare = _meta_model(dataclasses.replace(model, **heads))
-    return sum(parameter.numel() for parameter in bare.parameters())
+def _activation_bytes(cell: Cell) -> float:
+    """Of fine-tuning, a question or an image with its texts: as `activation_bytes`, one pass."""
+    config, model = cell.resolved, architecture(cell)
+    image, text, fusion = model.image_encoder, model.text_encoder, model.fusion
+    patches, length = (image.image_px // image.patch_px) ** 2, config.data.text_length
+    texts = 1 + config.data.false_texts if config.task == "retrieval" else 1
+    values = {
+        "image_encoder": patches * image.width * image.depth,
+        "text_encoder": texts * length * text.width * text.depth,
+        "fusion": texts * (patches + length) * fusion.width * fusion.depth * 1.5,
+    }
+    kept = sum(n for name, n in values.items() if name not in (config.train.freeze or ()))
+    return kept * ACTIVATION_BYTES * (2 if _precision(config) == "fp32" else 1)
+
+
+def _precision(config: Config | FinetuneConfig) -> str:
+    """What training here would compute in."""
+    return resolve_precision(config.train.precision, _device())
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@cache
+def _parameters(model: ModelConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in M3AE(model).parameters())

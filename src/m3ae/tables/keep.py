@@ -4,7 +4,14 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from m3ae.scoring.predictions import Row, complete, is_right, read_predictions, write_predictions
+from m3ae.scoring.predictions import (
+    Row,
+    complete,
+    is_right,
+    read_predictions,
+    reference,
+    write_predictions,
+)
 
 RANKS = ("id", "image", "way", "rank", "pool")
 
@@ -50,4 +57,6 @@ def _slim(row: Row, task: str, protocol: str) -> Row:
         ("id", "image", "type", "prediction") if task == "vqa" else ("id", "image", "prediction")
     )
     slim = {key: row[key] for key in names if key in row}
-    return slim | ({"right": is_right(row, protocol)} if task == "vqa" else {"label": row["label"]})
+    return slim | (
+        {"right": is_right(row, protocol)} if task == "vqa" else {"label": reference(row)}
+    )

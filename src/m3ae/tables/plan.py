@@ -1,6 +1,5 @@
 """From tables, size and seeds to cells: what is run, once for all tables that show it."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +48,13 @@ def make_plan(
     cells: dict[str, dict[tuple[str, str], list[Cell]]] = {}
     known: dict[Any, Cell] = {}  # a pre-training is one object for all that start from it
     shown = [table for table in tables if size in table.columns]
-    if twice := [name for name, n in Counter(table.name for table in shown).items() if n > 1]:
-        raise ValueError(f"--tables: two are called {twice[0]}; rename the file of one")
+    if len({table.name for table in shown}) < len(shown):
+        raise ValueError("--tables: two have the same name; rename the file of one")
     for table in shown:
         own = {**shared, **(table.tasks or {})}
         if unknown := [name for name in table.columns[size] if name not in own]:
-            tasks_known = ", ".join(own)
-            raise ValueError(f"{table.name}: columns: {unknown[0]!r} is no task of {tasks_known}")
+            there = ", ".join(own)
+            raise ValueError(f"{table.name}: columns: {unknown[0]!r} is none of the tasks {there}")
         tasks[table.name] = {name: own[name] for name in table.columns[size]}
         maker = _Maker(sizes[size], size, pretrain_set, finetune_set, known)
         cells[table.name] = {
@@ -75,7 +74,13 @@ class _Maker:
     known: dict[Any, Cell]
 
     def cell(self, table: Table, name: str, column: str, task: Task, seed: int) -> Cell:
-        """The fine-tuning of a row and a column, with its pre-training."""
+        """The fine-tuning of a row and a column, with its pre-training; errors name the two."""
+        try:
+            return self._cell(table, name, column, task, seed)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{table.name}: row {name}, column {column}: {error}") from error
+
+    def _cell(self, table: Table, name: str, column: str, task: Task, seed: int) -> Cell:
         row = table.rows[name]
         given = [text.replace("{seed}", str(seed)) for text in (*task.set, *self.finetune_set)]
         init, more, start = None, 0, []

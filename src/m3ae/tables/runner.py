@@ -27,8 +27,8 @@ from m3ae.tables.claims import HEARTBEAT_SECONDS, Claim
 log = logging.getLogger("m3ae")
 POLL_SECONDS = 0.2  # between looks at the runs of this process
 LOOK_SECONDS = 5.0  # between looks at the folder, where other processes work too
-# Where what `torchrun` says of a failure begins, after what the run itself said.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+# Where what `torchrun` says of a failure begins, after what the run itself said.
 _TORCHRUN = re.compile(r"^[EW]\d{4} .*torch/distributed/elastic/", re.MULTILINE)
 
 
