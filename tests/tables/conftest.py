@@ -128,25 +128,27 @@ def run_cells(cells: list[Cell], out: Path, jobs: int = 2) -> None:
 
 def status_of(process: multiprocessing.Process) -> int | None:
     """Its exit status once it ends; None where it would not."""
-    process.join(120)
+    process.join(600)
     status = process.exitcode
     process.kill()
     process.join()
     return status
 
 
+def events() -> list[list[str]]:
+    """What the scripts have said so far: start or end, folder, process."""
+    log = Path("log.txt")
+    return [line.split() for line in log.read_text().splitlines()] if log.is_file() else []
+
+
 def said(what: str) -> list[str]:
     """Folders of the cells that started or ended, in that order."""
-    log = Path("log.txt")
-    lines = log.read_text().splitlines() if log.is_file() else []
-    return [line.split()[1] for line in lines if line.startswith(what)]
+    return [event[1] for event in events() if event[0] == what]
 
 
 def children() -> list[int]:
     """Scripts that still run."""
-    log = Path("log.txt")
-    lines = log.read_text().splitlines() if log.is_file() else []
-    return [pid for pid in {int(line.split()[2]) for line in lines} if lives_here(pid)]
+    return [pid for pid in {int(event[2]) for event in events()} if lives_here(pid)]
 
 
 def lives_here(pid: int) -> bool:

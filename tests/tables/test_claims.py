@@ -17,7 +17,7 @@ def race(folder, start, told):
     start.wait()
     won = [k for k in range(50) if claim(folder / str(k)) is not None]
     told.put(won)
-    time.sleep(60)  # alive, so that its claims are
+    time.sleep(600)  # alive, so that its claims are
 
 
 def test_each_cell_has_one_owner(tmp_path):
@@ -26,7 +26,7 @@ def test_each_cell_has_one_owner(tmp_path):
     start, told = context.Event(), context.Queue()
     racers = [background(race, tmp_path, start, told) for _ in range(2)]
     start.set()
-    won = [told.get(timeout=60) for _ in racers]
+    won = [told.get(timeout=600) for _ in racers]
     for one in racers:
         one.kill()
         one.join()
@@ -37,7 +37,7 @@ def test_each_cell_has_one_owner(tmp_path):
 def hold(folder, told):
     owned = claim(folder)
     told.put(owned is not None)
-    time.sleep(60)
+    time.sleep(600)
 
 
 @pytest.fixture()
@@ -45,7 +45,7 @@ def other(tmp_path):
     """A process that has claimed a cell."""
     told = multiprocessing.get_context("fork").Queue()
     process = background(hold, tmp_path, told)
-    assert told.get(timeout=60)
+    assert told.get(timeout=600)
     yield process
     process.kill()
     process.join()
@@ -96,11 +96,11 @@ def test_of_another_machine_only_the_age_counts(tmp_path):
     mine = claim(tmp_path)
     owner = {**json.loads(mine.path.read_text()), "machine": "elsewhere"}
     mine.path.write_text(json.dumps(owner))
-    old = time.time() - STALE_SECONDS + 30
+    old = time.time() - STALE_SECONDS + 100
     os.utime(mine.path, (old, old))
     assert is_held(tmp_path) and claim(tmp_path) is None
-    assert mine.touch() and time.time() - mine.path.stat().st_mtime < 30
-    old -= 60
+    assert mine.touch() and mine.path.stat().st_mtime > old + 10
+    old -= 200
     os.utime(mine.path, (old, old))
     theirs = claim(tmp_path)
     assert theirs is not None

@@ -16,7 +16,16 @@ from m3ae.config import load_config, to_yaml
 from m3ae.tables import claims, runner
 from m3ae.tables.runner import Runner, is_done, last_line, why_not
 from m3ae.training.checkpoint import check_same_config
-from tests.tables.conftest import background, children, outcomes, plan, run_cells, said, status_of
+from tests.tables.conftest import (
+    background,
+    children,
+    events,
+    outcomes,
+    plan,
+    run_cells,
+    said,
+    status_of,
+)
 
 OUT = Path("out")
 
@@ -25,7 +34,7 @@ def run(cells, jobs: int = 1, launcher: str = "python") -> dict[str, str]:
     return Runner(cells, OUT, launcher, jobs).run()
 
 
-def until(holds, seconds: float = 60.0) -> None:
+def until(holds, seconds: float = 600.0) -> None:
     """Wait for something that another process is about to do."""
     end = time.monotonic() + seconds
     while not holds():
@@ -148,8 +157,9 @@ def test_killed_at_random_moments(bench):
     (bench / "log.txt").unlink()
     rng = random.Random(0)
     for _ in range(10):
-        life = background(run_cells, cells, OUT)
-        life.join(rng.uniform(0.0, 0.4))
+        life, seen = background(run_cells, cells, OUT), len(events()) + rng.randint(0, 3)
+        until(lambda life=life, seen=seen: len(events()) >= seen or not life.is_alive())
+        life.join(rng.uniform(0.0, 0.1))
         life.kill()
         life.join()
         until(lambda: not children())
@@ -197,7 +207,7 @@ def test_a_failure_is_not_tried_by_the_other_process(bench):
 
 def test_sigterm_ends_all_and_frees_the_cells(bench, monkeypatch):
     """What a cluster's time limit leaves: runs that go on, cells that wait for a dead process."""
-    monkeypatch.setenv("STUB_SECONDS", "30")
+    monkeypatch.setenv("STUB_SECONDS", "600")
     cells = plan().all
     one = background(run_cells, cells, OUT)
     until(lambda: len(said("start")) == 2)
@@ -216,7 +226,7 @@ def test_sigterm_ends_all_and_frees_the_cells(bench, monkeypatch):
 
 def test_a_lost_cell_is_left(bench, monkeypatch):
     """A run that goes on in a folder which another machine has taken over."""
-    monkeypatch.setenv("STUB_SECONDS", "0.5")
+    monkeypatch.setenv("STUB_SECONDS", "600")
     monkeypatch.setattr(runner, "HEARTBEAT_SECONDS", 0.05)
     cell = plan().cells["t"]["none", "a"][0]
 

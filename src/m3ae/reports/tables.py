@@ -131,7 +131,9 @@ def html_page(result: dict[str, Any], drawn: str | None, pictures: list[Piece]) 
     if drawn is not None:
         keys = html.escape("percent; the darker, the higher")
         if result["figure"]["kind"] == "line":
-            named = {"a": "ours, with 95 % interval", "b": "published"}
+            named = {"a": "ours, with 95 % interval"}
+            if any(one["shown"] for one in result["published"]):
+                named["b"] = "published"
             keys = "".join(parts.SWATCH.format(*item) for item in named.items())
         picture = parts.inline_svg(drawn, result["name"])
         body.append(f'<figure class="plot"><div class="keys">{keys}</div>{picture}</figure>')
