@@ -1,6 +1,6 @@
 # make quickstart   generate phantoms, prepare shards, pre-train a small M3AE, fine-tune it and its
 #                   initial weights on phantom questions, write a report
-# make tables-small phantoms, then the paper's Table 4 and Figure 2 on them, three seeds (an hour and a half)
+# make tables-small phantoms, then the paper's Table 4 and Figure 2 on them, three seeds (an hour and a half on two cores)
 # make test         lint and the whole test suite
 # make results      the tables of docs/results that rest on predictions, from the kept files
 # All set up $(VENV) first: a virtual environment with the pinned packages (5.5 GB, 2-4 minutes).

@@ -119,14 +119,14 @@ def plan_of_small():
         os.chdir(here)
 
 
-def test_a_row_more(made, questions, tmp_path):
+def test_a_row_more(made, questions, shards, tmp_path):
     """Numbers of the corpus as it was, after a question was added or an answer corrected."""
     before, tokenizer = made(), tmp_path / "tokenizer"
     raw = shutil.copytree(questions.parent / "raw/vqa_rad", tmp_path / "raw")
     (listed,) = raw.glob("*.json")
     rows = json.loads(listed.read_text())
     train = [row for row in rows if not row["phrase_type"].startswith("test")]
-    shutil.copytree(questions.parents[1] / shards_name(questions) / "shards/tokenizer", tokenizer)
+    shutil.copytree(shards / "tokenizer", tokenizer)
 
     def prepared(some: list[dict], name: str):
         listed.write_text(json.dumps(some))
@@ -139,11 +139,6 @@ def test_a_row_more(made, questions, tmp_path):
     assert changed(before, prepared(fewer, "fewer")) == (False, True, True)
     train[0]["answer"] = "something else"
     assert changed(before, prepared(rows, "other")) == (False, True, True)
-
-
-def shards_name(questions: Path) -> str:
-    """The folder of the session in which the fixture `shards` was made."""
-    return next(path.name for path in questions.parents[1].glob("phantoms*") if path.is_dir())
 
 
 def test_where_data_lie_does_not_count(made, shards, questions, tmp_path):
