@@ -46,7 +46,7 @@ def draw(result: dict[str, Any]) -> str | None:
         places = figure.subplots(high, wide, squeeze=False).ravel()
         for axes in places[len(panels) :]:
             axes.remove()
-        for axes, (title, ours, theirs) in zip(places, panels, strict=False):
+        for axes, (title, ours, theirs) in zip(places[: len(panels)], panels, strict=True):
             axes.set_title(title, loc="left", wrap=True)
             (line if about["kind"] == "line" else heat)(axes, about, ours, theirs)
         file = io.StringIO()

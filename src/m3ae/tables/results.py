@@ -134,7 +134,7 @@ def _cell(
     entry["steps"] = _steps(cells)
     entry["sources"] = [_source(one) for one in runs]
     entry |= measures.measure(runs) if runs else {"parts": {}, "notes": []}
-    seeds = [str(cell.seed) for cell in done]
+    seeds = [str(cell.seed) for cell in done]  # a part without questions has no values
     for figures in entry["parts"].values():
         for some in (figures, *figures["sides"].values()):
             some["values"] = dict(zip(seeds, some["values"], strict=False))
