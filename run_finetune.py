@@ -23,7 +23,7 @@ from m3ae.data.texts import check_tokenizer, load_tokenizer
 from m3ae.downstream.config import FinetuneConfig, load_finetune_config
 from m3ae.downstream.data import Questions, read_splits, train_loader
 from m3ae.downstream.evaluation import Evaluation
-from m3ae.downstream.frozen import encode_frozen
+from m3ae.downstream.frozen import encode_frozen, standardise_head
 from m3ae.downstream.model import Downstream, Init, build_downstream, read_init, write_facts
 from m3ae.models.heads import start_answer_head
 from m3ae.models.param_groups import param_groups
@@ -98,6 +98,8 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
 
     # ---------------------------------------------------------------- resume
     step = resume(run, trainer, config)
+    if not step:
+        standardise_head(model, rows, config, processes, precision)
     record_run(run, config, facts, processes)
     run_log = RunLog(run, step, active=processes.first)
     best = best_epochs(read_history(run, processes), protocols, config) if step else {}
@@ -145,7 +147,8 @@ def start_head(
     """With `answer_bias: prior`, the head starts at the answers' log odds in the training rows."""
     if config.train.answer_bias == "prior" and not config.eval_only:
         labels = rows.labels()
-        start_answer_head(model.head, torch.tensor([labels[answer] for answer in answers]))
+        counts = torch.tensor([labels[answer] for answer in answers])
+        start_answer_head(model.head, counts, model.exclusive and config.task == "vqa")
 
 
 def facts_of(
@@ -177,7 +180,9 @@ def facts_of(
         "image_px": config.data.image_px,
         "parameters": sum(parameter.numel() for parameter in parameters),
     }
-    if model.frozen:
+    if model.unread:
+        facts["frozen_as_unread"] = ", ".join(model.unread)
+    if model.frozen or model.unread:
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         facts |= {"frozen": ", ".join(model.frozen), "trained_parameters": trained}
     return facts
@@ -251,6 +256,7 @@ def save_best(
         image_px=config.data.image_px,
         text_length=config.data.text_length,
         image=config.data.image,
+        head=dataclasses.asdict(config.head),
         epoch=epoch,
     )
     shutil.rmtree(folder, ignore_errors=True)

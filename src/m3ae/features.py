@@ -35,6 +35,7 @@ from m3ae.data.datasets import Pairs, stack_images, trim
 from m3ae.data.shards import read_manifest
 from m3ae.downstream.trained import Trained, add_model_arguments, load_from
 from m3ae.files import replacing
+from m3ae.models.layers import masked_mean
 from m3ae.models.m3ae import M3AE
 from m3ae.training.engine import autocast, evaluating, to_device
 from m3ae.training.logs import start_logging
@@ -42,12 +43,6 @@ from m3ae.training.logs import start_logging
 log = logging.getLogger("m3ae")
 
 WHAT, POOLS = ("image", "text", "pair"), ("cls", "mean")
-
-
-def masked_mean(x: Tensor, keep: Tensor) -> Tensor:
-    """Mean over the tokens that are real: x (B, L, D), keep bool (B, L) -> (B, D) float32."""
-    real = keep[..., None].float()
-    return (x.float() * real).sum(dim=1) / real.sum(dim=1)
 
 
 def image_features(model: M3AE, image: Tensor, pool: str) -> Tensor:
@@ -75,8 +70,11 @@ def extract(
 ) -> tuple[np.ndarray, list[str]]:
     """Features float32 (n, D) and keys of a prepared split, in its order.
 
-    Raises ValueError naming the first row whose features are not finite, and as `Pairs`.
+    Raises ValueError naming the first row whose features are not finite, for pairs of a model that
+    runs no fusion, and as `Pairs`.
     """
+    if what == "pair":
+        trained.need_fusion("it has no features of a pair; take --what image or text")
     pairs = Pairs([folder], trained.tokenizer, trained.text_length, trained.image_px)
     shards, model = pairs.corpora[0], trained.model
     device = model.pixel_mean.device

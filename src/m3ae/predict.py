@@ -92,7 +92,7 @@ def answer(
     """What the model says of an image uint8 (C, px, px) and each text.
 
     vqa and classification: question, prediction, score (probability 0-1: of that answer alone for
-    vqa, among all classes else), top. retrieval: text and score, a logit.
+    vqa with `head.loss: binary`, else among all), top. retrieval: text and score, a logit.
     """
     batch = make_batch(trained, image, texts)
     if trained.task == "retrieval":  # each image with one text
@@ -101,7 +101,7 @@ def answer(
     if trained.task == "retrieval":
         scores = zip(texts, logits[:, 0].tolist(), strict=True)
         return [{"text": text, "score": round(score, 6)} for text, score in scores]
-    chances = probabilities(logits, trained.task)
+    chances = probabilities(logits, trained.model.exclusive)
     ranked = rank_answers(chances, trained.facts["answers"], trained.known, top)
     return [{"question": text, **said} for text, said in zip(texts, ranked, strict=True)]
 

@@ -97,7 +97,7 @@ def test_augmented_images_are_not_kept(questions, shards):
     split = Questions(Pairs([str(questions / "test")], tokenizer, 24, 64))
     alone = Processes(0, 0, 1, torch.device("cpu"))
     features = FrozenFeatures(model, split, config, alone, "fp32")
-    assert features.image is None and len(features.text) == len(split)
+    assert not features.image and len(features.text["text_features"]) == len(split)
     rows = split.rows[:2].tolist()
     assert "image_features" not in features.of(rows, rows, 24)
     assert len(features.of(rows, None, 24)["image_features"]) == 2  # the mean image is no crop

@@ -79,8 +79,9 @@ def attention_of_words(
     """The words of a text that have a letter or a digit, and their attention float32 (W, S).
 
     image uint8 (C, px, px). In eval mode and float32; the mode found is restored. Raises
-    ValueError where the text has no word, and as `text_to_image`.
+    ValueError where the text has no word or the model no fusion, and as `text_to_image`.
     """
+    trained.need_fusion("there is no attention between text and image to draw")
     model, tokenizer, maps = trained.model, trained.tokenizer, []
     tokens, special = encode(tokenizer, [text])[0], special_ids(tokenizer)
     ids, words = assemble(*tokens, trained.text_length, special)

@@ -34,6 +34,23 @@ class DownstreamData:
 
 
 @dataclass(frozen=True)
+class HeadConfig:
+    """Section `head`."""
+
+    reads: Literal["fusion", "encoders", "both"]
+    image_blocks: tuple[int, ...] | None
+    width: int
+    text_dropout: float
+    image_dropout: float
+    dropout: float
+    loss: Literal["binary", "cross_entropy"]
+
+
+# The paper's, of which only the first and the last count: of models and runs that name none.
+PAPER_HEAD = HeadConfig("fusion", None, 512, 0.1, 0.5, 0.3, "binary")
+
+
+@dataclass(frozen=True)
 class DownstreamTrain:
     """Section `train`."""
 
@@ -75,6 +92,7 @@ class FinetuneConfig:
     eval_only: bool
     protocol: Literal["paper", "strict", "image_disjoint", "both"]
     model: Switches
+    head: HeadConfig
     data: DownstreamData
     optim: OptimConfig
     train: DownstreamTrain
@@ -109,9 +127,26 @@ def _check(config: FinetuneConfig) -> None:
     require(0 < data.crop_scale <= 1, f"data.crop_scale: {data.crop_scale} is not in (0, 1]")
     fresh = config.eval_only and config.init is None
     require(not fresh, "eval_only: needs init= (a fine-tuned checkpoint)")
+    _check_head(config)
     if config.task == "retrieval":
         require(train.answer_bias == "zero", "train.answer_bias: prior is not for retrieval")
         require(data.false_texts >= 1, f"data.false_texts: {data.false_texts} is below 1")
         require(data.valid is not None, "data.valid: retrieval selects on it; give a folder")
         shown = data.image == "own" and evaluation.question_only is None
         require(shown, "data.image, eval.question_only: retrieval has no arm without images")
+
+
+def _check_head(config: FinetuneConfig) -> None:
+    head = config.head
+    known = config.task != "retrieval" or head.reads == "fusion"
+    require(known, f"head.reads: {head.reads} is not for retrieval, which ranks by fusion")
+    blocks = head.image_blocks
+    if blocks is not None:
+        wrong = (
+            f"head.image_blocks: {list(blocks)} are no numbers of blocks from 1, in rising order"
+        )
+        require(list(blocks) == sorted({*blocks}) and bool(blocks) and blocks[0] >= 1, wrong)
+    require(head.width >= 1, f"head.width: {head.width} is below 1")
+    for key in ("text_dropout", "image_dropout", "dropout"):
+        value = getattr(head, key)
+        require(0 <= value < 1, f"head.{key}: {value} is not in [0, 1)")

@@ -20,6 +20,7 @@ from m3ae.data.images import to_array
 from m3ae.data.sampler import SAMPLE, Order, Plan, keyed
 from m3ae.data.shards import Shards
 from m3ae.downstream.config import DownstreamData, FinetuneConfig
+from m3ae.downstream.model import IMAGE_READ
 from m3ae.downstream.papers import check_disjoint
 from m3ae.downstream.retrieval import draw_false_texts
 from m3ae.downstream.selection import read_fields, select_training
@@ -150,19 +151,21 @@ def collate(
     """The texts of rows of the shards, each with the image of the row at its place in `shown`.
 
     shown None: with the mean image, which normalised is 0. images: what those rows' images became
-    by augmentation.
+    by augmentation. Where the images' features are known, there is no `image`.
     """
     pairs = questions.pairs
     batch = {"index": torch.tensor(rows), **pairs.texts(rows)}
     batch["target"] = torch.from_numpy(questions.targets[rows])
+    batch = trim(batch)
+    if questions.features is not None:
+        batch |= questions.features(rows, shown, batch["text_ids"].shape[1])
+    if any(name in batch for name in IMAGE_READ):
+        return batch  # no picture is decoded that nobody looks at
     if shown is None:
         batch["image"] = torch.zeros(len(rows), 3, pairs.image_px, pairs.image_px)
     else:
         owners = questions.shards.image_of_text
         batch["image"] = stack_images(images or [pairs.image(int(owners[row])) for row in shown])
-    batch = trim(batch)
-    if questions.features is not None:
-        batch |= questions.features(rows, shown, batch["text_ids"].shape[1])
     return batch
 
 

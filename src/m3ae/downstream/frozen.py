@@ -1,6 +1,7 @@
 """What frozen encoders give, computed once for a split instead of at every step.
 
-Letters: `B` pairs, `L` text tokens, `S` image tokens, `W` an encoder's width.
+Letters: `B` pairs, `L` text tokens, `S` image tokens, `W` an encoder's width, `M` the width of the
+pooled features of an image. Of tokens, and of pooled features, only what the head reads is kept.
 """
 
 import logging
@@ -13,8 +14,10 @@ from tqdm.auto import tqdm
 
 from m3ae.data.datasets import stack_images
 from m3ae.downstream.config import FinetuneConfig
-from m3ae.downstream.data import Questions, Splits
+from m3ae.downstream.data import Questions, Splits, collate
 from m3ae.downstream.model import Downstream
+from m3ae.models.heads import EncoderHead
+from m3ae.models.m3ae import Batch
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import DTYPES, autocast, evaluating, to_device
 
@@ -22,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class FrozenFeatures:
-    """Outputs of frozen encoders for the rows of a split, on the CPU.
+    """What frozen encoders give for the rows of a split, on the CPU, by its key in a batch.
 
-    They are kept in the run's precision: fusion begins with a linear layer, which reads nothing
-    finer under autocast.
+    Tokens are kept in the run's precision: fusion begins with a linear layer, which reads nothing
+    finer under autocast. Pooled features are float32.
     """
 
     def __init__(
@@ -39,53 +42,59 @@ class FrozenFeatures:
         self.rows = questions.rows
         self.image_of_text = questions.shards.image_of_text
         self.images = np.unique(self.image_of_text[self.rows])
-        self.text: Tensor | None = None  # (rows, L, W)
-        self.image: Tensor | None = None  # (images, S, W)
-        self.mean: Tensor | None = None  # (1, S, W), of the mean image
+        self.text: Batch = {}  # (rows, L, W), (rows, W)
+        self.image: Batch = {}  # (images, S, W), (images, M)
+        self.mean: Batch = {}  # (1, S, W), (1, M), of the mean image
         pairs, device = questions.pairs, processes.device
 
-        def encode_texts(rows: np.ndarray) -> Tensor:
+        def encode_texts(rows: np.ndarray) -> Batch:
             texts = to_device(pairs.texts(rows), device)
-            return model.text_encoder(texts["text_ids"], texts["text_keep"])
+            return model.encode_text(texts["text_ids"], texts["text_keep"])
 
-        def encode_images(images: np.ndarray) -> Tensor:
+        def encode_images(images: np.ndarray) -> Batch:
             pixels = stack_images([pairs.image(int(image)) for image in images])
-            return model.image_encoder(model.normalise(pixels.to(device)))
+            return model.encode_image(pixels.to(device))
 
-        def encode(name: str, numbers: np.ndarray, encoder: Callable) -> Tensor:
+        def stored(name: str, tensor: Tensor) -> Tensor:
+            return tensor.to("cpu", DTYPES[precision if name.endswith("features") else "fp32"])
+
+        def encode(name: str, numbers: np.ndarray, encoder: Callable) -> Batch:
             parts, size = [], config.eval.batch
             starts = range(0, len(numbers), size)
             with evaluating(model), autocast(device, precision):
                 for start in tqdm(starts, desc=name, unit="batch", disable=not processes.first):
                     some = numbers[start : start + size]
-                    parts.append(encoder(some).to("cpu", DTYPES[precision]))
-            whole = torch.cat(parts)
-            log.info("%s: %s encoded once, %.0f MiB", questions.folder, name, whole.nbytes / 2**20)
+                    parts.append({key: stored(key, x) for key, x in encoder(some).items()})
+            whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            size = sum(tensor.nbytes for tensor in whole.values()) / 2**20
+            log.info("%s: %s encoded once, %.0f MiB", questions.folder, name, size)
             return whole
 
         if "text_encoder" in model.frozen:
             self.text = encode(f"{len(self.rows)} texts", self.rows, encode_texts)
         if "image_encoder" in model.frozen:
             mean = torch.zeros(1, 3, pairs.image_px, pairs.image_px, device=device)
-            self.mean = encode("the mean image", np.zeros(1), lambda _: model.image_encoder(mean))
+            self.mean = encode("the mean image", np.zeros(1), lambda _: model.encode_image(mean))
             if config.data.augmentation == "none" and config.data.image == "own":
                 self.image = encode(f"{len(self.images)} images", self.images, encode_images)
 
     def of(self, rows: list[int], shown: list[int] | None, length: int) -> dict[str, Tensor]:
         """What a batch of these rows of the shards holds more, its texts cut to `length` tokens.
 
-        `text_features` (B, length, W) and, of the images of the rows `shown` or of the mean image
-        where that is None, `image_features` (B, S, W): where they are known.
+        `text_features` (B, length, W), `text_pooled` (B, W) and, of the images of the rows `shown`
+        or of the mean image where that is None, `image_features` (B, S, W), `image_pooled` (B, M):
+        where they are known and the head reads them.
         """
-        found = {}
-        if self.text is not None:
-            found["text_features"] = self.text[np.searchsorted(self.rows, rows), :length]
-        if shown is None and self.mean is not None:
-            found["image_features"] = self.mean.expand(len(rows), -1, -1)
-        if shown is not None and self.image is not None:
-            places = np.searchsorted(self.images, self.image_of_text[shown])
-            found["image_features"] = self.image[places]
-        return found
+        places = np.searchsorted(self.rows, rows)
+        found = {key: tensor[places] for key, tensor in self.text.items()}
+        if "text_features" in found:
+            found["text_features"] = found["text_features"][:, :length]
+        if shown is None:
+            return found | {
+                key: mean.expand(len(rows), *mean.shape[1:]) for key, mean in self.mean.items()
+            }
+        places = np.searchsorted(self.images, self.image_of_text[shown])
+        return found | {key: tensor[places] for key, tensor in self.image.items()}
 
 
 def encode_frozen(
@@ -99,3 +108,44 @@ def encode_frozen(
         return
     for questions in splits.values():
         questions.features = FrozenFeatures(model, questions, config, processes, precision).of
+
+
+def standardise_head(
+    model: Downstream,
+    questions: Questions,
+    config: FinetuneConfig,
+    processes: Processes,
+    precision: str,
+) -> None:
+    """Give a head of pooled features the means and scales of the rows that it will be trained on.
+
+    Every text and every image (with `data.image: none` the mean image) counts once, images
+    without augmentation. Encoders that train are read as they begin: the figures are not updated,
+    as they are part of the checkpoint. To be called once, before the first step.
+    """
+    if not isinstance(model.head, EncoderHead):
+        return
+    rows, size = questions.rows, config.eval.batch
+    _, first = np.unique(questions.shards.image_of_text[rows], return_index=True)
+    own = config.data.image == "own"
+
+    def encode_texts(batch: Batch) -> Batch:
+        return model.encode_text(batch["text_ids"], batch["text_keep"])
+
+    def encode_images(batch: Batch) -> Batch:
+        return model.encode_image(batch["image"])
+
+    def pooled(rows: np.ndarray, shown: bool, name: str, encoder: Callable) -> Tensor:
+        parts = []
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size].tolist()
+            batch = to_device(collate(questions, some, some if shown else None), processes.device)
+            parts.append(batch[name] if name in batch else encoder(batch)[name])
+        return torch.cat(parts)
+
+    with evaluating(model), autocast(processes.device, precision):
+        texts = pooled(rows, False, "text_pooled", encode_texts)
+        images = rows[first] if own else rows[:1]
+        images = pooled(images, own, "image_pooled", encode_images)
+    model.head.standardise(texts, images)
+    log.info("head standardised over %d texts and %d images", len(texts), len(images))

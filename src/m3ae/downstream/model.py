@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m3ae.config import Architecture, load_config
-from m3ae.downstream.config import FinetuneConfig
+from m3ae.downstream.config import PAPER_HEAD, FinetuneConfig, HeadConfig
 from m3ae.downstream.retrieval import retrieval_scores
 from m3ae.files import write_json
-from m3ae.models.heads import AnswerHead, ITMHead, RetrievalHead, start_retrieval_head
+from m3ae.models.heads import AnswerHead, EncoderHead, ITMHead, RetrievalHead, start_retrieval_head
 from m3ae.models.image_encoder import resize_positions
+from m3ae.models.layers import masked_mean
 from m3ae.models.losses import OBJECTIVES, classification_loss, reduce_losses, vqa_loss
 from m3ae.models.m3ae import M3AE, Batch, build_model, initialise, wrap_blocks
 from m3ae.models.pretrained import (
@@ -29,12 +30,15 @@ from m3ae.models.pretrained import (
     read_checkpoint,
     read_pretrained,
 )
+from m3ae.strict_yaml import build, parse
 from m3ae.training.checkpoint import checkpoints
 
 log = logging.getLogger(__name__)
 
 HEADS = {"vqa": "vqa_head", "classification": "cls_head", "retrieval": "retrieval_head"}
 FACTS = "downstream.json"  # beside the weights: what the head's outputs mean
+# What encoders give to fusion and to the head: keys of a batch.
+TEXT_READ, IMAGE_READ = ("text_features", "text_pooled"), ("image_features", "image_pooled")
 
 
 class Downstream(M3AE):
@@ -43,15 +47,28 @@ class Downstream(M3AE):
     A drop-in for `M3AE` in the engine: `model(batch)`, `model.counts(batch)`. A batch holds
     `image`, `text_ids`, `text_keep` and, where a loss is wanted, `target` int64 (B,), -1 = the
     right answer is not in the list. For retrieval the texts are (B, 1+F, L), the true one first.
+    `head_config` says what the head reads; ValueError where the image encoder has no such block.
     """
 
-    def __init__(self, config: Architecture, task: str, classes: int) -> None:
+    def __init__(
+        self, config: Architecture, task: str, classes: int, head_config: HeadConfig = PAPER_HEAD
+    ) -> None:
         bare = {key: dataclasses.replace(getattr(config, key), weight=0.0) for key in OBJECTIVES}
         super().__init__(dataclasses.replace(config, **bare))
         self.task, self.name = task, HEADS[task].removesuffix("_head")
-        width = config.fusion.width
-        head = RetrievalHead(width) if task == "retrieval" else AnswerHead(width, classes)
-        initialise(head)
+        width, depth = config.fusion.width, config.image_encoder.depth
+        self.head_config = head_config
+        self.image_blocks = head_config.image_blocks or (depth,)
+        # One answer of all is right, not each with a probability of its own.
+        self.exclusive = task != "vqa" or head_config.loss == "cross_entropy"
+        if task == "retrieval":
+            head = RetrievalHead(width)
+        elif head_config.reads == "fusion":
+            head = AnswerHead(width, classes)
+        else:
+            head = _encoder_head(config, head_config, self.image_blocks, classes)
+        if isinstance(head, AnswerHead | RetrievalHead):
+            initialise(head)  # the others go by the width of their inputs, thousands of features
         setattr(self, HEADS[task], head)
         self.loss_weights = {self.name: 1.0}
         self.frozen: tuple[str, ...] = ()
@@ -75,21 +92,63 @@ class Downstream(M3AE):
         """The task's head."""
         return getattr(self, HEADS[self.task])
 
+    @property
+    def reads(self) -> str:
+        """`head.reads`: fusion, encoders or both."""
+        return self.head_config.reads
+
+    def encode_text(self, ids: Tensor, keep: Tensor) -> Batch:
+        """What is read of texts (B, L) before fusion.
+
+        `text_features` (B, L, W) are for fusion, `text_pooled` float32 (B, W), their mean over real
+        tokens, for the head.
+        """
+        x, read = self.text_encoder(ids, keep), {}
+        if self.reads != "encoders":
+            read["text_features"] = x
+        if self.reads != "fusion":
+            read["text_pooled"] = masked_mean(x, keep)
+        return read
+
+    def encode_image(self, image: Tensor) -> Batch:
+        """What is read of images, as in a batch, before fusion.
+
+        `image_features` (B, S, W) are for fusion; `image_pooled` float32 (B, M), CLS and mean over
+        patches after each of `image_blocks`, for the head.
+        """
+        image, depth = self.normalise(image), len(self.image_encoder.blocks)
+        if self.reads == "fusion":
+            return {"image_features": self.image_encoder(image)}
+        after = [*self.image_blocks]
+        if self.reads == "both" and depth not in after:
+            after.append(depth)
+        states = self.image_encoder.states(image, after)
+        tokens = [state.float() for state in states[: len(self.image_blocks)]]
+        pooled = [part for x in tokens for part in (x[:, 0], x[:, 1:].mean(dim=1))]
+        read = {"image_pooled": torch.cat(pooled, dim=1)}
+        return read if self.reads == "encoders" else read | {"image_features": states[-1]}
+
     def scores(self, batch: Batch) -> Tensor:
         """Logits (B, A) of the answers or classes; for retrieval (B, 1+F) of the texts.
 
-        `text_features`, `image_features` in the batch are what a frozen encoder gave before.
+        What frozen encoders gave before (see `encode_text`, `encode_image`) is taken from the
+        batch, which then needs no `image`.
         """
-        image, ids, keep = batch["image"], batch["text_ids"], batch["text_keep"]
+        ids, keep = batch["text_ids"], batch["text_keep"]
         if self.task == "retrieval":
-            return retrieval_scores(self, self.head, image, ids, keep)
-        text, shown = batch.get("text_features"), batch.get("image_features")
-        if text is None:
-            text = self.text_encoder(ids, keep)
-        if shown is None:
-            shown = self.image_encoder(self.normalise(image))
-        text, shown = self.fusion.enter_text(text), self.fusion.enter_image(shown)
-        return self.head(self.fusion.pooled(text, shown, keep, 0))
+            return retrieval_scores(self, self.head, batch["image"], ids, keep)
+        if not any(name in batch for name in TEXT_READ):
+            batch = batch | self.encode_text(ids, keep)
+        if not any(name in batch for name in IMAGE_READ):
+            batch = batch | self.encode_image(batch["image"])
+        pooled = None
+        if self.reads != "encoders":
+            text = self.fusion.enter_text(batch["text_features"])
+            shown = self.fusion.enter_image(batch["image_features"])
+            pooled = self.fusion.pooled(text, shown, keep, 0)
+        if self.reads == "fusion":
+            return self.head(pooled)
+        return self.head(batch["text_pooled"], batch["image_pooled"], pooled)
 
     def forward(
         self, batch: Batch, totals: dict[str, Tensor] | None = None, per_sample: bool = False
@@ -99,7 +158,7 @@ class Downstream(M3AE):
         The loss is a mean over pairs of `vqa_loss` or `classification_loss`.
         """
         scores, target = self.scores(batch).float(), batch["target"]
-        if self.task == "vqa":
+        if not self.exclusive:
             right = F.one_hot(target.clamp(min=0), scores.shape[1]) * (target >= 0)[:, None]
             loss = vqa_loss(scores, right)
         else:
@@ -113,9 +172,34 @@ class Downstream(M3AE):
         """The loss's denominator: pairs."""
         return {self.name: torch.tensor(len(batch["target"]), device=batch["target"].device)}
 
+    @property
+    def unread(self) -> list[str]:
+        """The modules that the head does not read: none where it reads fusion.
+
+        A head of the encoders alone reads no fusion, and no image block above its highest.
+        """
+        if self.reads != "encoders":
+            return []
+        top, depth = self.image_blocks[-1], len(self.image_encoder.blocks)
+        above = [f"image_encoder.blocks.{number}" for number in range(top, depth)]
+        return ["fusion", *above, *(["image_encoder.norm_post"] if above else [])]
+
     def unreached(self) -> list[str]:
-        """None: the head reads both poolers, so all that is not frozen is trained."""
-        return []
+        """Names of the parameters of `unread`."""
+        unused = tuple(f"{name}." for name in self.unread)
+        return [name for name, _ in self.named_parameters() if name.startswith(unused)]
+
+
+def _encoder_head(
+    config: Architecture, head: HeadConfig, blocks: Sequence[int], classes: int
+) -> EncoderHead:
+    image, fusion = config.image_encoder, config.fusion.width if head.reads == "both" else 0
+    if blocks[-1] > image.depth:
+        wrong = f"there is no block {blocks[-1]}; the image encoder has blocks 1 to {image.depth}"
+        raise ValueError(f"head.image_blocks: {wrong}")
+    dropouts = head.text_dropout, head.image_dropout, head.dropout
+    shown = 2 * len(blocks) * image.width  # CLS and mean patch of each
+    return EncoderHead(config.text_encoder.width, shown, head.width, classes, fusion, dropouts)
 
 
 # ------------------------------------------------------------------------------------- weights
@@ -130,6 +214,7 @@ class Init:
     state: State
     facts: dict[str, Any] | None
     tokenizer: str | None
+    head: HeadConfig = PAPER_HEAD  # of a fine-tuned one
 
 
 def read_init(config: FinetuneConfig) -> Init:
@@ -151,7 +236,8 @@ def read_init(config: FinetuneConfig) -> Init:
         return Init(config.init, at_size(model, px, state), state, None, None)
     folder = last_checkpoint(Path(config.init))
     model, state = read_pretrained(folder)
-    return Init(str(folder), at_size(model, px, state), state, read_facts(folder), str(folder))
+    facts, model = read_facts(folder), at_size(model, px, state)
+    return Init(str(folder), model, state, facts, str(folder), read_head(folder, facts))
 
 
 def at_size(model: Architecture, image_px: int, state: State | None = None) -> Architecture:
@@ -185,8 +271,20 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
 
 
 def write_facts(folder: Path, **facts: Any) -> None:
-    """task, field, answers (in the order of the head's outputs), protocol, sizes, source."""
+    """task, field, answers (in the order of the head's outputs), head, protocol, sizes, source."""
     write_json(folder / FACTS, facts)
+
+
+def read_head(folder: Path, facts: dict[str, Any] | None) -> HeadConfig:
+    """The head of a fine-tuned folder, by its facts or else, in a run's checkpoint, its config.
+
+    Folders that say nothing have the paper's. Raises ValueError where it is no section `head`.
+    """
+    place, section = folder / FACTS, (facts or {}).get("head")
+    if facts is None and (folder / "config.yaml").is_file():
+        place = folder / "config.yaml"
+        section = parse(place.read_text(encoding="utf-8"), str(place)).get("head")
+    return PAPER_HEAD if section is None else build(HeadConfig, section, f"{place}: head.")
 
 
 def heads_in(state: State) -> set[str]:
@@ -210,7 +308,7 @@ def build_downstream(config: FinetuneConfig, init: Init, answers: list[str]) -> 
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = Downstream(init.model, config.task, len(answers))
+        model = Downstream(init.model, config.task, len(answers), config.head)
     name = HEADS[config.task]
     state = {key: tensor for key, tensor in init.state.items() if "head." not in key}
     head = _head_state(init.state, name)
@@ -225,6 +323,7 @@ def build_downstream(config: FinetuneConfig, init: Init, answers: list[str]) -> 
     if dropped:
         log.info("%s: not used here: %s", init.source, ", ".join(sorted(dropped)))
     load_strictly(model, state, init.source)
+    model.freeze_unreached()
     wrap_blocks(model, config.model)
     model.freeze(config.train.freeze or ())
     return model
@@ -247,8 +346,11 @@ def check_facts(config: FinetuneConfig, init: Init, answers: list[str], head: St
         heads = ", ".join(sorted(heads_in(init.state))) or "no head"
         hint = "eval_only needs a checkpoint fine-tuned for this task"
         raise ValueError(f"{source}: no {name} in it ({heads}); {hint}")
+    if config.task != "retrieval" and (differing := _differing_head(config.head, init)):
+        raise ValueError(f"{source}: fine-tuned with {differing}")
     if init.facts is None:  # the reference's files do not say what their answers are
-        outputs = next(iter(reversed(head.values()))).shape[0]
+        last = head["last.bias"] if "last.bias" in head else next(iter(reversed(head.values())))
+        outputs = last.shape[0]
         if config.task != "retrieval" and outputs != len(answers):
             wrong = f"has {outputs} answers, the data gives {len(answers)}"
             raise ValueError(f"{source}: its {name} {wrong}")
@@ -263,3 +365,17 @@ def check_facts(config: FinetuneConfig, init: Init, answers: list[str], head: St
         strange = ", ".join(sorted(set(made["answers"]) ^ set(answers))[:3])
         lists = f"{len(answers)} here, {len(made['answers'])} there; e.g. {strange}"
         raise ValueError(f"{source}: fine-tuned on another answer list ({lists})")
+
+
+def _differing_head(asked: HeadConfig, init: Init) -> str:
+    """In which keys the head asked for is not the one of `init`; "" where it is the same."""
+    keys = ["reads", "loss"]
+    keys += ["image_blocks", "width"] if "fusion" not in (asked.reads, init.head.reads) else []
+    made, wanted = dataclasses.asdict(init.head), dataclasses.asdict(asked)
+    for section in (made, wanted):
+        section["image_blocks"] = list(section["image_blocks"] or [init.model.image_encoder.depth])
+    return ", ".join(
+        f"head.{key} {made[key]}, the config says {wanted[key]}"
+        for key in keys
+        if made[key] != wanted[key]
+    )

@@ -41,13 +41,13 @@ def predict(
     found = [part for part in processes.gather(mine) if part is not None]
     rows, logits = (np.concatenate(parts) for parts in zip(*found, strict=True))
     logits = logits[np.argsort(rows)]  # no row is read twice, so the order is that of `data`
-    return probabilities(logits, model.task)
+    return probabilities(logits, model.exclusive)
 
 
-def probabilities(logits: np.ndarray, task: str) -> np.ndarray:
-    """Logits (Q, A) -> probabilities: of each answer alone (VQA), or of one of the classes."""
+def probabilities(logits: np.ndarray, exclusive: bool) -> np.ndarray:
+    """Logits (Q, A) -> probabilities: of each answer alone, or `exclusive` of one among all."""
     values = torch.from_numpy(logits)
-    return (values.sigmoid() if task == "vqa" else values.softmax(dim=1)).numpy()
+    return (values.softmax(dim=1) if exclusive else values.sigmoid()).numpy()
 
 
 def rank_answers(

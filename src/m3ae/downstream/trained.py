@@ -19,6 +19,7 @@ from m3ae.downstream.model import (
     heads_in,
     last_checkpoint,
     read_facts,
+    read_head,
 )
 from m3ae.models.m3ae import M3AE
 from m3ae.models.pretrained import load_strictly, read_pretrained
@@ -51,6 +52,12 @@ class Trained:
     def task(self) -> str | None:
         """vqa, classification, retrieval, or None for a pre-trained model."""
         return self.facts.get("task")
+
+    def need_fusion(self, what: str) -> None:
+        """Raise ValueError where the model's head reads the encoders alone, past fusion."""
+        if self.facts and self.model.reads == "encoders":
+            own = "its head reads the encoders alone (head.reads: encoders), fusion is not trained"
+            raise ValueError(f"{self.folder}: {own}; so {what}")
 
     @property
     def image(self) -> str:
@@ -108,7 +115,8 @@ def load_trained(
         log.info("%s: trained at %d px, positions resized to %d px", folder, px, image_px)
     if facts:
         _check_facts(folder, facts)
-        model = Downstream(config, facts["task"], len(facts["answers"]))
+        head = read_head(folder, facts)
+        model = Downstream(config, facts["task"], len(facts["answers"]), head)
     elif heads := heads_in(state) & set(HEADS.values()):
         hint = "which says what its outputs mean; give the run folder, or its best-PROTOCOL folder"
         raise ValueError(f"{folder}: has a {min(heads)} and no {FACTS}, {hint}")

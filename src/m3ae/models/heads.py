@@ -119,6 +119,11 @@ class ITMHead(nn.Module):
         return self.classes(pooled)
 
 
+def _hidden(width: int) -> list[nn.Module]:
+    """The hidden layer of the paper's MLP, (B, 2D) -> (B, 2D)."""
+    return [nn.Linear(2 * width, 2 * width), nn.LayerNorm(2 * width), nn.GELU()]
+
+
 class AnswerHead(nn.Sequential):
     """Both poolers -> answers (VQA) or classes (classification): the paper's two-layer MLP.
 
@@ -126,24 +131,78 @@ class AnswerHead(nn.Sequential):
     """
 
     def __init__(self, width: int, classes: int) -> None:
-        super().__init__(
-            nn.Linear(2 * width, 2 * width),
-            nn.LayerNorm(2 * width),
-            nn.GELU(),
-            nn.Linear(2 * width, classes),
-        )
+        super().__init__(*_hidden(width), nn.Linear(2 * width, classes))
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer of the logits."""
+        return self[-1]
+
+
+class EncoderHead(nn.Module):
+    """Pooled features of both encoders -> answers or classes. Ours, not the paper's.
+
+    text (B, E), image (B, M) -> logits (B, classes), linear in [t, v, t * v], where t and v
+    (B, width) are GELU(linear) of the standardised inputs. With a `fusion_width` D also in
+    the paper's hidden layer over both poolers, pooled (B, 2D).
+    Means and scales are buffers, part of a checkpoint: `standardise` sets them.
+    """
+
+    def __init__(
+        self,
+        text_width: int,
+        image_width: int,
+        width: int,
+        classes: int,
+        fusion_width: int = 0,
+        dropouts: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    ) -> None:
+        super().__init__()
+        for name, size in (("text", text_width), ("image", image_width)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_scale", torch.ones(size))
+        self.text, self.image = nn.Linear(text_width, width), nn.Linear(image_width, width)
+        # Of the text's input, of the image's; of the image's hidden layer and of the last input.
+        self.text_dropout, self.image_dropout, self.dropout = map(nn.Dropout, dropouts)
+        self.fused = nn.Sequential(*_hidden(fusion_width)) if fusion_width else None
+        self.last = nn.Linear(3 * width + 2 * fusion_width, classes)
+
+    @torch.no_grad()
+    def standardise(self, text: Tensor, image: Tensor) -> None:
+        """Take means and standard deviations over rows: text (n, E), image (m, M), float32.
+
+        What hardly varies (below 1e-3: one text for all, or one image) is centred, not magnified.
+        """
+        for name, rows in (("text", text), ("image", image)):
+            scale = rows.std(dim=0, correction=0)
+            getattr(self, f"{name}_mean").copy_(rows.mean(dim=0))
+            getattr(self, f"{name}_scale").copy_(scale.where(scale > 1e-3, 1.0))
+
+    def forward(self, text: Tensor, image: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """text (B, E), image (B, M), with a fusion width pooled (B, 2D) -> logits (B, classes)."""
+        text = (text.float() - self.text_mean) / self.text_scale
+        image = (image.float() - self.image_mean) / self.image_scale
+        t = F.gelu(self.text(self.text_dropout(text)))
+        v = self.dropout(F.gelu(self.image(self.image_dropout(image))))
+        read = [t, v, t * v]
+        if self.fused is not None:
+            read.append(self.fused(pooled))
+        return self.last(self.dropout(torch.cat(read, dim=1)))
 
 
 @torch.no_grad()
-def start_answer_head(head: AnswerHead, counts: Tensor) -> None:
+def start_answer_head(
+    head: AnswerHead | EncoderHead, counts: Tensor, exclusive: bool = False
+) -> None:
     """Set the last bias to the log odds of every answer's frequency, counts int64 (classes,).
 
     With it the first logits state these frequencies. From zero the binary cross-entropy of
     hundreds of answers begins some fifty times as high, and the first steps go into pushing all of
-    them down. An answer that never occurs counts half a time.
+    them down. An answer that never occurs counts half a time. `exclusive`: one answer of all is
+    right, so the bias is the log frequency.
     """
     frequency = (counts.double() + 0.5) / (counts.sum() + 1.0)
-    head[-1].bias.copy_(torch.logit(frequency))
+    head.last.bias.copy_(frequency.log() if exclusive else torch.logit(frequency))
 
 
 class RetrievalHead(nn.Linear):

@@ -6,6 +6,7 @@ the blocks, QuickGELU, and an image normalisation of its own.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,11 +57,28 @@ class ImageEncoder(nn.Module):
         """
         if kept is not None:
             patches = take(patches, kept)
-        cls = (self.class_token + self.position_embedding[0]).expand(len(patches), 1, -1)
-        x = self.norm_pre(torch.cat([cls.to(patches.dtype), patches], dim=1))
+        x = self._enter(patches)
         for block in self.blocks:
             x = block(x)
         return self.norm_post(x)
+
+    def _enter(self, patches: Tensor) -> Tensor:
+        """Embedded patches (B, N, D) -> what the first block reads (B, 1+N, D)."""
+        cls = (self.class_token + self.position_embedding[0]).expand(len(patches), 1, -1)
+        return self.norm_pre(torch.cat([cls.to(patches.dtype), patches], dim=1))
+
+    def states(self, image: Tensor, after: Sequence[int]) -> list[Tensor]:
+        """Normalised images -> the tokens (B, 1+N, D) after each of these blocks, in rising order.
+
+        Blocks count from 1. After the last one it is what `forward` gives; none above the highest
+        is computed.
+        """
+        x, found = self._enter(self.embed(image)), []
+        for number, block in enumerate(self.blocks[: max(after)], start=1):
+            x = block(x)
+            if number in after:
+                found.append(self.norm_post(x) if number == len(self.blocks) else x)
+        return found
 
     def forward(self, image: Tensor, kept: Tensor | None = None) -> Tensor:
         """`embed`, then `encode`."""

@@ -189,6 +189,12 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
     return x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[-1]))
 
 
+def masked_mean(x: Tensor, keep: Tensor) -> Tensor:
+    """Mean over the tokens that are real: x (B, L, D), keep bool (B, L) -> (B, D) float32."""
+    real = keep[..., None].float()
+    return (x.float() * real).sum(dim=1) / real.sum(dim=1)
+
+
 def sincos_2d(width: int, grid: int) -> Tensor:
     """Fixed 2-D sine-cosine position table (1 + grid^2, width); row 0, of the CLS token, is zero.
 
