@@ -73,6 +73,7 @@ def changed(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[bool, ...]:
         ("train: {steps: 1251}", "", (True, True, False)),
         ("", "optim: {lr: 2.0e-5}", (False, True, True)),
         ("", "data: {fraction: 0.5}", (False, True, True)),
+        ("", "head: {reads: both}", (False, True, True)),
         ("", "eval: {every: 2}", (False, True, True)),  # other epochs can be selected
         ("", "protocol: paper", (False, True, True)),
     ],
@@ -155,6 +156,24 @@ def test_where_data_lie_does_not_count(made, shards, questions, tmp_path):
         file.write("\n")
     cells._folder_digest.cache_clear()  # as in another process
     assert changed(before, made(q=q, s=s)) == (True, True, True)
+
+
+def test_what_data_are_read_as_counts(made, shards):
+    """Numbers of a run that trained on one corpus under the name of one that held it out."""
+    train, valid = f"{shards}/train", f"{shards}/test"
+    two, one = (
+        made(f"data: {{train: [{', '.join(some)}], valid: [{', '.join(rest)}]}}")
+        for some, rest in (([train, valid], [train]), ([train], [valid, train]))
+    )
+    assert changed(two, one) == (True, True, False)
+
+
+def test_the_sizes_that_a_released_file_is_read_with_count(made, tmp_path):
+    """Numbers of a model of three heads under the name of one of eight: the shapes are the same."""
+    (tmp_path / "m3ae.ckpt").write_bytes(b"tensors alone")
+    init = f"init: {tmp_path / 'm3ae.ckpt'}"
+    heads = "model: {image_encoder: {heads: 8}}"
+    assert changed(made(finetune=init), made(heads, finetune=init)) == (True, True, True)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +306,9 @@ def test_mistakes_are_named(bench):
         make_plan([read_table("t")], "smal", 1)
     with pytest.raises(ValueError, match=r"none of t; or give a \.yaml file"):
         read_table("5")
+    (bench / "listed.yaml").write_text("title: t\ncolumns: {tiny: [a]}\nrows: [none, whole]\n")
+    with pytest.raises(ValueError, match=r"listed\.yaml: rows: expected a mapping, got"):
+        read_table(str(bench / "listed.yaml"))
     for old, new, said in (
         (
             "columns: {tiny: [a, b]}",

@@ -93,16 +93,16 @@ class Cell:
         config = self.resolved
         values = flat(json.loads(json.dumps(asdict(config))))
         free = set(FREE[self.kind].split())
-        places = set(folders_of(config))  # which folder it is does not count, what is in it does
+        # Which folder it is does not count, what is in it does, and what it is read as.
+        contents = data_of(config)
         identity = {
             "kind": self.kind,
             "seed": self.seed,
             "config": {
-                key: value
+                key: _with_contents(value, contents)
                 for key, value in sorted(values.items())
-                if key not in free and not _names_data(value, places)
+                if key not in free
             },
-            "data": list(data_of(config).values()),
             "code": {room: version_of(room) for room in ROOMS[self.kind]},
         }
         if self.kind == "finetune":
@@ -113,12 +113,14 @@ class Cell:
         """What the weights begin as: a pre-training's digest, a file's, or an architecture."""
         if self.init is not None:
             return self.init.digest
-        if config.init is not None:
+        if config.init is not None and not Path(config.init).is_file():
             return content_of(config.init)
         start = load_config(config.architecture, config.architecture_set)
         model = json.loads(json.dumps(asdict(start.model)))
         for switch in ("share", "compile", "activation_checkpointing"):
             model.pop(switch)
+        if config.init is not None:  # a released file has tensors alone, no sizes
+            return {"model": model, "file": content_of(config.init)}
         for name in ("image_encoder", "text_encoder"):
             model[name]["weights"] = content_of(model[name]["weights"])
         return {"model": model, "seed": start.seed}
@@ -253,10 +255,11 @@ def version_of(room: str) -> int:
     return importlib.import_module(f"m3ae.{room}").VERSION
 
 
-def _names_data(value: Any, places: set[str]) -> bool:
-    """Whether a config's value is a path (or paths) of `folders_of`."""
-    values = value if isinstance(value, list) else [value]
-    return bool(values) and all(isinstance(one, str) and one in places for one in values)
+def _with_contents(value: Any, contents: dict[str, str | None]) -> Any:
+    """A config's value, a path (or paths) of `data_of` replaced by the digest of what is there."""
+    if isinstance(value, list):
+        return [_with_contents(one, contents) for one in value]
+    return contents.get(value, value) if isinstance(value, str) else value
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -127,7 +127,8 @@ def read_table(name: str) -> Table:
     if not own and name not in known:
         raise ValueError(f"--tables {name}: none of {', '.join(known)}; or give a .yaml file")
     content = {"source": "own", **strict_yaml.read(path), "name": path.stem}
-    for row in (content.get("rows") or {}).values():
+    rows = content.get("rows")
+    for row in rows.values() if isinstance(rows, dict) else ():
         if isinstance(row, dict) and isinstance(row.get("pretrain"), str):
             row["pretrain"] = [row["pretrain"]]
     try:
