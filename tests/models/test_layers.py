@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from m3ae.models.layers import Attention
+from m3ae.models.layers import CrossAttention
 
 
 @pytest.mark.parametrize("keys", [24, 240])
@@ -11,7 +11,7 @@ from m3ae.models.layers import Attention
 def test_half_precision_on_a_cpu(keys, dtype):
     """Padding attended to, or another scale, in the kernel of short rows or of long ones."""
     torch.manual_seed(0)
-    attention = Attention(64, 4)
+    attention = CrossAttention(64, 4)
     source, start = torch.randn(2, keys, 64), torch.randn(2, 5, 64)
     keep = torch.arange(keys) < torch.tensor([[keys], [keys // 3]])
     outputs, gradients = [], []

@@ -123,8 +123,8 @@ def test_attention_maps():
     assert len(maps) == 2 * model.fusion.depth
     for layer, (text, image) in enumerate(states(model, "infer")[:-1]):
         own: list[torch.Tensor] = []
-        model.fusion.text_layers[layer].attention(text, text, keep, own)
-        model.fusion.image_layers[layer].attention(image, image, None, own)
+        model.fusion.text_layers[layer].attention(text, keep, maps=own)
+        model.fusion.image_layers[layer].attention(image, maps=own)
         for index, name in enumerate(("text2image_attns", "image2text_attns")):
             itself, cross = wanted[name][layer]
             close(own[index], itself, 0, f"{name}[{layer}] self")
@@ -196,6 +196,18 @@ def test_second_pairing(share):
 # ------------------------------------------------------------------------------ gradients
 
 
+def apart(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Queries, keys and values of one product under names of their own, as in the reference."""
+    out = {}
+    for name, tensor in state.items():
+        path, _, kind = name.rpartition(".")
+        path, _, last = path.rpartition(".")
+        parts = last.split("_") if last in ("query_key_value", "key_value") else [last]
+        for part, piece in zip(parts, tensor.chunk(len(parts)), strict=True):
+            out[f"{path}.{part}.{kind}" if path else name] = piece
+    return out
+
+
 @cache
 def our_names() -> dict[str, list[str]]:
     """The reference's tensor names -> ours, of tensors with a gradient; key biases left out."""
@@ -203,7 +215,7 @@ def our_names() -> dict[str, list[str]]:
     for key, shape in golden()["keys_and_shapes"].items():
         if key in golden()["grad_norms"]:
             ours = convert_reference({key: torch.empty(shape, device="meta")})
-            names[key] = [name for name in ours if not name.endswith("key.bias")]
+            names[key] = [name for name in apart(ours) if not name.endswith("key.bias")]
     return {key: ours for key, ours in names.items() if ours}
 
 
@@ -215,7 +227,8 @@ def test_gradient_norms(objective, share):
     model.zero_grad()
     losses = model(golden_batch())
     losses["loss" if objective == "loss" else f"{objective}_loss"].backward()
-    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    grads = apart(grads)
     record = golden()
     record = (
         record["grad_norms"]
@@ -224,8 +237,7 @@ def test_gradient_norms(objective, share):
     )
     names = our_names()
     reached = {name for key in record for name in names.get(key, [])}
-    with_grad = {name for name, grad in grads.items() if grad is not None}
-    assert reached == {name for name in with_grad if not name.endswith("key.bias")}
+    assert reached == {name for name in grads if not name.endswith("key.bias")}
     assert len(reached) > 150
     keys = [key for key in record if key in names]
     ours = [
@@ -247,7 +259,7 @@ def test_no_reference_tensor_without_gradient_gets_one():
     state = {key: value for key, value in golden_state().items() if key in dropped}
     assert convert_reference(state) == {}
     covered = {name for names in our_names().values() for name in names}
-    ours = {name for name, _ in model.named_parameters() if not name.endswith("key.bias")}
+    ours = {name for name in apart(dict(model.named_parameters())) if not name.endswith("key.bias")}
     assert covered == ours
 
 

@@ -54,33 +54,27 @@ def _attention_kernel(k: Tensor) -> AbstractContextManager:
 
 
 class Attention(nn.Module):
-    """Multi-head attention, self (`source` = the input) or cross (`source` = the other stream)."""
+    """What both kinds of multi-head attention share: heads, the mixing of values, the output."""
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads, self.dropout = heads, dropout
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, S, d)
-
-    def queries(self, x: Tensor) -> Tensor:
-        """x (B, Q, D) -> (B, H, Q, d)."""
-        return self._split(self.query(x))
-
-    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """source (B, S, D) -> keys and values, each (B, H, S, d)."""
-        return self._split(self.key(source)), self._split(self.value(source))
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """`parts` inputs side by side (B, S, parts D) -> each as (B, H, S, d), without a copy."""
+        x = x.unflatten(-1, (parts, self.heads, -1))
+        return x.permute(2, 0, 3, 1, 4).unbind()
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None, maps: Maps = None
     ) -> Tensor:
-        """What `queries` and `keys_values` gave -> (B, Q, D)."""
+        """Queries (B, H, Q, d), keys and values (B, H, S, d) -> (B, Q, D).
+
+        With `maps` the slow twin runs (no dropout: for pictures and parity only).
+        """
         if maps is not None:
             mixed, attention = attention_with_maps(q, k, v, keep)
             maps.append(attention)
@@ -91,13 +85,44 @@ class Attention(nn.Module):
                 mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         return self.out(mixed.transpose(1, 2).flatten(2))  # (B, Q, D)
 
+
+class SelfAttention(Attention):
+    """A stream attends to itself; queries, keys and values are one product."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__(width, heads, dropout)
+        self.query_key_value = nn.Linear(width, 3 * width)
+
+    def forward(
+        self, x: Tensor, keep: Tensor | None = None, read: Tensor | None = None, maps: Maps = None
+    ) -> Tensor:
+        """x (B, S, D) -> (B, S, D); with `read` int64 (B, Q) at these positions alone (B, Q, D)."""
+        q, k, v = self._split(self.query_key_value(x), 3)
+        if read is not None:
+            q = q.gather(2, read[:, None, :, None].expand(-1, self.heads, -1, q.shape[-1]))
+        return self.mix(q, k, v, keep, maps)
+
+
+class CrossAttention(Attention):
+    """One stream attends to the other; keys and values are one product."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__(width, heads, dropout)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """x (B, Q, D) -> (B, H, Q, d)."""
+        return self._split(self.query(x), 1)[0]
+
+    def keys_values(self, source: Tensor) -> tuple[Tensor, ...]:
+        """source (B, S, D) -> keys and values, each (B, H, S, d)."""
+        return self._split(self.key_value(source), 2)
+
     def forward(
         self, x: Tensor, source: Tensor, keep: Tensor | None = None, maps: Maps = None
     ) -> Tensor:
-        """x (B, Q, D) attends to source (B, S, D) -> (B, Q, D).
-
-        With `maps` the slow twin runs (no dropout: for pictures and parity only).
-        """
+        """x (B, Q, D) attends to source (B, S, D) -> (B, Q, D)."""
         return self.mix(self.queries(x), *self.keys_values(source), keep, maps)
 
 
@@ -121,14 +146,13 @@ class PreNormBlock(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, activation: str, eps: float) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps)
-        self.attention = Attention(width, heads)
+        self.attention = SelfAttention(width, heads)
         self.feed_forward_norm = nn.LayerNorm(width, eps)
         self.feed_forward = FeedForward(width, hidden, activation)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
-        normed = self.attention_norm(x)
-        x = x + self.attention(normed, normed, keep)
+        x = x + self.attention(self.attention_norm(x), keep)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -144,10 +168,10 @@ class PostNormBlock(nn.Module):
     ) -> None:
         super().__init__()
         width, eps = config.width, config.layer_norm_eps
-        self.attention = Attention(width, config.heads, config.attention_dropout)
+        self.attention = SelfAttention(width, config.heads, config.attention_dropout)
         self.attention_norm = nn.LayerNorm(width, eps)
         if cross:
-            self.cross_attention = Attention(width, config.heads, config.attention_dropout)
+            self.cross_attention = CrossAttention(width, config.heads, config.attention_dropout)
             self.cross_attention_norm = nn.LayerNorm(width, eps)
         self.feed_forward = FeedForward(width, hidden, "gelu")
         self.feed_forward_norm = nn.LayerNorm(width, eps)
@@ -174,8 +198,9 @@ class PostNormBlock(nn.Module):
 
     def attend(self, x: Tensor, keep: Tensor | None = None, read: Tensor | None = None) -> Tensor:
         """The self-attention part, which depends on this stream alone -> (B, S or Q, D)."""
-        queries = x if read is None else take(x, read)
-        return self.attention_norm(queries + self.dropout(self.attention(queries, x, keep)))
+        attended = self.attention(x, keep, read)
+        x = x if read is None else take(x, read)
+        return self.attention_norm(x + self.dropout(attended))
 
     def finish(self, x: Tensor, crossed: Tensor | None = None) -> Tensor:
         """The rest: what cross-attention gave, if any, then the feed-forward part."""

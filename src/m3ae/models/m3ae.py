@@ -308,7 +308,6 @@ def initialise(model: nn.Module) -> None:
 
     The MIM decoder's attention inputs are Xavier-uniform over query, key and value as one matrix.
     """
-    inputs = ("query.weight", "key.weight", "value.weight")
     for name, parameter in model.named_parameters():
         if name == "image_encoder.position_embedding":
             # The reference always loads this one. From scratch, positions of std 0.02 are lost
@@ -318,8 +317,7 @@ def initialise(model: nn.Module) -> None:
                 parameter.copy_(table)
         elif parameter.ndim == 1 and not name.endswith(("class_token", "mask_token")):
             nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
-        elif "mim_head.blocks" in name and name.endswith(inputs):
-            bound = (6 / (parameter.shape[0] * 4)) ** 0.5  # fan in D, fan out 3 D
-            nn.init.uniform_(parameter, -bound, bound)
+        elif "mim_head.blocks" in name and name.endswith("query_key_value.weight"):
+            nn.init.xavier_uniform_(parameter)
         else:
             nn.init.normal_(parameter, std=0.02)

@@ -1,18 +1,17 @@
 """Which tensor of which family of weights is which of ours: tables, nothing else.
 
 A rule is (pattern, name): the pattern takes a whole tensor name; the name may refer to its groups.
-A tuple of names splits the tensor evenly along its first dimension; None drops it. `.scale` marks a
-layer-scale vector, folded into the layer before it on loading.
+None drops it. `.scale` marks a layer-scale vector, folded into the layer before it on loading.
+Queries, keys and values that a family holds apart are still apart here; `joined` joins them.
 """
 
 import re
 
-Rules = list[tuple[str, str | tuple[str, ...] | None]]
+Rules = list[tuple[str, str | None]]
 
-_QKV = ("query", "key", "value")
 _WB = r"\.(weight|bias)"
-_WHOLE = tuple(rf"attention.{name}.\1" for name in _QKV)  # of the three as one matrix
-_PARTS = [(f"{name[0]}_proj{_WB}", rf"attention.{name}.\1") for name in _QKV]
+_WHOLE = r"attention.query_key_value.\1"
+_PARTS = [(f"{name[0]}_proj{_WB}", rf"attention.{name}.\1") for name in ("query", "key", "value")]
 
 
 def _under(prefix: str, ours: str, rules: Rules) -> Rules:
@@ -24,9 +23,7 @@ def _under(prefix: str, ours: str, rules: Rules) -> Rules:
 
     placed = []
     for pattern, name in rules:
-        if name is not None:
-            name = place(name) if isinstance(name, str) else tuple(map(place, name))
-        placed.append((f"{prefix}(?:{pattern})", name))
+        placed.append((f"{prefix}(?:{pattern})", None if name is None else place(name)))
     return placed
 
 

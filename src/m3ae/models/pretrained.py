@@ -35,7 +35,7 @@ State = dict[str, Tensor]
 
 
 def convert_names(state: Mapping, rules: Rules, source: str) -> tuple[State, list[str]]:
-    """Rename by the first rule that matches a whole name -> converted tensors, names dropped.
+    """Rename by the first rule that matches a whole name -> `joined` tensors, names dropped.
 
     Raises ValueError naming the tensors that no rule takes.
     """
@@ -49,14 +49,28 @@ def convert_names(state: Mapping, rules: Rules, source: str) -> tuple[State, lis
             unknown.append(key)
         elif name is None:
             dropped.append(key)
-        elif isinstance(name, tuple):
-            for part, piece in zip(name, tensor.chunk(len(name)), strict=True):
-                out[match.expand(part)] = piece.clone()
         else:
             out[match.expand(name)] = tensor
     if unknown:
         raise ValueError(f"{source}: no place for {_some(unknown)}")
-    return out, dropped
+    return joined(out), dropped
+
+
+def joined(state: Mapping[str, Tensor]) -> State:
+    """Queries, keys and values held apart, as one matrix; for cross-attention keys and values.
+
+    So are our own files of before there was one product. What is one already stays as it is.
+    """
+    out = dict(state)
+    for key in state:
+        if not (match := re.fullmatch(r"(.*?(cross_)?attention\.)value\.(weight|bias)", key)):
+            continue
+        parts = ["key", "value"] if match[2] else ["query", "key", "value"]
+        apart = [f"{match[1]}{name}.{match[3]}" for name in parts]
+        if all(name in out for name in apart):
+            whole = f"{match[1]}{'_'.join(parts)}.{match[3]}"
+            out[whole] = torch.cat([out.pop(name) for name in apart])
+    return out
 
 
 def convert_reference(state: Mapping[str, Any]) -> State:
@@ -336,4 +350,4 @@ def read_pretrained(path_or_hub_id: str | Path) -> tuple[Architecture, State]:
         found = f"format {made[0]!r}, version {made[1]!r}"
         raise ValueError(f"{folder}/config.json: {found}; expected 'm3ae', 1")
     section = {key: value for key, value in config["model"].items() if key not in _SWITCHES}
-    return build(Architecture, section), _read_safetensors(folder / "model.safetensors")
+    return build(Architecture, section), joined(_read_safetensors(folder / "model.safetensors"))
