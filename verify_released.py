@@ -44,7 +44,7 @@ def predicted(config_file: str, checkpoint: str, out: Path, overrides: Sequence[
     """Test predictions of a checkpoint under the paper's protocol."""
     own = [f"init={checkpoint}", f"output={out}", "eval_only=true", "protocol=paper"]
     config = load_finetune_config(config_file, [*overrides, *own])
-    with join_processes(config.train.threads) as processes:
+    with join_processes(config.train.threads, config.train.device) as processes:
         start_logging(processes.first)
         finetune(config, processes)
     return read_predictions(out / "predictions-paper.jsonl")

@@ -174,6 +174,8 @@ class TrainConfig:
     batch_global: int
     batch_per_process: int
     precision: Literal["auto", "bf16", "fp16", "fp32"]
+    device: Literal["auto", "cpu", "cuda"]
+    timeout_minutes: float
     threads: int | None
     log_every: int
     checkpoint_every: int
@@ -261,6 +263,7 @@ def check_run(config: Any, length: str) -> None:
     train, betas = config.train, config.optim.betas
     for key in (length, "batch_global", "batch_per_process", "log_every", "checkpoint_every"):
         require(getattr(train, key) >= 1, f"train.{key}: {getattr(train, key)} is below 1")
+    require(train.timeout_minutes > 0, f"train.timeout_minutes: {train.timeout_minutes} is not > 0")
     size = train.batch_per_process
     wrong = f"{train.batch_global} is no multiple of train.batch_per_process ({size})"
     require(train.batch_global % size == 0, f"train.batch_global: {wrong}")

@@ -58,6 +58,8 @@ class DownstreamTrain:
     batch_global: int
     batch_per_process: int
     precision: Literal["auto", "bf16", "fp16", "fp32"]
+    device: Literal["auto", "cpu", "cuda"]
+    timeout_minutes: float
     threads: int | None
     answer_bias: Literal["zero", "prior"]
     freeze: tuple[Literal["image_encoder", "text_encoder", "fusion"], ...] | None

@@ -30,7 +30,8 @@ VERSION = 1
 # What may differ between a run and its continuation: it changes the training by rounding at most
 # (`model.share` also by the draws of dropout).
 FREE_KEYS = """
-output model.share model.compile model.activation_checkpointing data.workers train.threads
+output model.share model.compile model.activation_checkpointing data.workers
+train.threads train.device train.timeout_minutes
 train.log_every train.checkpoint_every train.keep_checkpoints eval.every eval.pictures
 """.split()
 

@@ -1,12 +1,14 @@
 """The command line that the run scripts share."""
 
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from m3ae.command import parser_for
 from m3ae.config import to_yaml
 from m3ae.installation import check_installation
-from m3ae.training.distributed import join_processes
+from m3ae.training.distributed import join_processes, world_size
 from m3ae.training.logs import start_logging
 
 
@@ -14,7 +16,8 @@ def run_script(description: str, load: Callable, body: Callable, argv: Sequence[
     """Read the arguments, load the config, join the processes and run.
 
     load(path, overrides) gives a config, body(config, processes, dry_run) is the run. Returns the
-    exit status: 2 for a user's mistake, which ends in one line on stderr.
+    exit status: 2 for a user's mistake, which ends in one line on stderr. One of several processes
+    does not return after an error: it says it and ends at once, so that torchrun ends the others.
     """
     parser = parser_for(description)
     add = parser.add_argument
@@ -30,10 +33,22 @@ def run_script(description: str, load: Callable, body: Callable, argv: Sequence[
         if args.print_config:
             print(to_yaml(config), end="")
             return 0
-        with join_processes(config.train.threads) as processes:
+        train = config.train
+        with join_processes(train.threads, train.device, train.timeout_minutes) as processes:
             start_logging(processes.first)
             body(config, processes, args.dry_run)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except BaseException as error:
+        mistake = isinstance(error, ValueError | OSError)
+        if mistake:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        elif world_size() > 1:
+            traceback.print_exc()
+        if world_size() > 1:
+            # An orderly end would wait for the other processes, which may wait for this one.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(2 if mistake else 1)
+        if not mistake:
+            raise
         return 2
     return 0

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -49,24 +50,50 @@ class Processes:
             dist.barrier()
 
 
-@contextmanager
-def join_processes(threads: int | None) -> Iterator[Processes]:
-    """Join torchrun's process group if there is one, leave it at the end.
+def world_size() -> int:
+    """Processes that torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
-    threads: CPU threads of this process; None = PyTorch's choice.
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """`auto` (a GPU where there is one), `cpu` or `cuda`, for this process of its host.
+
+    Raises ValueError where there is no GPU, or none for this process.
+    """
+    gpus = torch.cuda.device_count() if name != "cpu" else 0
+    if name == "cpu" or (name == "auto" and not gpus):
+        return torch.device("cpu")
+    if not gpus:
+        raise ValueError("train.device: cuda, but PyTorch sees no GPU here; try cpu")
+    if local_rank >= gpus:
+        more = f"--nproc_per_node {gpus} or fewer, or train.device=cpu"
+        raise ValueError(f"process {local_rank} of this host has no GPU, there are {gpus}; {more}")
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def join_processes(
+    threads: int | None, device: str = "auto", timeout_minutes: float = 10.0
+) -> Iterator[Processes]:
+    """Join torchrun's process group if there is one, leave it after a clean end.
+
+    threads: CPU threads of this process; None = PyTorch's choice. device: see `choose_device`.
+    After an error the group is left as it is: its end would wait for processes that may wait for
+    this one. The caller must end this process.
     """
     if threads:
         torch.set_num_threads(threads)
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
+    count, local_rank = world_size(), int(os.environ.get("LOCAL_RANK", "0"))
+    own = choose_device(device, local_rank)
+    gpu = own.type == "cuda"
+    if gpu:
+        torch.cuda.set_device(own)
     if count > 1:
-        dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield Processes(int(os.environ.get("RANK", "0")), local_rank, count, device)
-    finally:
-        if count > 1:
-            dist.destroy_process_group()
+        dist.init_process_group(
+            "nccl" if gpu else "gloo",
+            timeout=timedelta(minutes=timeout_minutes),
+            device_id=own if gpu else None,
+        )
+    yield Processes(int(os.environ.get("RANK", "0")), local_rank, count, own)
+    if count > 1:
+        dist.destroy_process_group()

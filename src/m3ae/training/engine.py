@@ -58,6 +58,7 @@ class Trainer:
                 self.model,
                 device_ids=[self.processes.local_rank] if gpu else None,
                 gradient_as_bucket_view=True,
+                broadcast_buffers=False,  # they are constants
             )
         self.scaler = torch.amp.GradScaler(
             self.processes.device.type, enabled=self.precision == "fp16"
