@@ -1,5 +1,7 @@
 """One training step: recomputation, clipping, failing steps."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,49 @@ def test_a_failed_step_leaves_the_weights(shards):
         trainer.train_step([batch])
     assert trainer.failed.item() == 1
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def fp16_trainer(shards, scale: float) -> tuple[Trainer, dict]:
+    config = small_config(shards)
+    model = build_model(config)
+    optimizer = build_optimizer(param_groups(model, config.optim), config.optim)
+    trainer = Trainer(model, optimizer, ALONE, "fp16", None)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    set_lr(optimizer, 10, 20, config.optim)
+    return trainer, one_batch(config, shards)
+
+
+def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in trainer.model.state_dict().items()}
+
+
+def test_an_overflow_of_fp16_is_skipped_and_said(shards):
+    """An update with an infinite gradient, a run that ends for an overflow, Infinity in the log
+    (which is no JSON), or a scale and skipped steps that nobody sees."""
+    trainer, batch = fp16_trainer(shards, 2.0**40)
+    before, seen = weights_of(trainer), []
+    while not seen or seen[-1]["skipped_steps"]:
+        trainer.train_step([batch])
+        seen.append(trainer.read())
+        same = all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items())
+        assert same == bool(seen[-1]["skipped_steps"])
+    assert len(seen) > 3 and trainer.failed.item() == 0
+    assert [one["loss_scale"] for one in seen[:2]] == [2.0**39, 2.0**38]
+    assert all((one["grad_norm"] is None) == bool(one["skipped_steps"]) for one in seen)
+    assert 0 < seen[-1]["grad_norm"] < 1000
+    json.dumps(seen, allow_nan=False)
+
+
+def test_a_failed_step_of_fp16_leaves_the_weights(shards):
+    """A loss that is not finite, and later steps that go on as if it had been an overflow."""
+    trainer, good = fp16_trainer(shards, 256.0)
+    trainer.train_step([good])
+    before = weights_of(trainer)
+    bad = good | {"image": torch.full((8, 3, 64, 64), float("nan"))}
+    for batch in (bad, good):
+        trainer.train_step([batch])
+    assert trainer.failed.item() == 1
+    assert all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items())
 
 
 def test_means_are_over_units():

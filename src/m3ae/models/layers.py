@@ -97,10 +97,14 @@ class SelfAttention(Attention):
         self, x: Tensor, keep: Tensor | None = None, read: Tensor | None = None, maps: Maps = None
     ) -> Tensor:
         """x (B, S, D) -> (B, S, D); with `read` int64 (B, Q) at these positions alone (B, Q, D)."""
-        q, k, v = self._split(self.query_key_value(x), 3)
-        if read is not None:
-            q = q.gather(2, read[:, None, :, None].expand(-1, self.heads, -1, q.shape[-1]))
-        return self.mix(q, k, v, keep, maps)
+        if read is None:
+            return self.mix(*self._split(self.query_key_value(x), 3), keep, maps)
+        sizes = x.shape[-1], 2 * x.shape[-1]
+        (query, rest), (query_bias, rest_bias) = (
+            part.split(sizes) for part in self.query_key_value.parameters()
+        )
+        (q,) = self._split(F.linear(take(x, read), query, query_bias), 1)
+        return self.mix(q, *self._split(F.linear(x, rest, rest_bias), 2), keep, maps)
 
 
 class CrossAttention(Attention):

@@ -21,6 +21,7 @@ from m3ae.data.shards import read_manifest
 from m3ae.downstream.config import FinetuneConfig, load_finetune_config
 from m3ae.downstream.selection import training_rows
 from m3ae.files import file_sha256
+from m3ae.strict_yaml import flat
 
 FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".json", ".txt", ".tsv")
 ROOMS = {
@@ -262,15 +263,6 @@ def _with_contents(value: Any, contents: dict[str, str | None]) -> Any:
     if isinstance(value, list):
         return [_with_contents(one, contents) for one in value]
     return contents.get(value, value) if isinstance(value, str) else value
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as `section.key`."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = isinstance(value, dict) and value
-        found |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
-    return found
 
 
 def _rows(config: FinetuneConfig) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from m3ae.config import to_yaml
-from m3ae.strict_yaml import parse
+from m3ae.strict_yaml import flat, parse
 from m3ae.training.engine import Trainer
 
 log = logging.getLogger(__name__)
@@ -150,8 +150,8 @@ def check_same_config(folder: Path, config: Any, step: int) -> None:
     FREE_KEYS and an end at or after `step` may differ; each such change goes to the log.
     """
     path = folder / "config.yaml"
-    old = _flat(parse(path.read_text(encoding="utf-8"), str(path)))
-    new = _flat(parse(to_yaml(config), "config"))
+    old = flat(parse(path.read_text(encoding="utf-8"), str(path)))
+    new = flat(parse(to_yaml(config), "config"))
     free = {*FREE_KEYS, *(["train.steps"] if new.get("train.steps", 0) >= step else [])}
     if "task" in new:  # fine-tuning: an epoch that is not evaluated cannot be selected
         free.remove("eval.every")
@@ -162,11 +162,3 @@ def check_same_config(folder: Path, config: Any, step: int) -> None:
         raise ValueError(f"{folder} was made with another config: {listed}; give another output=")
     if changes:
         log.info("changed since %s: %s", folder, ", ".join(changes.values()))
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = isinstance(value, dict) and value
-        flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
-    return flat

@@ -65,6 +65,7 @@ class Trainer:
         )
         # 1 once a step was not finite. It stays 1 and no later step changes the weights, so they
         # are still those that failed when the host looks; reading it every step would stall a GPU.
+        # With fp16 a gradient that overflows is no failure: its step is skipped, the scale halved.
         self.failed = torch.zeros((), device=self.processes.device)
 
     def train_step(self, batches: list[dict[str, Tensor]]) -> None:
@@ -90,13 +91,16 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        self._check(norm)
-        if self.precision != "fp16":  # fp16's scaler sets this itself, and skips what overflows
-            self.optimizer.found_inf = self.failed
-        self.scaler.step(self.optimizer)
+        finite = torch.isfinite(norm)
+        self._check(finite)
+        # The optimiser itself leaves everything as it is where this is 1 (as the scaler's own step
+        # would, but that knows of no failure).
+        self.optimizer.found_inf = torch.maximum(self.failed, (~finite).float())
+        self.optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad()
-        self._add({"grad_norm": norm, "steps": torch.ones((), device=device)})
+        ones = torch.ones((), device=device)
+        self._add({"grad_norm": norm.where(finite, 0), "steps": ones, "finite": finite * ones})
 
     def _totals(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         counts = [self.model.counts(batch) for batch in batches]
@@ -105,30 +109,34 @@ class Trainer:
         totals = self.processes.sum(totals)
         return dict(zip(names, totals.unbind(), strict=True))
 
-    def _check(self, norm: Tensor) -> None:
+    def _check(self, finite_norm: Tensor) -> None:
         """Note on the device whether this step was finite; all processes agree."""
         finite = torch.isfinite(self.sums["loss"])
         if self.precision != "fp16":
-            finite = finite & torch.isfinite(norm)
+            finite = finite & finite_norm
         self.failed = self.processes.sum(torch.maximum(self.failed, (~finite).float())).clamp(max=1)
 
     def _add(self, values: dict[str, Tensor]) -> None:
         for key, value in values.items():
             self.sums[key] = self.sums[key] + value if key in self.sums else value
 
-    def read(self) -> dict[str, float]:
+    def read(self) -> dict[str, float | None]:
         """Means over the steps since the last call: losses, accuracies, gradient norm.
 
-        Every process must call it; it waits for the device.
+        With fp16 also `skipped_steps`, those whose gradient overflowed (in no norm), and
+        `loss_scale`. Every process must call it; it waits for the device.
         """
-        shared = ("grad_norm", "steps")  # the same in every process; all else is its own batches'
+        shared = ("grad_norm", "steps", "finite")  # the same in all; the rest is own batches'
         names = sorted(key for key in self.sums if key not in shared)
         summed = self.processes.sum(torch.stack([self.sums[name].double() for name in names]))
         values = dict(zip(names, summed.tolist(), strict=True))
         steps = self.sums["steps"].item()
         out = {key: value / steps for key, value in values.items() if key.endswith("loss")}
         out |= accuracies(values)
-        out["grad_norm"] = self.sums["grad_norm"].item() / steps
+        finite = self.sums["finite"].item()
+        out["grad_norm"] = self.sums["grad_norm"].item() / finite if finite else None
+        if self.precision == "fp16":
+            out |= {"skipped_steps": int(steps - finite), "loss_scale": self.scaler.get_scale()}
         self.sums = {}
         return out
 

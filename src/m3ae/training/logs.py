@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from m3ae.config import to_yaml
 from m3ae.files import write_json, write_text
+from m3ae.strict_yaml import flat
 from m3ae.training.distributed import Processes
 
 log = logging.getLogger("m3ae")
@@ -60,13 +61,17 @@ class RunLog:
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append a line; numbers go to TensorBoard too."""
+        """Append a line; numbers go to TensorBoard too, those of a dictionary by its keys.
+
+        Raises ValueError for a number that is not finite: it is no JSON.
+        """
         if not self.active:
             return
+        line = json.dumps({"kind": kind, "step": step} | values, allow_nan=False)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
+            file.write(line + "\n")
         if self.board is not None:
-            for key, value in values.items():
+            for key, value in flat(values).items():
                 if isinstance(value, int | float):
                     self.board.add_scalar(f"{kind}/{key}", value, step)
 
