@@ -17,6 +17,7 @@ from m3ae.config import (
     load_config,
     to_yaml,
 )
+from m3ae.downstream.config import load_finetune_config
 from m3ae.strict_yaml import build
 from tests.recipe import ROOT
 
@@ -204,6 +205,27 @@ def test_refused(text, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("number", ["-2", ".nan", ".inf"])
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [(load_config, "pretrain/m3ae"), (load_finetune_config, "finetune/finetune")],
+)
+def test_every_number_has_a_range(load, name, number):
+    """A number that ends a run after an hour, in a traceback, or never: no workers, -1 dropout."""
+    path = ROOT / f"configs/{name}.yaml"
+    seen = 0
+    for key, value in flat(load(path)).items():
+        nothing = value is None and key.endswith(("clip_norm", "threads"))
+        numbers = isinstance(value, tuple) and all(isinstance(x, float) for x in value)
+        if isinstance(value, bool) or not (isinstance(value, int | float) or nothing or numbers):
+            continue
+        given = f"[{number}, {number}]" if numbers and value else number
+        with pytest.raises(ValueError, match=f"^{re.escape(key)}"):
+            load(path, [f"{key}={given}"])
+        seen += 1
+    assert seen > 25
+
+
 def test_missing_keys(tmp_path):
     """Defaults hidden in code: without `base:` every key must stand in the file."""
     with pytest.raises(ValueError, match=r"missing key seed, .*put `base:` at the top"):
@@ -246,7 +268,7 @@ def test_a_chain_of_bases(tmp_path):
         ("1.0e-5", 1e-5),
         ("2", 2.0),
         ("+.5", 0.5),
-        ("-3.", -3.0),
+        ("3.", 3.0),
         ("1_0.5", None),
         (".", None),
         ("1e", None),

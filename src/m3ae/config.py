@@ -6,12 +6,13 @@ disk but YAML is read here: no data folder, no weights, no process count.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from m3ae.strict_yaml import build, dump, merge, parse, read
+from m3ae.strict_yaml import build, dump, flat, merge, parse, read
 
 TEXT_TOKENS = 64  # the paper's text length, special tokens included
 Decoder = Literal["mlp", "transformer"]
@@ -258,45 +259,79 @@ def require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def check_run(config: Any, length: str) -> None:
-    """What pre-training and fine-tuning ask alike; `length` = the key of `train` for their end."""
+# What numbers may be, by the last word of their key; of a list each of its numbers.
+_RULES = (
+    (
+        "is below 1",
+        lambda x: x >= 1,
+        """steps epochs batch_global batch_per_process log_every checkpoint_every keep_checkpoints
+        threads batch mask_draws false_texts top text_block image_blocks width heads patch_px
+        image_px vocab_size type_vocab_size mlp_width max_positions decoder_width decoder_heads""",
+    ),
+    (
+        "is negative",
+        lambda x: x >= 0,
+        """seed workers every samples final_samples pictures weight depth decoder_depth pad_id lr
+        fusion_lr_scale head_lr_scale end_lr_scale power weight_decay""",
+    ),
+    (
+        "is not above 0",
+        lambda x: x > 0,
+        "eps layer_norm_eps mlp_ratio clip_norm timeout_minutes train_weights",
+    ),
+    (
+        "is not in [0, 1)",
+        lambda x: 0 <= x < 1,
+        "dropout attention_dropout text_dropout image_dropout betas",
+    ),
+    ("is not in (0, 1)", lambda x: 0 < x < 1, "ratio held_out"),
+    ("is not in (0, 1]", lambda x: 0 < x <= 1, "fraction crop_scale"),
+    ("is not in [0, 1]", lambda x: 0 <= x <= 1, "warmup_frac"),
+    ("is below -1", lambda x: x >= -1, "layer"),
+    ("is below 2", lambda x: x >= 2, "group"),
+    ("is below 3, no room for a word", lambda x: x >= 3, "text_length"),
+)
+_RULE_OF = {name: (wrong, holds) for wrong, holds, names in _RULES for name in names.split()}
+
+
+def check_ranges(config: Any) -> None:
+    """Raise ValueError naming the key of a number that no run could work with."""
+    for key, value in flat(dataclasses.asdict(config)).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                wrong, holds = _RULE_OF[key.rpartition(".")[2]]
+                require(math.isfinite(number) and holds(number), f"{key}: {number} {wrong}")
+
+
+def check_run(config: Any) -> None:
+    """What pre-training and fine-tuning ask alike."""
+    check_ranges(config)
     train, betas = config.train, config.optim.betas
-    for key in (length, "batch_global", "batch_per_process", "log_every", "checkpoint_every"):
-        require(getattr(train, key) >= 1, f"train.{key}: {getattr(train, key)} is below 1")
-    require(train.timeout_minutes > 0, f"train.timeout_minutes: {train.timeout_minutes} is not > 0")
     size = train.batch_per_process
     wrong = f"{train.batch_global} is no multiple of train.batch_per_process ({size})"
     require(train.batch_global % size == 0, f"train.batch_global: {wrong}")
-    require(config.eval.batch >= 1, f"eval.batch: {config.eval.batch} is below 1")
-    require(config.data.text_length >= 3, "data.text_length: below 3, no room for a word")
     require(len(betas) == 2, f"optim.betas: expected two numbers, got {betas}")
 
 
 def _check(config: Config) -> None:
     """Values that no run could work with; raises ValueError naming the key."""
-    check_run(config, "steps")
+    check_run(config)
     model, data, train, evaluation = config.model, config.data, config.train, config.eval
-    depth, group, warmup = model.fusion.depth, model.itm.group, config.optim.warmup_frac
+    depth, group = model.fusion.depth, model.itm.group
     for name in ("mlm", "mim"):
-        part = getattr(model, name)
-        require(0 < part.ratio < 1, f"model.{name}.ratio: {part.ratio} is not in (0, 1)")
-        wrong = f"{part.layer} is neither -1 nor in 0..fusion.depth ({depth})"
-        require(-1 <= part.layer <= depth, f"model.{name}.layer: {wrong}")
-    weights = {name: getattr(model, name).weight for name in ("mlm", "mim", "itm")}
-    for name, weight in weights.items():
-        require(weight >= 0, f"model.{name}.weight: {weight} is negative")
-    require(any(weights.values()), "model: mlm.weight, mim.weight and itm.weight are all 0")
-    require(group >= 2, f"model.itm.group: {group} is below 2")
+        layer = getattr(model, name).layer
+        wrong = f"{layer} is neither -1 nor in 0..fusion.depth ({depth})"
+        require(layer <= depth, f"model.{name}.layer: {wrong}")
+    weights = [getattr(model, name).weight for name in ("mlm", "mim", "itm")]
+    require(any(weights), "model: mlm.weight, mim.weight and itm.weight are all 0")
     if model.itm.weight:
         sizes = {"train.batch_per_process": train.batch_per_process, "eval.batch": evaluation.batch}
         for key, size in sizes.items():
             require(size % group == 0, f"model.itm.group: {group} does not divide {key} ({size})")
-    require(evaluation.mask_draws >= 1, f"eval.mask_draws: {evaluation.mask_draws} is below 1")
     for key in ("fine", "text_only", "hard_negative_same"):
         for name in getattr(evaluation, key):
             known = name in evaluation.attributes
             require(known, f"eval.{key}: {name!r} is not among eval.attributes")
-    require(0 <= warmup <= 1, f"optim.warmup_frac: {warmup} not in [0, 1]")
     require(bool(data.train), "data.train: no folder given")
     if data.train_weights is not None:
         given, folders = len(data.train_weights), len(data.train)
