@@ -16,7 +16,7 @@ from m3ae.config import Config, load_config
 from m3ae.data.datasets import EvalBatches, Pairs, eval_batches, train_loader
 from m3ae.data.sampler import Plan
 from m3ae.data.texts import check_tokenizer, load_tokenizer
-from m3ae.files import write_json
+from m3ae.files import last_checkpoint, write_json
 from m3ae.models import build_model
 from m3ae.models.param_groups import param_groups
 from m3ae.pretraining import cost
@@ -124,7 +124,9 @@ def held_out_losses(
 
 def tokenizer_source(config: Config) -> str:
     """Hub id or folder of the tokeniser; raises ValueError if the config names none."""
-    source = config.data.tokenizer or config.model.text_encoder.weights
+    init = config.init if config.init and not Path(config.init).is_file() else None
+    start = str(last_checkpoint(Path(init))) if init else config.model.text_encoder.weights
+    source = config.data.tokenizer or start
     if source is None:
         raise ValueError("data.tokenizer: set it, since model.text_encoder.weights is null")
     return source

@@ -206,6 +206,7 @@ class Config:
 
     seed: int
     output: str
+    init: str | None
     model: ModelConfig
     data: DataConfig
     optim: OptimConfig

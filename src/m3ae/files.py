@@ -51,3 +51,17 @@ def file_sha256(path: Path) -> str:
 def is_unicode(text: str) -> bool:
     """Whether a text has no lone surrogates, the mark of bytes that were not UTF-8."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = (run / "checkpoints").glob("step-*")
+    return sorted(path for path in found if path.suffix != ".part")
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The last checkpoint of a run folder; a folder of weights, or a hub id, is itself."""
+    saved = checkpoints(folder)
+    if (folder / "checkpoints").is_dir() and not saved:
+        raise FileNotFoundError(f"{folder}/checkpoints: no whole checkpoint in it yet")
+    return saved[-1] if saved else folder

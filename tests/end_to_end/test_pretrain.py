@@ -13,8 +13,9 @@ import yaml
 from safetensors.torch import load_file
 
 import run_pretrain
+from m3ae.config import load_config
 from m3ae.data.shards import Shards
-from m3ae.models import M3AE
+from m3ae.models import M3AE, build_model
 from m3ae.training.logs import read_log
 from tests.recipe import ROOT
 
@@ -98,6 +99,37 @@ def test_a_killed_run_goes_on_bitwise(small_run, tmp_path):
         assert all(torch.equal(one[key], two[key]) for key in one)
     logs = [read_log(tmp_path / name, "train") for name in ("whole", "killed")]
     assert [e["loss"] for e in logs[0]] == [e["loss"] for e in logs[1]]
+
+
+def held_out(folder) -> float:
+    return read_log(folder, "eval")[0]["mlm_loss"]
+
+
+def test_a_run_that_starts_from_another(small_run, tmp_path, capsys):
+    """Another recipe that starts from fresh weights, from moments of the old one, or with a head of
+    other sizes that is filled in part; a tokeniser that is not the one of the weights; a
+    fine-tuning control that does not begin where its pre-training did."""
+    assert run_pretrain.main(small_run(steps=8, name="first")) == 0
+    first = tmp_path / "first"
+    mine = small_run(f"init={first}", "data.tokenizer=null", "optim.lr=0", steps=2, name="second")
+    other = ["model.itm.weight=0", "model.mim={decoder: mlp, layer: 2}"]
+    assert run_pretrain.main([*mine, *other]) == 0
+    said = capsys.readouterr().err
+    assert f"{first}: not in it, or of other sizes, so begun anew: mim_head" in said
+    assert f"{first}: not used here: itm_head" in said
+    before = load_file(first / "checkpoints/step-00000008/model.safetensors")
+    after = load_file(tmp_path / "second/checkpoints/step-00000002/model.safetensors")
+    kept = {key for key in after if not key.startswith("mim_head.")}
+    assert all(torch.equal(before[key], after[key]) for key in kept) and len(kept) > 50
+    assert held_out(tmp_path / "second") == read_log(first, "eval")[-1]["mlm_loss"]
+    assert (tmp_path / "second/checkpoints/step-00000002/tokenizer.json").is_file()
+    control = build_model(load_config(tmp_path / "second/config.yaml")).state_dict()
+    assert all(torch.equal(before[key], control[key]) for key in kept)
+    wrong = small_run(f"init={first}", "model.fusion.width=48", name="third")
+    assert run_pretrain.main([*wrong, "model.fusion.heads=2"]) == 2
+    assert "in the file, " in capsys.readouterr().err
+    assert run_pretrain.main(small_run("init=nowhere/x/y", name="fourth")) == 2
+    assert "nowhere/x/y does not exist" in capsys.readouterr().err
 
 
 def test_another_config_does_not_resume(small_run, tmp_path, capsys):

@@ -17,7 +17,7 @@ from torch import Tensor
 from m3ae.config import Architecture, load_config
 from m3ae.downstream.config import PAPER_HEAD, FinetuneConfig, HeadConfig
 from m3ae.downstream.retrieval import retrieval_scores
-from m3ae.files import write_json
+from m3ae.files import last_checkpoint, write_json
 from m3ae.models.heads import AnswerHead, EncoderHead, ITMHead, RetrievalHead, start_retrieval_head
 from m3ae.models.image_encoder import resize_positions
 from m3ae.models.layers import masked_mean
@@ -31,7 +31,6 @@ from m3ae.models.pretrained import (
     read_pretrained,
 )
 from m3ae.strict_yaml import build, parse
-from m3ae.training.checkpoint import checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -254,14 +253,6 @@ def at_size(model: Architecture, image_px: int, state: State | None = None) -> A
         name = "image_encoder.position_embedding"
         state[name] = resize_positions(state[name], image_px // image.patch_px)
     return dataclasses.replace(model, image_encoder=image)
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """The last checkpoint of a run folder; a folder of weights, or a hub id, is itself."""
-    saved = checkpoints(folder)
-    if (folder / "checkpoints").is_dir() and not saved:
-        raise FileNotFoundError(f"{folder}/checkpoints: no whole checkpoint in it yet")
-    return saved[-1] if saved else folder
 
 
 def read_facts(folder: Path) -> dict[str, Any] | None:

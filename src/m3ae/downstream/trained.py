@@ -17,10 +17,10 @@ from m3ae.downstream.model import (
     Downstream,
     at_size,
     heads_in,
-    last_checkpoint,
     read_facts,
     read_head,
 )
+from m3ae.files import last_checkpoint
 from m3ae.models.m3ae import M3AE
 from m3ae.models.pretrained import load_strictly, read_pretrained
 from m3ae.scoring.predictions import PROTOCOLS

@@ -275,7 +275,7 @@ class M3AE(nn.Module):
 
 
 def build_model(config: Config) -> M3AE:
-    """A freshly initialised M3AE with the encoders' weights loaded where the config names any.
+    """An M3AE with the weights of `config.init`, or else fresh with the encoders' own if given.
 
     Initial weights follow from `config.seed`. Parameters that no loss reaches are frozen. Raises
     ValueError when a weight file does not fit the sizes in the config.
@@ -284,9 +284,11 @@ def build_model(config: Config) -> M3AE:
         torch.manual_seed(config.seed)
         model = M3AE(config.model)
     image, text = config.model.image_encoder, config.model.text_encoder
-    if image.weights is not None:
+    if config.init is not None:
+        pretrained.start_from(model, config.init)
+    if image.weights is not None and config.init is None:
         pretrained.load_image_encoder(model.image_encoder, image.weights)
-    if text.weights is not None:
+    if text.weights is not None and config.init is None:
         pretrained.load_text_encoder(model.text_encoder, text.weights)
     model.freeze_unreached()
     wrap_blocks(model, config.model)

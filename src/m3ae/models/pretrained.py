@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from m3ae.config import Architecture
-from m3ae.files import replacing, write_json
+from m3ae.files import last_checkpoint, replacing, write_json
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
 from m3ae.models.name_maps import BERT, CLIP_HF, CLIP_OPENAI, REFERENCE, VIT_HF, VIT_TIMM, Rules
@@ -180,6 +180,50 @@ def _matches(state: State, rules: Rules) -> int:
 def _some(names: list[str], most: int = 6) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+# ------------------------------------------------------------------------------------- a start
+
+
+def start_from(model: nn.Module, init: str) -> None:
+    """Fill a model from a run folder, a checkpoint folder, a hub id or a file of the reference.
+
+    Encoders and fusion must have its sizes; positions are resized to its images. A head that is not
+    in `init` with the same sizes keeps its initial weights, one that has no use here is left out;
+    both are said. Optimiser, steps and random states begin anew. Raises ValueError or
+    FileNotFoundError naming what does not fit.
+    """
+    if Path(init).is_file():
+        state = convert_reference(read_checkpoint(init))
+    else:
+        state = read_pretrained(last_checkpoint(Path(init)))[1]
+    name, ours = "image_encoder.position_embedding", model.state_dict()
+    if name in state:
+        state[name] = resize_positions(state[name], model.image_encoder.grid)
+    found, own = _heads(state), _heads(ours)
+    same = {head for head in own if _shapes(own[head]) == _shapes(found.get(head, {}))}
+    if new := sorted(own.keys() - same):
+        log.info("%s: not in it, or of other sizes, so begun anew: %s", init, ", ".join(new))
+    if unused := sorted(found.keys() - own.keys()):
+        log.info("%s: not used here: %s", init, ", ".join(unused))
+    body = {key: tensor for key, tensor in state.items() if "head." not in key}
+    heads = [found[head] if head in same else own[head] for head in own]
+    for head in heads:
+        body |= head
+    load_strictly(model, body, init)
+
+
+def _heads(state: State) -> dict[str, State]:
+    """Each head's tensors, by its name."""
+    heads: dict[str, State] = {}
+    for key, tensor in state.items():
+        if "head." in key:
+            heads.setdefault(key.partition(".")[0], {})[key] = tensor
+    return heads
+
+
+def _shapes(state: State) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 # ------------------------------------------------------------------------------------- files

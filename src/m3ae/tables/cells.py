@@ -20,7 +20,7 @@ from m3ae.config import Config, load_config
 from m3ae.data.shards import read_manifest
 from m3ae.downstream.config import FinetuneConfig, load_finetune_config
 from m3ae.downstream.selection import training_rows
-from m3ae.files import file_sha256
+from m3ae.files import checkpoints, file_sha256
 from m3ae.strict_yaml import flat
 
 FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".json", ".txt", ".tsv")
@@ -194,7 +194,8 @@ def splits_of(config: Config | FinetuneConfig) -> list[str]:
 def folders_of(config: Config | FinetuneConfig) -> list[str]:
     """`splits_of`, then what may also be a hub id: tokenizer, weights."""
     if isinstance(config, Config):
-        start = [config.model.image_encoder.weights, config.model.text_encoder.weights]
+        model = config.model
+        start = [config.init, model.image_encoder.weights, model.text_encoder.weights]
     else:
         start = [config.init] if config.init != PRETRAINING else []
     return [*splits_of(config), *filter(None, [config.data.tokenizer, *start])]
@@ -217,6 +218,8 @@ def content_of(path: str | None) -> str | None:
     if path is None:
         return None
     place = Path(path)
+    if saved := checkpoints(place):
+        place = saved[-1]
     if place.is_dir():
         if any(place.glob("shard-*")) and not (place / "manifest.json").is_file():
             return None  # a split that is being prepared, or was broken off

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from m3ae.config import to_yaml
+from m3ae.files import checkpoints
 from m3ae.strict_yaml import flat, parse
 from m3ae.training.engine import Trainer
 
@@ -96,12 +97,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    found = (run / "checkpoints").glob("step-*")
-    return sorted(path for path in found if path.suffix != ".part")
 
 
 def resume(run: Path, trainer: Trainer, config: Any) -> int:
