@@ -54,7 +54,7 @@ def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> Non
     sizes = (train.steps, train.batch_global, train.batch_per_process, processes.count)
     plan = Plan(len(pairs), *sizes)
     precision = resolve_precision(train.precision, processes.device)
-    facts = cost.facts(config, pairs, held_out, plan, precision)
+    facts = cost.facts(config, pairs, held_out, plan, processes.device, precision)
     log_facts(facts)
     if dry_run:
         return

@@ -7,9 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from m3ae.data.masking import scored_positions
-from m3ae.models.losses import Outputs, mim_target, patch_pixels, reduce_losses, sample_sums
+from m3ae.models import losses
+from m3ae.models.losses import (
+    Outputs,
+    mim_target,
+    patch_pixels,
+    reduce_losses,
+    sample_sums,
+    word_losses,
+)
 
 LABELS = st.lists(
     st.lists(st.sampled_from([-100, 0, 3, 7]), min_size=5, max_size=5), min_size=1, max_size=4
@@ -98,7 +107,8 @@ def test_sums_and_losses(pairs, tokens, seed):
     """A mean over pairs instead of units, a padded token counted, a class read upside down."""
     draw = torch.Generator().manual_seed(seed)
     out = Outputs(
-        mlm_logits=torch.randn(pairs, tokens, 6, generator=draw),
+        mlm_hidden=torch.randn(pairs, tokens, 6, generator=draw),
+        mlm_vocabulary=nn.Identity(),
         mlm_targets=torch.randint(0, 6, (pairs, tokens), generator=draw),
         mim_pixels=torch.randn(pairs, 3, 12, generator=draw),
         mim_targets=torch.randn(pairs, 3, 12, generator=draw),
@@ -129,37 +139,60 @@ def test_sums_and_losses(pairs, tokens, seed):
         assert sums["itm_loss"][pair].item() == pytest.approx(-log_softmax(logits)[match], rel=1e-5)
         assert sums["itm_correct"][pair] == (logits[match] == max(logits))
     weights = {"mlm": 1.0, "mim": 0.5, "itm": 2.0}
-    losses = reduce_losses(sums, weights, None)
+    reduced = reduce_losses(sums, weights, None)
     for name in weights:
         count = max(1, int(sums[f"{name}_count"].sum()))
         wanted = float(sums[f"{name}_loss"].sum()) / count
-        assert losses[f"{name}_loss"].item() == pytest.approx(wanted, rel=1e-5, abs=1e-7)
-    wanted = sum(weight * losses[f"{name}_loss"].item() for name, weight in weights.items())
-    assert losses["loss"].item() == pytest.approx(wanted, rel=1e-5)
+        assert reduced[f"{name}_loss"].item() == pytest.approx(wanted, rel=1e-5, abs=1e-7)
+    wanted = sum(weight * reduced[f"{name}_loss"].item() for name, weight in weights.items())
+    assert reduced["loss"].item() == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("total", [0, 7, torch.tensor(7)])
 def test_given_totals(total):
     """Totals of the global batch ignored, or a total of 0 that gives NaN."""
     sums = {"itm_loss": torch.tensor([3.0, 4.0]), "itm_count": torch.tensor([1, 1])}
-    losses = reduce_losses(sums, {"itm": 1.0}, {"itm": total})
-    assert losses["itm_loss"] == losses["loss"] == (1 if total else 7)
-    assert losses["itm_count"] == 2
+    reduced = reduce_losses(sums, {"itm": 1.0}, {"itm": total})
+    assert reduced["itm_loss"] == reduced["loss"] == (1 if total else 7)
+    assert reduced["itm_count"] == 2
 
 
 def test_absent_objectives_have_no_keys():
     """A zero where there is nothing: logged as a loss that has been learnt."""
     out = Outputs(itm_logits=torch.zeros(2, 2), itm_targets=torch.tensor([True, False]))
-    losses = reduce_losses(sample_sums(out), {"itm": 1.0}, None)
-    assert set(losses) == {"loss", "itm_loss", "itm_count", "itm_correct"}
-    assert losses["loss"].item() == pytest.approx(math.log(2))
+    reduced = reduce_losses(sample_sums(out), {"itm": 1.0}, None)
+    assert set(reduced) == {"loss", "itm_loss", "itm_count", "itm_correct"}
+    assert reduced["loss"].item() == pytest.approx(math.log(2))
 
 
 def test_half_precision_logits():
     """Losses computed in the autocast type: bf16 keeps two to three digits."""
     logits = torch.linspace(-4, 4, 60).view(1, 2, 30)
     targets = torch.tensor([[3, 9]])
-    wanted = sample_sums(Outputs(mlm_logits=logits.bfloat16().float(), mlm_targets=targets))
-    ours = sample_sums(Outputs(mlm_logits=logits.bfloat16(), mlm_targets=targets))
+    whole = {"mlm_vocabulary": nn.Identity(), "mlm_targets": targets}
+    wanted = sample_sums(Outputs(mlm_hidden=logits.bfloat16().float(), **whole))
+    ours = sample_sums(Outputs(mlm_hidden=logits.bfloat16(), **whole))
     assert torch.equal(ours["mlm_loss"], wanted["mlm_loss"])
     assert ours["mlm_loss"].dtype == torch.float32
+
+
+def test_words_in_parts(monkeypatch):
+    """A token of the last part lost, a gradient of the vocabulary counted for one part alone, or
+    logits of all tokens kept in spite of the parts."""
+    found, kept = [], []
+    for rows in (100, 4):
+        torch.manual_seed(0)
+        vocabulary, hidden = nn.Linear(8, 50), torch.randn(3, 5, 8, requires_grad=True)
+        targets = torch.randint(0, 50, (3, 5)).index_fill(1, torch.tensor([3]), -100)
+        monkeypatch.setattr(losses, "WORD_ROWS", rows)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x
+        ):
+            loss, correct = word_losses(hidden, vocabulary, targets)
+        loss.square().sum().backward()
+        found.append((loss, correct, hidden.grad, vocabulary.weight.grad, vocabulary.bias.grad))
+        kept.append(sum(sizes))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert (found[0][0][:, 3] == 0).all() and kept[0] > 15 * 50 > kept[1]

@@ -49,8 +49,11 @@ class MLMHead(nn.Module):
         return text
 
     def forward(self, text: Tensor) -> Tensor:
-        """Features at any positions (..., D), after `context` -> logits (..., V)."""
-        return self.vocabulary(self.norm(F.gelu(self.dense(text))))
+        """Features at any positions (..., D), after `context` -> what `vocabulary` reads (..., D).
+
+        `vocabulary` gives the logits (..., V).
+        """
+        return self.norm(F.gelu(self.dense(text)))
 
 
 class MIMHead(nn.Module):

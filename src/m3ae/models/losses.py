@@ -5,28 +5,36 @@ A loss is the sum over its units (scored tokens, removed patches, pairs) divided
 the whole global batch, so that processes and micro-batches never change the gradient.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from m3ae.data.masking import NOT_SCORED
-from m3ae.models.layers import take
+from m3ae.models.layers import recomputed, take
 
 OBJECTIVES = ("mlm", "mim", "itm")
+WORD_ROWS = 512  # 103 MB of float32 logits over RoBERTa's 50,265 words
 
 
 @dataclass
 class Outputs:
     """What the heads say, with what they should have said; None where an objective is off."""
 
-    mlm_logits: Tensor | None = None  # (B, M, V)
+    mlm_hidden: Tensor | None = None  # (B, M, D), what the last layer of the MLM head reads
+    mlm_vocabulary: nn.Module | None = None  # that layer, D -> V
     mlm_targets: Tensor | None = None  # (B, M), -100 = padding
     mim_pixels: Tensor | None = None  # (B, N-K, 3 patch_px^2)
     mim_targets: Tensor | None = None  # likewise
     itm_logits: Tensor | None = None  # (B, 2), 1 = match
     itm_targets: Tensor | None = None  # bool (B,)
+
+    @property
+    def mlm_logits(self) -> Tensor:
+        """All of them, (B, M, V); `sample_sums` computes some at a time."""
+        return self.mlm_vocabulary(self.mlm_hidden)
 
 
 def patch_pixels(image: Tensor, patch_px: int) -> Tensor:
@@ -52,16 +60,34 @@ def mim_target(image: Tensor, removed: Tensor, patch_px: int, normalise: bool) -
     return pixels
 
 
+def word_losses(hidden: Tensor, vocabulary: nn.Module, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (B, M), 0 where not scored, and whether the likeliest word is right (B, M).
+
+    hidden (B, M, D), targets int64 (B, M). Beyond `WORD_ROWS` tokens the logits are computed in
+    parts, and again in the backward pass, so they are never all there.
+    """
+    rows, words = hidden.flatten(0, 1), targets.flatten()
+
+    def part(rows: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        logits = vocabulary(rows).float()
+        loss = F.cross_entropy(logits, words, ignore_index=NOT_SCORED, reduction="none")
+        return loss, logits.argmax(dim=-1).eq(words)
+
+    parts = list(zip(rows.split(WORD_ROWS), words.split(WORD_ROWS), strict=True))
+    compute = functools.partial(recomputed, part) if len(parts) > 1 else part
+    losses, correct = zip(*(compute(*some) for some in parts), strict=True)
+    return torch.cat(losses).view_as(targets), torch.cat(correct).view_as(targets)
+
+
 def sample_sums(outputs: Outputs) -> dict[str, Tensor]:
     """Loss sum, unit count and correct count of every pair: `{name}_{loss,count,correct}` (B,)."""
     sums: dict[str, Tensor] = {}
-    if outputs.mlm_logits is not None:
-        logits, targets = outputs.mlm_logits.float(), outputs.mlm_targets
-        scored, words = targets.ne(NOT_SCORED), logits.transpose(1, 2)
-        loss = F.cross_entropy(words, targets, ignore_index=NOT_SCORED, reduction="none")
+    if outputs.mlm_hidden is not None:
+        targets = outputs.mlm_targets
+        loss, correct = word_losses(outputs.mlm_hidden, outputs.mlm_vocabulary, targets)
         sums["mlm_loss"] = loss.sum(dim=1)
-        sums["mlm_count"] = scored.sum(dim=1)
-        sums["mlm_correct"] = (logits.argmax(dim=-1).eq(targets) & scored).sum(dim=1)
+        sums["mlm_count"] = targets.ne(NOT_SCORED).sum(dim=1)
+        sums["mlm_correct"] = correct.sum(dim=1)
     if outputs.mim_pixels is not None:
         error = (outputs.mim_pixels.float() - outputs.mim_targets).square().mean(dim=-1)
         sums["mim_loss"] = error.sum(dim=1)

@@ -125,6 +125,8 @@ class M3AE(nn.Module):
         image = self.normalise(batch["image"])
         passes = self._outputs_shared if self.share else self._outputs_plain
         out = passes(batch, image)
+        if "mlm" in self.loss_weights:
+            out.mlm_vocabulary = self.mlm_head.vocabulary
         if "mim" in self.loss_weights:
             patch_px, normalise = self.image_encoder.patch_px, self.config.mim.normalise_target
             removed = batch["patch_order"][:, self.kept(batch).shape[1] :]
@@ -172,7 +174,7 @@ class M3AE(nn.Module):
         text, shown = self.fusion.run(text, shown, torch.cat([keep] * len(pairs)), 0, common)[-1]
         pairs = list(zip(text.chunk(len(pairs)), shown.chunk(len(pairs)), strict=True))
         if has("mlm"):
-            out.mlm_logits, out.mlm_targets = self._mlm(*pairs[0], keep, common, batch)
+            out.mlm_hidden, out.mlm_targets = self._mlm(*pairs[0], keep, common, batch)
         if has("itm"):
             out.itm_logits = self.itm_head(self.fusion.pooled(*pairs[-1], keep, common))
         return out
@@ -216,7 +218,7 @@ class M3AE(nn.Module):
         if "mlm" in self.loss_weights:
             states = fuse(self.fusion.enter_image(self.image_encoder(image)), batch["mlm_ids"])
             text = self.mlm_head.context(states[self.mlm_layer][0], keep)
-            out.mlm_logits, out.mlm_targets = self.mlm_head(text), batch["mlm_labels"]
+            out.mlm_hidden, out.mlm_targets = self.mlm_head(text), batch["mlm_labels"]
         if "mim" in self.loss_weights:
             kept, order = self.kept(batch), batch["patch_order"]
             entered = self.fusion.enter_image(self.image_encoder(image, kept))

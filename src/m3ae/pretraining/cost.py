@@ -1,21 +1,30 @@
 """What a run will be, before it starts: data, steps, parameters, FLOPs, memory."""
 
+import dataclasses
+from typing import Any
+
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from m3ae.config import Architecture, Config, ModelConfig
+from m3ae.config import Config, ModelConfig
 from m3ae.data.datasets import Pairs
 from m3ae.data.sampler import Plan
 from m3ae.data.texts import max_scored
 from m3ae.models import M3AE
-
-# Bytes an activation value costs a block, by token and width, in 16 bit, with fused attention
-# (Korthikanti et al. 2022, "Reducing Activation Recomputation", eq. 1 without its attention term).
-ACTIVATION_BYTES = 34
+from m3ae.models.layers import PostNormBlock, PreNormBlock
+from m3ae.models.m3ae import wrap_blocks
+from m3ae.training.engine import autocast
 
 
 def facts(
-    config: Config, pairs: Pairs, held_out: Pairs | None, plan: Plan, precision: str
+    config: Config,
+    pairs: Pairs,
+    held_out: Pairs | None,
+    plan: Plan,
+    device: torch.device,
+    precision: str,
 ) -> dict[str, object]:
     """Figures of a run, by name."""
     with torch.device("meta"):
@@ -24,7 +33,9 @@ def facts(
     parameters = list(model.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     length, gib = config.data.text_length, 2**30
-    activations = activation_bytes(config.model, length, precision) * plan.batch_per_process
+    micro = plan.batch_per_process
+    activations = activation_bytes(config.model, length, micro, device, precision)
+    untrained = sum(parameter.numel() for parameter in parameters) - trained
     return {
         "run": config.output,
         "training_pairs": len(pairs),
@@ -38,21 +49,64 @@ def facts(
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trained_parameters": trained,
         "gflop_per_sample": round(step_flops(config.model, length) / 1e9, 3),
-        "memory_gib_weights_optimiser": round(trained * 16 / gib, 2),
-        "memory_gib_activations_estimate": round(activations / gib, 2),
+        # Weights, gradients and two moments, in fp32; under autocast also the weights in 16 bit.
+        "memory_gib_weights_optimiser": round((trained * 16 + untrained * 4) / gib, 2),
+        "memory_gib_activations": round(activations / gib, 2),
     }
 
 
-def activation_bytes(model: Architecture, text_length: int, precision: str) -> float:
-    """Rough bytes of activations a pair, all three objectives on."""
-    image, text, fusion = model.image_encoder, model.text_encoder, model.fusion
-    patches = (image.image_px // image.patch_px) ** 2
-    kept = int(patches * (1 - model.mim.ratio))
-    values = (patches + kept) * image.width * image.depth
-    values += 2 * text_length * text.width * text.depth
-    layers = 2 * fusion.depth + model.mim.layer
-    values += (patches + text_length) * fusion.width * layers * 1.5  # self- and cross-attention
-    return values * ACTIVATION_BYTES * (2 if precision == "fp32" else 1)
+def activation_bytes(
+    model: ModelConfig, text_length: int, pairs: int, device: torch.device, precision: str
+) -> int:
+    """Bytes that a micro-batch keeps for its backward pass, texts of full length.
+
+    Counted, not computed: a forward pass of tensors without content, which asks the device's own
+    kernels what they keep. With checkpointing, plus what the largest block keeps while it is
+    computed again. `compile` keeps less.
+    """
+    switches = [dataclasses.replace(model, compile=False, activation_checkpointing=False)]
+    if model.activation_checkpointing:
+        switches.append(dataclasses.replace(switches[0], activation_checkpointing=True))
+    totals, largest = [], 0
+    for one in switches:
+        with FakeTensorMode(), torch.device(device):
+            network, batch = M3AE(one), meta_batch(one, text_length, pairs)
+            network.freeze_unreached()
+            wrap_blocks(network, one)
+            kept = _Kept(network)
+            with kept, autocast(device, precision):
+                network(batch)
+        totals.append(sum(kept.sizes.values()))
+        largest = max(largest, kept.largest_block)
+    return totals[-1] + (largest if model.activation_checkpointing else 0)
+
+
+class _Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Sizes of the storages that autograd keeps, parameters left out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.sizes: dict[Any, int] = {}  # by storage, which is so kept alive and counted once
+        self.largest_block = 0
+        own = {parameter.untyped_storage() for parameter in network.parameters()}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage not in own:
+                self.sizes[storage] = storage.nbytes()
+            return tensor
+
+        super().__init__(note, lambda tensor: tensor)
+        for block in network.modules():
+            if isinstance(block, PreNormBlock | PostNormBlock):
+                block.register_forward_pre_hook(lambda *_: self._note_block(start=True))
+                block.register_forward_hook(lambda *_: self._note_block(start=False))
+
+    def _note_block(self, start: bool) -> None:
+        total = sum(self.sizes.values())
+        if start:
+            self.before = total
+        else:
+            self.largest_block = max(self.largest_block, total - self.before)
 
 
 def step_flops(model: ModelConfig, text_length: int) -> float:
