@@ -169,7 +169,8 @@ class Downstream(M3AE):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """The loss's denominator: pairs."""
-        return {self.name: torch.tensor(len(batch["target"]), device=batch["target"].device)}
+        target = batch["target"]
+        return {self.name: torch.full((), len(target), device=target.device)}
 
     @property
     def unread(self) -> list[str]:

@@ -109,7 +109,8 @@ class M3AE(nn.Module):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Denominators of the active losses, from the batch alone: int64 scalars."""
-        size = torch.tensor(len(batch["text_ids"]), device=batch["text_ids"].device)
+        texts = batch["text_ids"]
+        size = torch.full((), len(texts), device=texts.device)  # no copy from the host, as tensor()
         counts = {}
         if "mlm" in self.loss_weights:
             counts["mlm"] = batch["mlm_labels"].ne(NOT_SCORED).sum()
