@@ -22,7 +22,7 @@ from m3ae.models.heads import AnswerHead, EncoderHead, ITMHead, RetrievalHead, s
 from m3ae.models.image_encoder import resize_positions
 from m3ae.models.layers import masked_mean
 from m3ae.models.losses import OBJECTIVES, classification_loss, reduce_losses, vqa_loss
-from m3ae.models.m3ae import M3AE, Batch, build_model, initialise, wrap_blocks
+from m3ae.models.m3ae import M3AE, Batch, build_model, initialise
 from m3ae.models.pretrained import (
     State,
     convert_reference,
@@ -30,6 +30,7 @@ from m3ae.models.pretrained import (
     read_checkpoint,
     read_pretrained,
 )
+from m3ae.models.switches import wrap_blocks
 from m3ae.strict_yaml import build, parse
 
 log = logging.getLogger(__name__)

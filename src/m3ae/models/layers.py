@@ -154,9 +154,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         hidden = self.up(x)
-        if (
-            torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        ):  # a compiler does so itself
+        # A compiler chooses itself what to keep.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return recomputed(self._finish, hidden)
         return self._finish(hidden)
 

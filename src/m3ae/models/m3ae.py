@@ -7,21 +7,20 @@ one a pass; the losses without dropout are equal (tests/models/test_share.py).
 """
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from m3ae.config import Architecture, Config, ModelConfig, Switches, architecture_of
+from m3ae.config import Architecture, Config, ModelConfig, architecture_of
 from m3ae.data.masking import NOT_SCORED, kept_patches, scored_positions
 from m3ae.models import pretrained
 from m3ae.models.fusion import Fusion
 from m3ae.models.heads import ITMHead, MIMHead, MLMHead
 from m3ae.models.image_encoder import NORMALISATION, ImageEncoder
-from m3ae.models.layers import Maps, PostNormBlock, PreNormBlock, sincos_2d, take
+from m3ae.models.layers import Maps, sincos_2d, take
 from m3ae.models.losses import OBJECTIVES, Outputs, mim_target, reduce_losses, sample_sums
+from m3ae.models.switches import wrap_blocks
 from m3ae.models.text_encoder import TextEncoder
 
 Batch = dict[str, Tensor]
@@ -296,16 +295,6 @@ def build_model(config: Config) -> M3AE:
     model.freeze_unreached()
     wrap_blocks(model, config.model)
     return model
-
-
-def wrap_blocks(model: nn.Module, switches: Switches) -> None:
-    """Activation checkpointing and compilation of each block, as asked."""
-    for block in model.modules():
-        if isinstance(block, PreNormBlock | PostNormBlock):
-            if switches.activation_checkpointing:
-                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-            if switches.compile:
-                block.compile(dynamic=True)  # texts and kept patches change the shapes
 
 
 def initialise(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from m3ae.data.sampler import Plan
 from m3ae.data.texts import max_scored
 from m3ae.models import M3AE
 from m3ae.models.layers import PostNormBlock, PreNormBlock
-from m3ae.models.m3ae import wrap_blocks
+from m3ae.models.switches import wrap_blocks
 from m3ae.training.engine import autocast
 
 
