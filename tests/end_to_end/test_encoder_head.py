@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import run_finetune
 from m3ae import features, predict
 from m3ae.data.datasets import Pairs
+from m3ae.models.heads import EncoderHead
 from m3ae.scoring.predictions import read_predictions
 from m3ae.training.checkpoint import checkpoints
 from m3ae.training.logs import read_log
@@ -68,6 +69,17 @@ def test_only_what_is_read_is_kept_and_trained(tune, tmp_path):
         if name.endswith(("weight", "bias")) and name.startswith("vqa_head.")
     )
     assert facts["frozen_as_unread"] == "fusion" and facts["trained_parameters"] == head
+
+
+def test_every_text_counts_once(tune, monkeypatch):
+    """A question asked of a thousand pictures that alone sets the scale of all others."""
+    given, real = [], EncoderHead.standardise
+    monkeypatch.setattr(
+        EncoderHead, "standardise", lambda *args: given.append(args[1:]) or real(*args)
+    )
+    assert tune(HEAD, FROZEN, "train.epochs=1", "protocol=paper") == 0
+    ((texts, images),) = given
+    assert len(texts) == len(texts.unique(dim=0)) < 209 and len(images) == 24
 
 
 def test_resumed_while_the_encoders_train(tune, tmp_path, monkeypatch):

@@ -119,14 +119,17 @@ def standardise_head(
 ) -> None:
     """Give a head of pooled features the means and scales of the rows that it will be trained on.
 
-    Every text and every image (with `data.image: none` the mean image) counts once, images
+    Every distinct text and image (with `data.image: none` the mean image) counts once, images
     without augmentation. Encoders that train are read as they begin: the figures are not updated,
     as they are part of the checkpoint. To be called once, before the first step.
     """
     if not isinstance(model.head, EncoderHead):
         return
     rows, size = questions.rows, config.eval.batch
-    _, first = np.unique(questions.shards.image_of_text[rows], return_index=True)
+    said = [questions.shards.text(int(row)) for row in rows]
+    distinct, first = (
+        np.unique(of, return_index=True)[1] for of in (said, questions.shards.image_of_text[rows])
+    )
     own = config.data.image == "own"
 
     def encode_texts(batch: Batch) -> Batch:
@@ -144,7 +147,7 @@ def standardise_head(
         return torch.cat(parts)
 
     with evaluating(model), autocast(processes.device, precision):
-        texts = pooled(rows, False, "text_pooled", encode_texts)
+        texts = pooled(rows[distinct], False, "text_pooled", encode_texts)
         images = rows[first] if own else rows[:1]
         images = pooled(images, own, "image_pooled", encode_images)
     model.head.standardise(texts, images)

@@ -104,7 +104,7 @@ class Cell:
             "config": {
                 key: _with_contents(value, contents)
                 for key, value in sorted(values.items())
-                if key not in free
+                if key not in free and value is not None  # so a new key, null, changes nothing
             },
             "code": {room: version_of(room) for room in ROOMS[self.kind]},
         }
