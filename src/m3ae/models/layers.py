@@ -56,13 +56,18 @@ def _attention_kernel(k: Tensor) -> AbstractContextManager:
 
 
 class Attention(nn.Module):
-    """What both kinds of multi-head attention share: heads, the mixing of values, the output."""
+    """What both kinds of multi-head attention share: heads, the mixing of values, the output.
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+    inputs: names of the layers that give queries, keys and values, and how many each gives.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, inputs: dict[str, int]) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads, self.dropout = heads, dropout
+        for name, parts in inputs.items():
+            setattr(self, name, nn.Linear(width, parts * width))
         self.out = nn.Linear(width, width)
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
@@ -92,8 +97,7 @@ class SelfAttention(Attention):
     """A stream attends to itself; queries, keys and values are one product."""
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
-        super().__init__(width, heads, dropout)
-        self.query_key_value = nn.Linear(width, 3 * width)
+        super().__init__(width, heads, dropout, {"query_key_value": 3})
 
     def forward(
         self, x: Tensor, keep: Tensor | None = None, read: Tensor | None = None, maps: Maps = None
@@ -113,9 +117,7 @@ class CrossAttention(Attention):
     """One stream attends to the other; keys and values are one product."""
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
-        super().__init__(width, heads, dropout)
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        super().__init__(width, heads, dropout, {"query": 1, "key_value": 2})
 
     def queries(self, x: Tensor) -> Tensor:
         """x (B, Q, D) -> (B, H, Q, d)."""
