@@ -9,6 +9,7 @@ images, over several seeds with a t quantile (docs/results/coverage.md).
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -174,6 +175,32 @@ def first_look() -> list[str]:
     return lines
 
 
+# ------------------------------------------------------------------ small_real.md
+
+
+def small_real(corpus: str, protocol: str) -> list[str]:
+    """Frozen encoders under a small head: what it is shown, and what its own image gives it."""
+    parts = MED_PARTS if corpus == "med" else PARTS
+
+    def arm(name: str) -> list[list[Row]]:
+        return [kept(f"small_real/{corpus}_{protocol}_{name}_s{seed}") for seed in SEEDS]
+
+    own = arm("own")
+    others = {
+        "another's image": "other",
+        "the mean image": "none",
+        "question-only": "question_only",
+    }
+    lines = head(f"`{protocol}`", [*parts, "overall by seed"])
+    lines.append(accuracy_line("own image", own, protocol, parts))
+    lines += [accuracy_line(label, arm(name), protocol, parts) for label, name in others.items()]
+    label = "own image over question-only"
+    lines.append(difference_line(label, own, arm("question_only"), protocol, parts))
+    if corpus == "med" and protocol == "paper":
+        lines.append("| published MEVF-BAN | 77.86 | | | | | | |")
+    return lines
+
+
 # ------------------------------------------------------------------ strict_cost.md
 
 
@@ -286,6 +313,14 @@ TABLES: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "vqa_med_strict": ("vqa_vits.md", lambda: med("strict")),
     "near_duplicates": ("vqa_vits.md", far_rows),
     "first_look": ("vqa_vits.md", first_look),
+    **{
+        f"small_real_{corpus}_{protocol}": (
+            "small_real.md",
+            functools.partial(small_real, corpus, protocol),
+        )
+        for corpus in ("med", "rad")
+        for protocol in ("paper", "strict")
+    },
     "quickstart": ("quickstart.md", quickstart),
     "zero_shot": ("quickstart.md", zero_shot),
     "few_labels": ("few_labels.md", few_labels),
