@@ -1,6 +1,9 @@
 """Fixtures: a small phantom corpus, prepared by the real scripts, once a session."""
 
+import os
 from pathlib import Path
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch: these tests are about numbers of a CPU
 
 import pytest
 import torch

@@ -176,6 +176,8 @@ class TrainConfig:
     batch_per_process: int
     precision: Literal["auto", "bf16", "fp16", "fp32"]
     device: Literal["auto", "cpu", "cuda"]
+    tf32: bool
+    deterministic: bool
     timeout_minutes: float
     threads: int | None
     log_every: int

@@ -101,6 +101,22 @@ def test_a_killed_run_goes_on_bitwise(small_run, tmp_path):
     assert [e["loss"] for e in logs[0]] == [e["loss"] for e in logs[1]]
 
 
+def test_deterministic_algorithms(small_run, tmp_path):
+    """A switch that is read and forgotten, or that the step cannot run under."""
+    given = ["train.deterministic=true", "train.tf32=false"]
+    try:
+        assert run_pretrain.main(small_run(*given, steps=2)) == 0
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert run_pretrain.main(small_run(name="other", steps=2)) == 0
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+    finally:
+        torch.use_deterministic_algorithms(False)
+    logs = [read_log(tmp_path / name, "train") for name in ("run", "other")]
+    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
+
+
 def held_out(folder) -> float:
     return read_log(folder, "eval")[0]["mlm_loss"]
 

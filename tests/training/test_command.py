@@ -22,7 +22,8 @@ def body(config, processes, dry_run):
         {failure}
     processes.wait()
 
-train = SimpleNamespace(threads=1, device="cpu", timeout_minutes=5.0)
+train = {{"threads": 1, "device": "cpu", "timeout_minutes": 5.0}}
+train = SimpleNamespace(**train, tf32=True, deterministic=False)
 sys.exit(run_script("", lambda *_: SimpleNamespace(train=train), body, ["--config", "x"]))
 """
 

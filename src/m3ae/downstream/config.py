@@ -59,6 +59,8 @@ class DownstreamTrain:
     batch_per_process: int
     precision: Literal["auto", "bf16", "fp16", "fp32"]
     device: Literal["auto", "cpu", "cuda"]
+    tf32: bool
+    deterministic: bool
     timeout_minutes: float
     threads: int | None
     answer_bias: Literal["zero", "prior"]

@@ -32,10 +32,10 @@ PRETRAINING = "PRETRAINING"  # stands in a resolved config for the folder of the
 # Keys of a resolved config that change no number but by rounding.
 FREE = {
     "pretrain": """output model.compile model.activation_checkpointing data.workers train.threads
-        train.device train.timeout_minutes
+        train.device train.tf32 train.deterministic train.timeout_minutes
         train.log_every train.checkpoint_every train.keep_checkpoints eval.every eval.pictures""",
     "finetune": """output model.compile model.activation_checkpointing data.workers train.threads
-        train.device train.timeout_minutes
+        train.device train.tf32 train.deterministic train.timeout_minutes
         train.log_every train.checkpoint_every train.keep_checkpoints eval.top eval.samples
         eval.text_block eval.question_only architecture architecture_set init""",
 }

@@ -32,7 +32,7 @@ VERSION = 1
 # (`model.share` also by the draws of dropout).
 FREE_KEYS = """
 output model.share model.compile model.activation_checkpointing data.workers
-train.threads train.device train.timeout_minutes
+train.threads train.device train.tf32 train.deterministic train.timeout_minutes
 train.log_every train.checkpoint_every train.keep_checkpoints eval.every eval.pictures
 """.split()
 

@@ -9,6 +9,7 @@ from m3ae.command import parser_for
 from m3ae.config import to_yaml
 from m3ae.installation import check_installation
 from m3ae.training.distributed import join_processes, world_size
+from m3ae.training.engine import set_arithmetic
 from m3ae.training.logs import start_logging
 
 
@@ -34,6 +35,7 @@ def run_script(description: str, load: Callable, body: Callable, argv: Sequence[
             print(to_yaml(config), end="")
             return 0
         train = config.train
+        set_arithmetic(train.tf32, train.deterministic)
         with join_processes(train.threads, train.device, train.timeout_minutes) as processes:
             start_logging(processes.first)
             body(config, processes, args.dry_run)

@@ -4,6 +4,7 @@ The engine knows no objective: a model gives a dict with `loss`; its `counts` th
 """
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -25,6 +26,18 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def set_arithmetic(tf32: bool, deterministic: bool) -> None:
+    """How this process computes, to be called before it touches a GPU.
+
+    tf32: products and convolutions of float32 on GPUs read 10 bits of mantissa. deterministic: the
+    same bits at every run; RuntimeError in the step where an operation cannot.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
