@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data_prep import slake, vqa_med_2019, vqa_rad
@@ -249,6 +249,9 @@ def test_vqa_rad_parquet_rows(tmp_path):
     @MANY
     @given(
         image=images, question=columns, answer=columns, name=names, cut=CUTS, joined=st.booleans()
+    )
+    @example(  # a group whose columns have fewer rows than it says
+        [stored[1], stored[0]], [" ", "What?"], ["What?"] * 2, "image", (53, 5, b"\x00"), False
     )
     def check(image, question, answer, name, cut, joined):
         table = pyarrow.table({name: image, "question": question, "answer": answer})

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from m3ae.data.shards import Shards
-from m3ae.models import m3ae
+from m3ae.models import switches
 from m3ae.scoring.predictions import read_trained_on
 from m3ae.training.checkpoint import checkpoints
 from m3ae.training.logs import read_log
@@ -34,9 +34,9 @@ def test_a_loss_that_is_not_finite_names_its_samples(tune, tmp_path, questions, 
 def test_blocks_are_computed_as_asked(tune, tmp_path):
     """A switch of fine-tuning that is read and forgotten, or that the saved model remembers."""
     calls = []
-    real = m3ae.checkpoint
+    real = switches.checkpoint
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(m3ae, "checkpoint", lambda *a, **k: calls.append(1) or real(*a, **k))
+        patch.setattr(switches, "checkpoint", lambda *a, **k: calls.append(1) or real(*a, **k))
         again = "model.activation_checkpointing=true"
         assert tune("train.epochs=1", again, name="recomputed") == 0
     assert calls

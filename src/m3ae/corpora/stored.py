@@ -190,12 +190,15 @@ def parquet_rows(
             raise ValueError(f"{found}; it should hold images, as {{bytes, path}} or binary")
         file = _open_parquet(path)
         for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
             try:
                 table = file.read_row_group(group, columns=wanted)
                 values = {name: _values(table[name]) for name in wanted}
+                if short := [name for name in wanted if len(values[name]) != rows]:
+                    raise ValueError(f"{', '.join(short)} should have {rows} rows")
             except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
                 raise ValueError(f"{path}: row group {group} cannot be read: {error}") from error
-            for row in range(file.metadata.row_group(group).num_rows):
+            for row in range(rows):
                 place = InParquet(path, group, row, image)
                 yield place, {name: values[name][row] for name in wanted}
 
