@@ -158,6 +158,18 @@ def test_another_config_does_not_resume(small_run, tmp_path, capsys):
     assert run_pretrain.main(small_run("data.workers=1", steps=6)) == 0
 
 
+def test_a_checkpoint_of_an_older_version(small_run, tmp_path, capsys):
+    """A traceback about the sizes of an optimiser, and no way on."""
+    assert run_pretrain.main(small_run(steps=4)) == 0
+    last = tmp_path / "run/checkpoints/step-00000004"
+    state = json.loads((last / "state.json").read_text())
+    (last / "state.json").write_text(json.dumps(state | {"version": 1}))
+    assert run_pretrain.main(small_run(steps=6)) == 2
+    message = f"version 1, this code resumes 2; init={last} output=... starts from its weights"
+    assert message in capsys.readouterr().err
+    assert run_pretrain.main(small_run(f"init={last}", steps=2, name="on")) == 0
+
+
 def test_switches_may_change_on_resuming(small_run, capsys):
     """A run that cannot go on with less memory or other threads, or does not say that it did."""
     assert run_pretrain.main(small_run(steps=4)) == 0

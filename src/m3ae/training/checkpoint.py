@@ -27,7 +27,7 @@ from m3ae.training.engine import Trainer
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2  # 1: moments of queries, keys and values apart
 # What may differ between a run and its continuation: it changes the training by rounding at most
 # (`model.share` also by the draws of dropout).
 FREE_KEYS = """
@@ -109,7 +109,8 @@ def resume(run: Path, trainer: Trainer, config: Any) -> int:
     path, processes = saved[-1], trainer.processes
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if state["version"] != VERSION:
-        raise ValueError(f"{path}: version {state['version']}, this code reads {VERSION}")
+        told = f"version {state['version']}, this code resumes {VERSION}"
+        raise ValueError(f"{path}: {told}; init={path} output=... starts from its weights")
     if state["processes"] != processes.count:
         counts = f"written by {state['processes']} processes, this run has {processes.count}"
         raise ValueError(f"{path} was {counts}; start as many, or give another output=")
