@@ -281,6 +281,8 @@ def test_numbers(text, value, tmp_path):
         with pytest.raises(ValueError, match=r"optim\.lr: expected float"):
             load_config(small(tmp_path, f"optim: {{lr: {text}}}"))
         return
+    with pytest.raises(ValueError, match=f"optim\\.lr: -{value} is negative"):  # a sign is read
+        load_config(BASE, [f"optim.lr=-{text.removeprefix('+')}"])
     for config in (
         load_config(small(tmp_path, f"optim: {{lr: {text}}}")),
         load_config(BASE, [f"optim.lr={text}"]),

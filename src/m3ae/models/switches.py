@@ -22,6 +22,8 @@ def wrap_blocks(model: nn.Module, switches: Switches, backend: str | Callable = 
     compilation and its results do not depend on the switch. Of the shapes only the texts' length
     may vary within a graph. Checkpointing stands outside of what is compiled.
     """
+    if not (switches.compile or switches.activation_checkpointing):
+        return
     if switches.compile:
         torch._dynamo.config.recompile_limit = GRAPHS
         torch._dynamo.config.automatic_dynamic_shapes = False  # what varies is marked

@@ -49,7 +49,7 @@ def facts(
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trained_parameters": trained,
         "gflop_per_sample": round(step_flops(config.model, length) / 1e9, 3),
-        # Weights, gradients and two moments, in fp32; under autocast also the weights in 16 bit.
+        # Weights, and of what is trained gradients and two moments, all in fp32.
         "memory_gib_weights_optimiser": round((trained * 16 + untrained * 4) / gib, 2),
         "memory_gib_activations": round(activations / gib, 2),
     }
