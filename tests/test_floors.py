@@ -10,7 +10,7 @@ import m3ae
 
 SRC = Path(m3ae.__file__).parent
 FLOORS = (
-    {"files", "drawing", "command", "config", "strict_yaml", "installation"},
+    {"files", "processes", "drawing", "command", "config", "strict_yaml", "installation"},
     {"scoring"},
     {"data"},
     {"corpora"},

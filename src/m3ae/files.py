@@ -1,5 +1,6 @@
 """Files: written whole or not at all, read with a word on what is wrong."""
 
+import glob
 import hashlib
 import json
 import os
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from m3ae.processes import machine, started
 
 
 def need(path: Path, what: str, *others: Path) -> Path:
@@ -21,14 +24,24 @@ def need(path: Path, what: str, *others: Path) -> Path:
 def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     """A file to be written and closed in the block, which then takes the place of `path`.
 
-    So `path` is the old file or the whole new one. With `sync`, after a power cut too.
+    So `path` is the old file or the whole new one. With `sync`, after a power cut too, and what
+    processes of this machine that were killed here left behind is removed.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write it too
-    yield temporary
-    if sync:
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
+    here, me = hashlib.sha256(machine().encode()).hexdigest()[:8], os.getpid()
+    temporary = path.with_name(f"{path.name}.{here}-{me}-{started(me)}.tmp")  # others may write too
+    try:
+        yield temporary
+        if sync:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    for left in path.parent.glob(f"{glob.escape(path.name)}.{here}-*.tmp") if sync else ():
+        pid, since = left.name.removesuffix(".tmp").split("-")[-2:]
+        if since != "None" and started(int(pid)) != since:  # without /proc nobody can tell
+            left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

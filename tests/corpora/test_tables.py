@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import subprocess
+import sys
 
 import pytest
 
 from m3ae.corpora.items import Drops
 from m3ae.corpora.tables import read_table, shared_images
-from m3ae.files import replacing
+from m3ae.files import replacing, write_text
 
 ROWS = [
     {"id": "a", "text": 'a "quoted", text\nin two lines', "more": "x"},
@@ -67,3 +69,27 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from m3ae.files import replacing, write_text
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_left_goes(tmp_path):
+    """Half a file beside the whole one for ever; the half file of a process that lives removed."""
+    path = tmp_path / "x[1].txt"
+    assert subprocess.run([sys.executable, "-c", KILLED, str(path)]).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1 and not path.exists()
+    with replacing(path) as mine:
+        mine.write_text("mine")
+        with replacing(tmp_path / "y.txt") as other:
+            other.write_text("another file")
+        write_text(tmp_path / "x[1].txt.txt", "a longer name")
+        assert mine.exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"x[1].txt", "y.txt", "x[1].txt.txt"}

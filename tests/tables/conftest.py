@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 import m3ae
 from m3ae.tables import runner
 from m3ae.tables.cells import Cell
-from m3ae.tables.claims import _started
+from m3ae.processes import started
 from m3ae.tables.definition import read_table
 from m3ae.tables.plan import Plan, make_plan
 from tests.recipe import ROOT
@@ -154,7 +154,7 @@ def children() -> list[int]:
 def lives_here(pid: int) -> bool:
     """Whether a process lives and works in the current folder; its number may be another's now."""
     try:
-        return _started(pid) is not None and os.readlink(f"/proc/{pid}/cwd") == os.getcwd()
+        return started(pid) is not None and os.readlink(f"/proc/{pid}/cwd") == os.getcwd()
     except OSError:
         return False
 

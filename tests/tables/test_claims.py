@@ -111,7 +111,7 @@ def test_of_another_machine_only_the_age_counts(tmp_path):
 
 def test_a_machine_without_proc_goes_by_age(tmp_path, monkeypatch):
     """No start times: every claim of this machine alive for ever, since none equals none."""
-    monkeypatch.setattr(claims, "_started", lambda pid: None)
+    monkeypatch.setattr(claims, "started", lambda pid: None)
     mine = claim(tmp_path)
     assert is_held(tmp_path)
     old = time.time() - STALE_SECONDS - 30

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m3ae.processes import machine, started
+
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
 
@@ -34,7 +36,7 @@ class Claim:
 
     def note_child(self, pid: int) -> None:
         """Write down the process that does the work, for whoever takes over on this machine."""
-        self.path.write_text(json.dumps({**_me(), "child": [pid, _started(pid)]}), encoding="utf-8")
+        self.path.write_text(json.dumps({**_me(), "child": [pid, started(pid)]}), encoding="utf-8")
 
     def release(self) -> None:
         """The cell is free again, whether it is finished or not."""
@@ -80,9 +82,9 @@ def is_dead(path: Path) -> bool:
         owner = {}  # being written, or its process was killed while it was: by its age
     if owner.get("released"):
         return True
-    if owner.get("machine") == _machine() and owner["process"][1]:  # without /proc: by its age
+    if owner.get("machine") == machine() and owner["process"][1]:  # without /proc: by its age
         pids = [owner["process"], *([owner["child"]] if "child" in owner else [])]
-        return not any(_started(pid) == started for pid, started in pids)
+        return not any(started(pid) == when for pid, when in pids)
     return clock(path.parent) - path.stat().st_mtime > STALE_SECONDS
 
 
@@ -96,21 +98,4 @@ def clock(folder: Path) -> float:
 
 
 def _me() -> dict[str, Any]:
-    return {"machine": _machine(), "process": [os.getpid(), _started(os.getpid())]}
-
-
-def _machine() -> str:
-    """This machine since its start, and the namespace of process ids (a container has its own)."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    name = boot.read_text().strip() if boot.is_file() else socket.gethostname()
-    space = Path("/proc/self/ns/pid")
-    return f"{name} {os.readlink(space) if space.exists() else ''}"
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, which tells it from a later one of the same number; None: gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]
+    return {"machine": machine(), "process": [os.getpid(), started(os.getpid())]}
