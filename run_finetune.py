@@ -31,10 +31,11 @@ from m3ae.scoring.protocols import Protocol, protocols_of
 from m3ae.training.checkpoint import finished, resume, save_checkpoint
 from m3ae.training.command import run_script
 from m3ae.training.distributed import Processes
-from m3ae.training.engine import Trainer, resolve_precision
+from m3ae.training.engine import Trainer
 from m3ae.training.logs import RunLog, log_facts, read_log, record_run
 from m3ae.training.loop import Loop
 from m3ae.training.optim import build_optimizer
+from m3ae.training.precision import resolve_precision
 
 log = logging.getLogger("m3ae")
 

@@ -26,10 +26,11 @@ from m3ae.reports.pretraining import write_report
 from m3ae.training.checkpoint import finished, resume, save_checkpoint
 from m3ae.training.command import run_script
 from m3ae.training.distributed import Processes
-from m3ae.training.engine import Trainer, evaluate, resolve_precision, summarise, to_device
+from m3ae.training.engine import Trainer, evaluate, summarise, to_device
 from m3ae.training.logs import RunLog, log_facts, record_run
 from m3ae.training.loop import Loop
 from m3ae.training.optim import build_optimizer
+from m3ae.training.precision import resolve_precision
 
 log = logging.getLogger("m3ae")
 

@@ -23,8 +23,9 @@ from m3ae.config import load_config
 from m3ae.downstream.model import Downstream, at_size
 from m3ae.models.param_groups import param_groups
 from m3ae.training.distributed import Processes
-from m3ae.training.engine import DTYPES, Trainer, autocast
+from m3ae.training.engine import Trainer
 from m3ae.training.optim import build_optimizer, set_lr
+from m3ae.training.precision import DTYPES, autocast
 
 ANSWERS = 500
 ENCODERS = ("image_encoder", "text_encoder")

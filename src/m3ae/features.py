@@ -37,8 +37,9 @@ from m3ae.downstream.trained import Trained, add_model_arguments, load_from
 from m3ae.files import replacing
 from m3ae.models.layers import masked_mean
 from m3ae.models.m3ae import M3AE
-from m3ae.training.engine import autocast, evaluating, to_device
+from m3ae.training.engine import evaluating, to_device
 from m3ae.training.logs import start_logging
+from m3ae.training.precision import autocast
 
 log = logging.getLogger("m3ae")
 

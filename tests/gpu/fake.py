@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from m3ae.training.engine import autocast
+from m3ae.training.precision import autocast
 
 CUDA = torch.device("cuda", 0)
 

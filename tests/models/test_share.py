@@ -279,7 +279,7 @@ def test_share_saves_work():
     handles = [
         model.text_encoder.register_forward_hook(lambda *a: calls.append(("text", len(a[2])))),
         model.image_encoder.blocks[0].register_forward_hook(
-            lambda *a: calls.append(("image", tuple(a[2].shape[:2])))
+            lambda *a: calls.append(("image", len(a[2])))  # tokens of all images, end to end
         ),
         model.fusion.image_layers[3].register_forward_hook(
             lambda *a: calls.append(("last", tuple(a[2].shape[:2])))
@@ -289,8 +289,8 @@ def test_share_saves_work():
     for handle in handles:
         handle.remove()
     kept = kept_patches(N, 0.75)
-    wanted = {("text", 2 * B), ("image", (B, 1 + N)), ("image", (B, 1 + kept)), ("last", (B, 1))}
-    assert len(calls) == 4 and set(calls) == wanted
+    wanted = {("text", 2 * B), ("image", B * (1 + N) + B * (1 + kept)), ("last", (B, 1))}
+    assert len(calls) == 3 and set(calls) == wanted
 
 
 def test_built_model_freezes_what_is_unreached():

@@ -11,9 +11,9 @@ import pytest
 from tqdm.auto import tqdm
 
 import m3ae
+from m3ae.processes import started
 from m3ae.tables import runner
 from m3ae.tables.cells import Cell
-from m3ae.processes import started
 from m3ae.tables.definition import read_table
 from m3ae.tables.plan import Plan, make_plan
 from tests.recipe import ROOT

@@ -19,7 +19,8 @@ from m3ae.downstream.model import Downstream
 from m3ae.models.heads import EncoderHead
 from m3ae.models.m3ae import Batch
 from m3ae.training.distributed import Processes
-from m3ae.training.engine import DTYPES, autocast, evaluating, to_device
+from m3ae.training.engine import evaluating, to_device
+from m3ae.training.precision import DTYPES, autocast
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from m3ae.downstream.data import EvalQuestions, Questions
 from m3ae.downstream.model import Downstream
 from m3ae.models.m3ae import Batch
 from m3ae.training.distributed import Processes
-from m3ae.training.engine import autocast, evaluating, to_device
+from m3ae.training.engine import evaluating, to_device
+from m3ae.training.precision import autocast
 
 _ASIDE = ("question_id", "answer", "label", "answer_type", "question_type")  # have their own names
 

@@ -29,7 +29,8 @@ from m3ae.downstream.retrieval import match_score
 from m3ae.files import replacing, write_json
 from m3ae.models.m3ae import M3AE
 from m3ae.training.distributed import Processes
-from m3ae.training.engine import autocast, evaluating, to_device
+from m3ae.training.engine import evaluating, to_device
+from m3ae.training.precision import autocast
 
 Blocks = dict[int, np.ndarray]  # scores by the number of a block of images
 

@@ -25,7 +25,7 @@ from m3ae.models.m3ae import M3AE
 from m3ae.models.pretrained import load_strictly, read_pretrained
 from m3ae.scoring.predictions import PROTOCOLS
 from m3ae.strict_yaml import parse
-from m3ae.training.engine import DTYPES, resolve_precision
+from m3ae.training.precision import DTYPES, resolve_precision
 
 log = logging.getLogger("m3ae")
 

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from m3ae.config import FusionConfig, TextEncoderConfig
 
 Maps = list[Tensor] | None  # a list collects attention maps (B, H, Q, S)
+Sizes = list[tuple[int, int]]  # rows and tokens of streams that are packed end to end
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -72,13 +73,19 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """`parts` inputs side by side (B, S, parts D) -> each as (B, H, S, d), without a copy."""
-        x = x.unflatten(-1, (parts, self.heads, -1))
-        return x.permute(2, 0, 3, 1, 4).unbind()
+        parted = x.unflatten(-1, (parts, self.heads, -1)).unbind(2)
+        return tuple(part.transpose(1, 2) for part in parted)
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None, maps: Maps = None
     ) -> Tensor:
-        """Queries (B, H, Q, d), keys and values (B, H, S, d) -> (B, Q, D).
+        """Queries (B, H, Q, d), keys and values (B, H, S, d) -> (B, Q, D)."""
+        return self.out(self._values(q, k, v, keep, maps))
+
+    def _values(
+        self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None, maps: Maps = None
+    ) -> Tensor:
+        """The same before the output layer.
 
         With `maps` the slow twin runs (no dropout: for pictures and parity only).
         """
@@ -90,7 +97,7 @@ class Attention(nn.Module):
             dropout = self.dropout if self.training else 0.0
             with _attention_kernel(k):
                 mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
-        return self.out(mixed.transpose(1, 2).flatten(2))  # (B, Q, D)
+        return mixed.transpose(1, 2).flatten(2)  # (B, Q, D)
 
 
 class SelfAttention(Attention):
@@ -111,6 +118,16 @@ class SelfAttention(Attention):
         )
         (q,) = self._split(F.linear(take(x, read), query, query_bias), 1)
         return self.mix(q, *self._split(F.linear(x, rest, rest_bias), 2), keep, maps)
+
+    def packed(self, x: Tensor, sizes: Sizes) -> Tensor:
+        """Several streams (B, S, D) of these sizes, end to end: each attends to itself alone.
+
+        x (sum of B S, D) -> likewise.
+        """
+        parts = self.query_key_value(x).split([rows * tokens for rows, tokens in sizes])
+        streams = (part.unflatten(0, size) for part, size in zip(parts, sizes, strict=True))
+        values = [self._values(*self._split(stream, 3)).flatten(0, 1) for stream in streams]
+        return self.out(torch.cat(values))
 
 
 class CrossAttention(Attention):
@@ -158,11 +175,11 @@ class FeedForward(nn.Module):
         hidden = self.up(x)
         # A compiler chooses itself what to keep.
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return recomputed(self._finish, hidden)
-        return self._finish(hidden)
+            return recomputed(self._finish, hidden, self.down.weight, self.down.bias)
+        return self._finish(hidden, self.down.weight, self.down.bias)
 
-    def _finish(self, hidden: Tensor) -> Tensor:
-        return self.down(self.activation(hidden))
+    def _finish(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(self.activation(hidden), weight, bias)
 
 
 class PreNormBlock(nn.Module):
@@ -175,9 +192,10 @@ class PreNormBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width, eps)
         self.feed_forward = FeedForward(width, hidden, activation)
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(B, S, D) -> (B, S, D)."""
-        x = x + self.attention(self.attention_norm(x), keep)
+    def forward(self, x: Tensor, keep: Tensor | None = None, sizes: Sizes | None = None) -> Tensor:
+        """(B, S, D) -> (B, S, D); with `sizes` packed streams (see `SelfAttention.packed`)."""
+        read, own = self.attention_norm(x), self.attention
+        x = x + (own(read, keep) if sizes is None else own.packed(read, sizes))
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 

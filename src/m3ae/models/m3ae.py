@@ -142,11 +142,20 @@ class M3AE(nn.Module):
         """
         has = self.loss_weights.__contains__
         out, keep = Outputs(), batch["text_keep"]
-        # Images: patches embedded once, whole images encoded once, kept patches once.
+        # Images: whole ones, kept patches and the corpus's negatives, each embedded once.
         patches = self.image_encoder.embed(image)
-        whole = None
+        kept = self.kept(batch) if has("mim") else None
+        rows = self._negative_rows(batch) if has("itm") else None
+        streams = {}
         if has("mlm") or has("itm"):
-            whole = self.fusion.enter_image(self.image_encoder.encode(patches))
+            streams["whole"] = patches
+        if has("mim"):
+            streams["kept"] = take(patches, kept)
+        if rows is not None:
+            negatives = self.normalise(batch["negative_image"][rows])
+            streams["negatives"] = self.image_encoder.embed(negatives)
+        encoded = self.image_encoder.encode_streams(list(streams.values()))
+        images = dict(zip(streams, map(self.fusion.enter_image, encoded), strict=True))
         # Texts: masked ones for MLM, unmasked ones for MIM and ITM, in one call.
         ids = [batch["mlm_ids"]] if has("mlm") else []
         ids += [batch["text_ids"]] if has("mim") or has("itm") else []
@@ -154,18 +163,21 @@ class M3AE(nn.Module):
         texts = self.fusion.enter_text(texts).chunk(len(ids))
         # MIM: kept patches, only as far as layer k, whose text side nobody reads.
         if has("mim"):
-            kept = self.kept(batch)
-            shown = self.fusion.enter_image(self.image_encoder.encode(patches, kept))
-            shown = self.mim_head.join(shown, batch["patch_order"])
+            shown = self.mim_head.join(images["kept"], batch["patch_order"])
             shown = self.fusion.read_image(texts[-1], shown, keep, self.mim_layer)
             out.mim_pixels = self.mim_head(shown, batch["patch_order"], kept.shape[1])
         # MLM and ITM see whole images: one call as far as both go, then each its own last layer.
         pairs, ends = [], []
         if has("mlm"):
-            pairs.append((texts[0], whole))
+            pairs.append((texts[0], images["whole"]))
             ends.append(self.mlm_layer)
         if has("itm"):
-            pairs.append((texts[-1], self._itm_images(batch, whole)))
+            shown = images["whole"]
+            if rows is None:
+                shown = shown[batch["itm_image"]]
+            else:
+                shown = shown.index_copy(0, rows, images["negatives"].to(shown.dtype))
+            pairs.append((texts[-1], shown))
             ends.append(self.fusion.depth)
         if not pairs:
             return out
@@ -194,15 +206,12 @@ class M3AE(nn.Module):
             text = take(head.context(text, keep), positions)
         return head(text), targets
 
-    def _itm_images(self, batch: Batch, whole: Tensor) -> Tensor:
-        """Image streams of the ITM pairs (B, 1+N, D): own ones re-used, others' where no match."""
+    def _negative_rows(self, batch: Batch) -> Tensor | None:
+        """Pairs whose image is another one of the corpus; None where negatives are in the batch."""
         if "itm_image" in batch:
-            return whole[batch["itm_image"]]
+            return None
         rows = batch.get("itm_negative_rows")
-        if rows is None:
-            rows = batch["itm_match"].logical_not().nonzero()[:, 0]
-        negatives = self.image_encoder(self.normalise(batch["negative_image"][rows]))
-        return whole.index_copy(0, rows, self.fusion.enter_image(negatives).to(whole.dtype))
+        return batch["itm_match"].logical_not().nonzero()[:, 0] if rows is None else rows
 
     def _outputs_plain(self, batch: Batch, image: Tensor) -> Outputs:
         """The reference's step: three whole passes. The twin that `share: true` must equal.

@@ -41,20 +41,15 @@ def wrap_blocks(model: nn.Module, switches: Switches, backend: str | Callable = 
 def _texts_vary(forward: Callable) -> Callable:
     """Marks the length of texts, which are what has a mask, as one that varies."""
 
-    def call(
-        x: Tensor,
-        keep: Tensor | None = None,
-        other: Tensor | None = None,
-        other_keep: Tensor | None = None,
-        read: Tensor | None = None,
-        maps: None = None,
-    ) -> Tensor:
+    def call(*inputs: object) -> Tensor:
+        while inputs[-1] is None:  # else the graphs of two calls that are one would be two
+            inputs = inputs[:-1]
+        x, keep, other, other_keep = (*inputs, None, None, None)[:4]
         for text, mask in ((x, keep), (other, other_keep)):
             if mask is not None:
                 torch._dynamo.maybe_mark_dynamic(text, 1)
                 torch._dynamo.maybe_mark_dynamic(mask, 1)
-        given = (x, keep) if other is None else (x, keep, other, other_keep, read)
-        return forward(*given)
+        return forward(*inputs)
 
     return call
 

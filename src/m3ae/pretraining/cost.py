@@ -15,7 +15,7 @@ from m3ae.data.texts import max_scored
 from m3ae.models import M3AE
 from m3ae.models.layers import PostNormBlock, PreNormBlock
 from m3ae.models.switches import wrap_blocks
-from m3ae.training.engine import autocast
+from m3ae.training.precision import autocast
 
 
 def facts(

@@ -22,7 +22,8 @@ from m3ae.data.sampler import SUBSET, keyed
 from m3ae.data.texts import encode
 from m3ae.models import M3AE
 from m3ae.training.distributed import Processes
-from m3ae.training.engine import Arrays, autocast, evaluating, join_arrays, to_device
+from m3ae.training.engine import Arrays, evaluating, join_arrays, to_device
+from m3ae.training.precision import autocast
 
 ARMS = ("own", "other", "none")
 RESAMPLES = 2000

@@ -29,7 +29,7 @@ from m3ae.pretraining.cost import meta_batch
 from m3ae.tables.cells import Cell
 from m3ae.tables.definition import Source, read_shared
 from m3ae.tables.runner import is_done
-from m3ae.training.engine import resolve_precision
+from m3ae.training.precision import resolve_precision
 
 # Bytes an activation value costs a block, by token and width, in 16 bit, with fused attention
 # (Korthikanti et al. 2022, "Reducing Activation Recomputation", eq. 1 without its attention term).

@@ -9,8 +9,8 @@ from m3ae.command import parser_for
 from m3ae.config import to_yaml
 from m3ae.installation import check_installation
 from m3ae.training.distributed import join_processes, world_size
-from m3ae.training.engine import set_arithmetic
 from m3ae.training.logs import start_logging
+from m3ae.training.precision import set_arithmetic
 
 
 def run_script(description: str, load: Callable, body: Callable, argv: Sequence[str] | None) -> int:

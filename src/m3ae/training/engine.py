@@ -4,7 +4,6 @@ The engine knows no objective: a model gives a dict with `loss`; its `counts` th
 """
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -14,35 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from m3ae.training.distributed import Processes
+from m3ae.training.precision import DTYPES, HalfWeights, autocast
 
 Arrays = dict[str, np.ndarray]
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto`: bf16 on GPUs that have it, else fp16 there, fp32 on CPUs."""
-    if precision != "auto":
-        return precision
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def set_arithmetic(tf32: bool, deterministic: bool) -> None:
-    """How this process computes, to be called before it touches a GPU.
-
-    tf32: products and convolutions of float32 on GPUs read 10 bits of mantissa. deterministic: the
-    same bits at every run; RuntimeError in the step where an operation cannot.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
-    torch.use_deterministic_algorithms(deterministic)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision; with fp32 it does nothing."""
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -54,7 +27,7 @@ def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
 class Trainer:
     """What a step needs, and what it adds up between two log lines."""
 
-    model: nn.Module  # the plain model, also when it is wrapped for several processes
+    model: nn.Module  # the plain model; `parallel` is what a step runs, wrapped as need be
     optimizer: torch.optim.Optimizer
     processes: Processes
     precision: str
@@ -65,10 +38,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.parallel = self.model
+        if self.precision != "fp32":
+            self.parallel = HalfWeights(self.model, DTYPES[self.precision])
         if self.processes.count > 1:
             gpu = self.processes.device.type == "cuda"
             self.parallel = DistributedDataParallel(
-                self.model,
+                self.parallel,
                 device_ids=[self.processes.local_rank] if gpu else None,
                 gradient_as_bucket_view=True,
                 broadcast_buffers=False,  # they are constants
