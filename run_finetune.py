@@ -67,7 +67,7 @@ def runs_of(config: FinetuneConfig) -> list[FinetuneConfig]:
 def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False) -> None:
     """A whole run: weights, data, model, optimiser, resume, loop, final evaluation."""
     run, train = Path(config.output), config.train
-    if not dry_run and finished(run, config):
+    if not dry_run and finished(run, config, processes):
         return
 
     # ---------------------------------------------------------------- weights, data
@@ -107,7 +107,8 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
 
     # ---------------------------------------------------------------- loop
     loader = train_loader(config, rows, plan, processes, step)
-    loop = Loop(trainer, loader, plan, config.optim, step, lambda index: rows.pairs[index].key)
+    key, skip = (lambda index: rows.pairs[index].key), train.skip_non_finite
+    loop = Loop(trainer, loader, plan, config.optim, step, key, skip)
     for step, batches in loop:
         trainer.train_step(batches)
         if loop.due(train.log_every, per_epoch):

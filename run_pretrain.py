@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> None:
     """A whole run: data, model, optimiser, resume, loop, final evaluation."""
     run, train = Path(config.output), config.train
-    if not dry_run and finished(run, config, train.steps):
+    if not dry_run and finished(run, config, processes, train.steps):
         return
 
     # ---------------------------------------------------------------- data
@@ -78,7 +78,8 @@ def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> Non
 
     # ---------------------------------------------------------------- loop
     loader = train_loader(config, pairs, plan, processes.rank, step, processes.device)
-    loop = Loop(trainer, loader, plan, config.optim, step, lambda index: pairs[index].key)
+    key, skip = (lambda index: pairs[index].key), train.skip_non_finite
+    loop = Loop(trainer, loader, plan, config.optim, step, key, skip)
     for step, batches in loop:
         trainer.train_step(batches)
         if loop.due(train.log_every):

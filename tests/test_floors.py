@@ -26,7 +26,10 @@ MAY_KNOW = {
     "data": {"files", "config"},
     "corpora": {"files", "command", "config", "data", "scoring.answers"},
     "models": {"config", "files", "strict_yaml", "data.masking"},
-    "training": {"config", "files", "strict_yaml", "installation", "command", "data.sampler"},
+    "training": {
+        *("config", "files", "strict_yaml", "installation", "command"),
+        *("data.sampler", "data.contents"),
+    },
 }
 
 

@@ -179,6 +179,7 @@ class TrainConfig:
     tf32: bool
     deterministic: bool
     timeout_minutes: float
+    skip_non_finite: int
     threads: int | None
     log_every: int
     checkpoint_every: int
@@ -274,8 +275,8 @@ _RULES = (
     (
         "is negative",
         lambda x: x >= 0,
-        """seed workers every samples final_samples pictures weight depth decoder_depth pad_id lr
-        fusion_lr_scale head_lr_scale end_lr_scale power weight_decay""",
+        """seed workers skip_non_finite every samples final_samples pictures weight depth
+        decoder_depth pad_id lr fusion_lr_scale head_lr_scale end_lr_scale power weight_decay""",
     ),
     (
         "is not above 0",

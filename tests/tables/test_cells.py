@@ -12,6 +12,7 @@ import m3ae.data
 import m3ae.downstream
 import m3ae.models
 from data_prep import vqa_rad
+from m3ae.data import contents
 from m3ae.files import file_sha256
 from m3ae.tables import cells
 from m3ae.tables.cells import Cell
@@ -154,7 +155,7 @@ def test_where_data_lie_does_not_count(made, shards, questions, tmp_path):
     assert changed(before, made(q=q, s=s)) == (True, True, False)
     with open(q / "answers.json", "a") as file:
         file.write("\n")
-    cells._folder_digest.cache_clear()  # as in another process
+    contents._folder_digest.cache_clear()  # as in another process
     assert changed(before, made(q=q, s=s)) == (True, True, True)
 
 
@@ -344,6 +345,6 @@ def test_a_changed_file_is_read_again(tmp_path):
     """The digest of a list as it was when the process began."""
     path = tmp_path / "list.txt"
     path.write_text("one")
-    before = cells.content_of(str(path))
+    before = contents.content_of(str(path))
     path.write_text("one two")
-    assert before != cells.content_of(str(path)) == file_sha256(path)
+    assert before != contents.content_of(str(path)) == file_sha256(path)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from m3ae.data.datasets import loader_from
 from m3ae.data.sampler import Plan
 from m3ae.training.engine import Trainer
 from m3ae.training.logs import RunLog, read_log
@@ -47,7 +48,8 @@ def loop_of(values: list[float], step: int = 0, micro: int = 1) -> Loop:
         for number, value in enumerate(values)
     ]
     plan = Plan(len(values), len(values) // micro, micro, 1, 1)
-    return Loop(trainer, batches[step * micro :], plan, OPTIM, step, "sample-{}".format)
+    loader = loader_from(batches, step * micro, 0, ALONE.device)
+    return Loop(trainer, loader, plan, OPTIM, step, "sample-{}".format)
 
 
 def steps_of(loop: Loop) -> Iterator[int]:
@@ -96,14 +98,82 @@ def test_speed_leaves_out_what_the_body_does(tmp_path, monkeypatch):
     assert all(line["samples_per_s"] == 1 and line["mfu"] is None for line in lines)
 
 
-@pytest.mark.parametrize("bad", [1, 2])
-def test_a_failed_step_is_named_before_anything_is_due(tmp_path, bad):
-    """A log line, an evaluation or a checkpoint of weights after a NaN; a sample not named."""
-    loop, log, done = loop_of([1.0, 1.0, float("nan"), 1.0]), RunLog(tmp_path, 0, True), []
-    with pytest.raises(ValueError, match=r"not finite at or just before step .*\(") as error:
+@pytest.mark.parametrize("every", [1, 2, 7])
+def test_a_failed_step_is_named_before_anything_is_due(tmp_path, every):
+    """A log line, an evaluation or a checkpoint of weights after a NaN; another step's samples, or
+    none, where the host looks some steps later."""
+    values = [1.0, 1.0, 1.0, 1.0, float("nan"), 1.0, 1.0]
+    loop, log, done = loop_of(values), RunLog(tmp_path, 0, True), []
+    with pytest.raises(ValueError, match=r"not finite at step 5 \(it_loss of sample-4\)"):
         for step in steps_of(loop):
-            if loop.due(bad):
+            if loop.due(every):
                 loop.log(log)
                 done.append(step)
-    assert max(done) < 3
-    assert ("it_loss of sample-2" in str(error.value)) == (bad == 1)
+    assert max(done, default=0) < 5
+
+
+class Fragile(Number):
+    """Not finite where dropout keeps a number (loss), or in the gradient alone."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.drawn = where, []
+
+    def forward(self, batch, totals=None, per_sample=False):
+        drawn = torch.rand(len(batch["value"]))
+        self.drawn.append(drawn)
+        losses = super().forward(batch, totals, per_sample)
+        bad = (batch["value"] == 3.0).any() & (drawn > 0.5).any()
+        if self.where == "gradient":  # of a root at 0
+            zero = ((self.number * 0 + ~bad).sqrt() - (~bad).float()).squeeze()
+        else:
+            zero = torch.where(bad, float("inf"), 0.0)
+        return {key: value + zero if "loss" in key else value for key, value in losses.items()}
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_failed_step_is_repeated_as_it_was(where):
+    """Samples sought with other draws of dropout, or without a gradient: "none is bad"."""
+    torch.manual_seed(0)
+    loop = loop_of([3.0] * 12)
+    loop.trainer.model = loop.trainer.parallel = model = Fragile(where)
+    optimizer = build_optimizer(
+        [{"name": "all", "params": list(model.parameters()), "lr_scale": 1.0}], OPTIM
+    )
+    loop.trainer.optimizer = optimizer
+    with pytest.raises(ValueError, match="not finite at step") as error:
+        for _ in steps_of(loop):
+            loop.due(12)
+    first = next(n for n, drawn in enumerate(model.drawn) if drawn.item() > 0.5)
+    assert f"at step {first + 1} " in str(error.value) and f"sample-{first}" in str(error.value)
+    assert ("gradient of number" in str(error.value)) == (where == "gradient")
+    assert all(drawn.item() == model.drawn[first].item() for drawn in model.drawn[12:])
+
+
+@pytest.mark.parametrize("skip", [1, 2])
+def test_steps_that_are_skipped(tmp_path, skip, caplog):
+    """A skipped step that changes weights, means of the log that it poisons, one too many."""
+    values = [1.0, float("nan"), 1.0, float("inf"), 1.0, 1.0]
+    loop, log = loop_of(values), RunLog(tmp_path, 0, True)
+    loop.skip = skip
+    numbers = []
+
+    def train() -> None:
+        for _ in steps_of(loop):
+            numbers.append(loop.trainer.model.number.item())
+            if loop.due(3):
+                loop.log(log)
+
+    if skip == 1:
+        with pytest.raises(ValueError, match=r"at step 4 \(it_loss of sample-3\)"):
+            train()
+        assert len(numbers) == 4 and numbers[3] == numbers[2]
+        return
+    train()
+    assert numbers[1] == numbers[0] < numbers[2] == numbers[3] < numbers[4] < numbers[5]
+    notes = [(line["step"], line["message"]) for line in read_log(tmp_path, "note")]
+    assert [step for step, _ in notes] == [2, 4]
+    assert "skipped, 1 of at most 2" in notes[0][1] and "sample-1" in notes[0][1]
+    lines = read_log(tmp_path, "train")
+    assert lines[0]["loss"] == pytest.approx(1 - numbers[0] / 2)  # of steps 1 and 3
+    assert lines[1]["loss"] == pytest.approx(1 - (numbers[3] + numbers[4]) / 2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # First word of every random key, so that no two uses share a generator.
-ORDER, SAMPLE, GROUP, SUBSET = range(4)
+ORDER, SAMPLE, GROUP, SUBSET, DROPOUT = range(5)
 
 
 def keyed(seed: int, use: int, *key: int) -> np.random.Generator:

@@ -62,6 +62,7 @@ class DownstreamTrain:
     tf32: bool
     deterministic: bool
     timeout_minutes: float
+    skip_non_finite: int
     threads: int | None
     answer_bias: Literal["zero", "prior"]
     freeze: tuple[Literal["image_encoder", "text_encoder", "fusion"], ...] | None

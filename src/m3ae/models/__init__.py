@@ -5,4 +5,4 @@ from m3ae.models.m3ae import M3AE, build_model
 __all__ = ["M3AE", "build_model"]
 
 # Raised by hand with a change that can change a run's numbers; cells of run_tables.py carry it.
-VERSION = 2
+VERSION = 3

@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +22,22 @@ Maps = list[Tensor] | None  # a list collects attention maps (B, H, Q, S)
 Sizes = list[tuple[int, int]]  # rows and tokens of streams that are packed end to end
 
 
+class _QuickGELU(torch.autograd.Function):
+    """By SiLU, x sigmoid(x): five passes over the data where products and sigmoids take eight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.silu(1.702 * x).div_(1.702)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.ops.aten.silu_backward(grad, 1.702 * ctx.saved_tensors[0])
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """CLIP's approximation of GELU, x sigmoid(1.702 x)."""
-    return x * torch.sigmoid(1.702 * x)
+    return _QuickGELU.apply(x)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from m3ae.config import Config, load_config
-from m3ae.data.shards import read_manifest
+from m3ae.data.contents import content_of, stamp
 from m3ae.downstream.config import FinetuneConfig, load_finetune_config
 from m3ae.downstream.selection import training_rows
-from m3ae.files import checkpoints, file_sha256
 from m3ae.strict_yaml import flat
 
-FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".json", ".txt", ".tsv")
 ROOMS = {
     "pretrain": ("data", "models", "training", "pretraining"),
     "finetune": ("scoring", "data", "models", "training", "downstream"),
@@ -32,10 +30,10 @@ PRETRAINING = "PRETRAINING"  # stands in a resolved config for the folder of the
 # Keys of a resolved config that change no number but by rounding.
 FREE = {
     "pretrain": """output model.compile model.activation_checkpointing data.workers train.threads
-        train.device train.tf32 train.deterministic train.timeout_minutes
+        train.device train.tf32 train.deterministic train.timeout_minutes train.skip_non_finite
         train.log_every train.checkpoint_every train.keep_checkpoints eval.every eval.pictures""",
     "finetune": """output model.compile model.activation_checkpointing data.workers train.threads
-        train.device train.tf32 train.deterministic train.timeout_minutes
+        train.device train.tf32 train.deterministic train.timeout_minutes train.skip_non_finite
         train.log_every train.checkpoint_every train.keep_checkpoints eval.top eval.samples
         eval.text_block eval.question_only architecture architecture_set init""",
 }
@@ -210,52 +208,6 @@ def data_of(config: Config | FinetuneConfig) -> dict[str, str | None]:
     }
 
 
-def content_of(path: str | None) -> str | None:
-    """Digest of a prepared split, a folder of weights or a file; a hub id stands for itself.
-
-    None for a local path which is not there: an absolute one, one below data/ or runs/, a file.
-    """
-    if path is None:
-        return None
-    place = Path(path)
-    if saved := checkpoints(place):
-        place = saved[-1]
-    if place.is_dir():
-        if any(place.glob("shard-*")) and not (place / "manifest.json").is_file():
-            return None  # a split that is being prepared, or was broken off
-        return _folder_digest(place, _stamp(place))
-    if place.is_file():
-        return _file_digest(place, _stamp(place))
-    local = place.is_absolute() or place.parts[0] in ("data", "runs", "..")
-    return None if local or place.suffix in FILES else f"hub:{path}"
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = (path / "manifest.json" if (path / "manifest.json").is_file() else path).stat()
-    return stat.st_mtime_ns, stat.st_size
-
-
-@cache
-def _file_digest(path: Path, _: tuple[int, int]) -> str:
-    return file_sha256(path)
-
-
-@cache
-def _folder_digest(folder: Path, _: tuple[int, int]) -> str:
-    """Of a prepared split what its manifest says of the content, and its answer list."""
-    if not (folder / "manifest.json").is_file():
-        files = [path for path in sorted(folder.glob("*")) if path.is_file()]
-        content: Any = {path.name: file_sha256(path) for path in files}
-    else:
-        manifest = read_manifest(folder)
-        content = {key: manifest[key] for key in ("kind", "source", "encoding", "px", "counts")}
-        content["tokens"] = (manifest["tokenizer"] or {}).get("fingerprint")
-        content["files"] = [file["sha256"] for file in manifest["files"]]
-        lists = [folder.parent / name for name in ("answers.json", "classes.json")]
-        content["answers"] = [file_sha256(path) for path in lists if path.is_file()]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def version_of(room: str) -> int:
     """The room's VERSION."""
     return importlib.import_module(f"m3ae.{room}").VERSION
@@ -272,7 +224,7 @@ def _rows(config: FinetuneConfig) -> int:
     """`training_rows`, counted once for all cells of the same rows."""
     seed = config.seed if config.data.fraction < 1 else 0
     same = dataclasses.replace(config, seed=seed, init=None, output="", eval_only=False)
-    return _counted(same, _stamp(Path(config.data.train)))
+    return _counted(same, stamp(Path(config.data.train)))
 
 
 @cache

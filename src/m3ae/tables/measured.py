@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from m3ae.data.contents import content_of
 from m3ae.data.questions import read_questions
 from m3ae.files import file_sha256, write_json
 from m3ae.scoring import VERSION
@@ -25,7 +26,7 @@ from m3ae.scoring.predictions import (
     rows_trained_on,
     training_rows,
 )
-from m3ae.tables.cells import Cell, content_of
+from m3ae.tables.cells import Cell
 
 # What may be shown, by task of the config.
 PARTS = {

@@ -6,7 +6,8 @@
         state.json                                   step, processes, format
         config.yaml                                  the resolved config
 
-A folder is written under a temporary name, synced and renamed: it is whole or not there.
+A folder is written under a temporary name, synced and renamed: it is whole or not there. The first
+process alone writes and reads, so that hosts need not share a disk.
 """
 
 import json
@@ -19,10 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only
 
 from m3ae.config import to_yaml
+from m3ae.data.contents import contents
+from m3ae.data.sampler import DROPOUT, keyed
 from m3ae.files import checkpoints
 from m3ae.strict_yaml import flat, parse
+from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer
 
 log = logging.getLogger(__name__)
@@ -32,8 +37,9 @@ VERSION = 2  # 1: moments of queries, keys and values apart
 # (`model.share` also by the draws of dropout).
 FREE_KEYS = """
 output model.share model.compile model.activation_checkpointing data.workers
-train.threads train.device train.tf32 train.deterministic train.timeout_minutes
-train.log_every train.checkpoint_every train.keep_checkpoints eval.every eval.pictures
+train.batch_per_process train.threads train.device train.tf32 train.deterministic
+train.timeout_minutes train.skip_non_finite train.log_every train.checkpoint_every
+train.keep_checkpoints eval.every eval.pictures
 """.split()
 
 
@@ -68,9 +74,10 @@ def save_checkpoint(run: Path, step: int, trainer: Trainer, config: Any, tokeniz
     if processes.first:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    processes.wait()
-    torch.save(rng_state(), part / f"rng-{processes.rank}.pt")
+    states = processes.gather(rng_state())
     if processes.first:
+        for rank, state in enumerate(states):
+            torch.save(state, part / f"rng-{rank}.pt")
         trainer.model.save_pretrained(part, tokenizer)
         rest = {"optimizer": trainer.optimizer, "scaler": trainer.scaler}
         rest = {name: holder.state_dict() for name, holder in rest.items()}
@@ -78,8 +85,6 @@ def save_checkpoint(run: Path, step: int, trainer: Trainer, config: Any, tokeniz
         (part / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         state = {"version": VERSION, "step": step, "processes": processes.count}
         (part / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-    processes.wait()
-    if processes.first:
         for file in [*part.iterdir(), part]:
             _sync(file)
         shutil.rmtree(final, ignore_errors=True)
@@ -102,33 +107,61 @@ def _sync(path: Path) -> None:
 def resume(run: Path, trainer: Trainer, config: Any) -> int:
     """Restore all from the run's last checkpoint, if any; returns the number of finished steps.
 
-    Raises ValueError when the config or the number of processes is not the checkpoint's.
+    The first process chooses and reads it; every process must call this. On another number of
+    processes than wrote it the batches and the model go on, dropout's draws begin anew. Raises
+    ValueError when the config is not the checkpoint's.
     """
-    if not (saved := checkpoints(run)):
+    processes = trainer.processes
+    whole = processes.share(_read(run, trainer, config) if processes.first else None)
+    if whole is None:
         return 0
-    path, processes = saved[-1], trainer.processes
+    if not processes.first:
+        trainer.model.load_state_dict(whole["model"])
+    trainer.optimizer.load_state_dict(whole["optimizer"])
+    trainer.scaler.load_state_dict(whole["scaler"])
+    step, states = whole["step"], whole["random"]
+    if len(states) == processes.count:
+        state = tree_map_only(torch.Tensor, torch.Tensor.cpu, states[processes.rank])
+        set_rng_state(state)
+    else:
+        said = "%d processes wrote it, %d go on: dropout's draws begin anew, batches do not"
+        log.info(said, len(states), processes.count)
+        torch.manual_seed(int(keyed(config.seed, DROPOUT, step, processes.rank).integers(2**62)))
+    return step
+
+
+def _read(run: Path, trainer: Trainer, config: Any) -> dict[str, Any] | None:
+    """All that is in the run's last checkpoint, its weights already in the model; None: no one."""
+    if not (saved := checkpoints(run)):
+        return None
+    path = saved[-1]
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if state["version"] != VERSION:
         told = f"version {state['version']}, this code resumes {VERSION}"
         raise ValueError(f"{path}: {told}; init={path} output=... starts from its weights")
-    if state["processes"] != processes.count:
-        counts = f"written by {state['processes']} processes, this run has {processes.count}"
-        raise ValueError(f"{path} was {counts}; start as many, or give another output=")
     check_same_config(path, config, state["step"])
     trainer.model.load_weights(path)
-    rest = torch.load(path / "optimizer.pt", map_location=processes.device, weights_only=True)
-    trainer.optimizer.load_state_dict(rest["optimizer"])
-    trainer.scaler.load_state_dict(rest["scaler"])
-    set_rng_state(torch.load(path / f"rng-{processes.rank}.pt", weights_only=True))
+    whole = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    ranks = range(state["processes"])
+    states = [torch.load(path / f"rng-{rank}.pt", weights_only=True) for rank in ranks]
     log.info("resuming from %s", path)
-    return state["step"]
+    return whole | {
+        "step": state["step"],
+        "random": states,
+        "model": trainer.model.state_dict(),
+    }
 
 
-def finished(run: Path, config: Any, steps: int = 0) -> bool:
+def finished(run: Path, config: Any, processes: Processes, steps: int = 0) -> bool:
     """Whether this very run has ended; raises ValueError if another one has in its folder.
 
-    One that ended before `steps` is to go on, so it has not.
+    One that ended before `steps` is to go on, so it has not. The first process looks; every process
+    must call this.
     """
+    return processes.from_first(processes.first and _finished(run, config, steps))
+
+
+def _finished(run: Path, config: Any, steps: int) -> bool:
     path = run / "evaluation.json"
     if not path.exists():
         return False
@@ -143,7 +176,8 @@ def finished(run: Path, config: Any, steps: int = 0) -> bool:
 def check_same_config(folder: Path, config: Any, step: int) -> None:
     """Raise ValueError listing the keys in which a config differs from a folder's config.yaml.
 
-    FREE_KEYS and an end at or after `step` may differ; each such change goes to the log.
+    FREE_KEYS, an end at or after `step` and where the same data lie may differ; each such change
+    goes to the log.
     """
     path = folder / "config.yaml"
     old = flat(parse(path.read_text(encoding="utf-8"), str(path)))
@@ -152,6 +186,11 @@ def check_same_config(folder: Path, config: Any, step: int) -> None:
     if "task" in new:  # fine-tuning: an epoch that is not evaluated cannot be selected
         free.remove("eval.every")
     differing = sorted(key for key in old | new if old.get(key) != new.get(key))
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    facts = run / "environment.json"
+    there = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
+    there, now = there.get("contents", {}), contents(config)
+    free |= {key for key in differing if key in now and there.get(key) == now[key]}
     changes = {key: f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in differing}
     if changes.keys() - free:
         listed = ", ".join(text for key, text in changes.items() if key not in free)

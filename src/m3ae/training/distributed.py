@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,24 @@ class Processes:
     def from_first(self, value: Any) -> Any:
         """The first process's value; every process must call it."""
         return self.gather(value)[0]
+
+    def share(self, value: Any) -> Any:
+        """The first process's value, tensors in it one by one and on `device`; all must call it.
+
+        For what is too large for `from_first`, which copies a value through every process.
+        """
+        if self.count == 1:
+            return value
+        own = iter([leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)])
+        outline = self.from_first(tree_map_only(Tensor, lambda x: x.to("meta"), value))
+
+        def send(place: Tensor) -> Tensor:
+            empty = torch.empty_like(place, device=self.device)
+            tensor = next(own).to(self.device).contiguous() if self.first else empty
+            dist.broadcast(tensor, 0)
+            return tensor
+
+        return tree_map_only(Tensor, send, outline)
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -35,6 +35,7 @@ class Trainer:
     parallel: nn.Module = field(init=False)
     sums: dict[str, Tensor] = field(init=False, default_factory=dict)
     failed: Tensor = field(init=False)
+    taken: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.parallel = self.model
@@ -55,6 +56,7 @@ class Trainer:
         # are still those that failed when the host looks; reading it every step would stall a GPU.
         # With fp16 a gradient that overflows is no failure: its step is skipped, the scale halved.
         self.failed = torch.zeros((), device=self.processes.device)
+        self.taken = torch.zeros((), device=self.processes.device)  # steps that did not fail
 
     def train_step(self, batches: list[dict[str, Tensor]]) -> None:
         """One optimiser step over this process's micro-batches of the step.
@@ -103,6 +105,7 @@ class Trainer:
         if self.precision != "fp16":
             finite = finite & finite_norm
         self.failed = self.processes.sum(torch.maximum(self.failed, (~finite).float())).clamp(max=1)
+        self.taken = self.taken + (1 - self.failed)
 
     def _add(self, values: dict[str, Tensor]) -> None:
         for key, value in values.items():

@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from m3ae.config import to_yaml
+from m3ae.data.contents import contents
 from m3ae.files import write_json, write_text
 from m3ae.strict_yaml import flat
 from m3ae.training.distributed import Processes
@@ -102,6 +103,7 @@ def record_run(run: Path, config: Any, facts: dict[str, Any], processes: Process
         run.mkdir(parents=True, exist_ok=True)
         write_text(run / "config.yaml", to_yaml(config))
         facts = {"seed": config.seed} | facts | environment(processes)
+        facts["contents"] = contents(config)  # so that the data may move before the run goes on
         write_json(run / "environment.json", facts)
 
 

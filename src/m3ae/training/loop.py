@@ -1,19 +1,23 @@
 """The loop of both run scripts: batches, steps, log lines, the check that all was finite, speed."""
 
-import contextlib
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from m3ae.config import OptimConfig
 from m3ae.data.sampler import Plan
-from m3ae.training.engine import Trainer, to_device
+from m3ae.training.engine import Trainer
+from m3ae.training.failures import SampleId, explain, random_state
 from m3ae.training.logs import RunLog, peak_memory_gib
 from m3ae.training.optim import set_lr
+
+log = logging.getLogger(__name__)
 
 # Dense bf16 FLOP/s of one device, by what its name contains (vendors' data sheets).
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A6000": 155e12}
@@ -26,32 +30,41 @@ class Loop:
     The body trains on them, at the rates that are set, and then asks `due` before all else that it
     does (log lines, evaluation, checkpoints): that is in no speed, and raises ValueError naming
     samples where a loss or gradient is not finite.
-    `sample_id` names a sample by the `index` of a batch.
+    `sample_id` names a sample by the `index` of a batch. `skip`: a step that is not finite changes
+    nothing, is noted in the log with its samples, and the run goes on, so many times; that costs a
+    wait for the device at every step.
     """
 
     trainer: Trainer
-    loader: Iterable[dict[str, Tensor]]  # this process's micro-batches, from `step` on
+    loader: DataLoader  # this process's micro-batches from `step` on; its data set holds all
     plan: Plan
     optim: OptimConfig
     step: int
-    sample_id: Callable[[int], str]
+    sample_id: SampleId
+    skip: int = 0
 
     def __iter__(self) -> Iterator[tuple[int, list[dict[str, Tensor]]]]:
         trainer, steps = self.trainer, self.plan.steps
         first = trainer.processes.first
         trainer.model.train()
         batches = iter(self.loader)
+        self.skipped, self.notes = 0, []
+        self._look()
         self._measure_anew()
         self.bar = tqdm(total=steps, initial=self.step, unit="step", disable=not first)
         with self.bar:
             while self.step < steps:
                 started = time.perf_counter()
-                self.batches = [next(batches) for _ in range(self.plan.accumulation)]
+                micro = [next(batches) for _ in range(self.plan.accumulation)]
                 self.waited += time.perf_counter() - started
                 set_lr(trainer.optimizer, self.step, steps, self.optim)
                 self.step += 1
-                self.acted = False
-                yield self.step, self.batches
+                self.acted, sums = False, trainer.sums
+                trainer.sums = dict(sums)
+                self.states.append(random_state(trainer.processes.device))
+                yield self.step, micro
+                if self.skip and trainer.failed.item():
+                    self._skip(sums)
                 self.bar.update()
                 if self.acted:
                     self._measure_anew()
@@ -64,17 +77,40 @@ class Loop:
         due = self.step == self.plan.steps or any(n and self.step % n == 0 for n in every)
         if due:
             self.acted = True
-            if self.trainer.failed.item():
+            if self.trainer.failed.item() and not self.skip:
                 raise ValueError(self._not_finite())
+            self._look()
         return due
 
     def log(self, run_log: RunLog, gflop: float | None = None) -> None:
         """A line of means since the last one, rates and speed; `gflop` = of a sample's step."""
         values = self.trainer.read()
+        for step, said in self.notes:
+            run_log.write("note", step, message=said)
+        self.notes = []
         rates = {group["name"]: group["lr"] for group in self.trainer.optimizer.param_groups}
         samples, speed = self.step * self.plan.batch_global, self._speed(gflop)
         run_log.write("train", self.step, samples=samples, **values, lr=rates, **speed)
-        self.bar.set_postfix_str(f"loss {values['loss']:.3f}")
+        if values["loss"] is not None:
+            self.bar.set_postfix_str(f"loss {values['loss']:.3f}")
+
+    def _look(self) -> None:
+        """Until the next look a failed step is one of those that begin now."""
+        self.seen, self.states = self.step, []
+        self.trainer.taken.zero_()
+
+    def _skip(self, sums: dict[str, Tensor]) -> None:
+        """Go on after a failed step as if it had not been; `sums`: the trainer's before it."""
+        said = self._not_finite()
+        self.skipped += 1
+        if self.skipped > self.skip:
+            raise ValueError(said)
+        said = f"skipped, {self.skipped} of at most {self.skip}: {said}"
+        log.warning(said)
+        self.notes.append((self.step, said))
+        self.trainer.sums = sums
+        self.trainer.failed.zero_()
+        self._look()
 
     def _measure_anew(self) -> None:
         self.since, self.waited, self.started = self.step, 0.0, time.perf_counter()
@@ -95,20 +131,15 @@ class Loop:
         }
 
     def _not_finite(self) -> str:
-        """One line that names the samples whose loss is not finite."""
-        bad = []
-        with torch.no_grad(), contextlib.suppress(RuntimeError):
-            for batch in self.batches:
-                batch = to_device(batch, self.trainer.processes.device)
-                for key, value in self.trainer.model(batch, per_sample=True).items():
-                    rows = (~torch.isfinite(value)).nonzero()[:, 0].tolist()
-                    bad += [(key, int(batch["index"][row])) for row in rows]
-        where = "; ".join(f"{key} of {self.sample_id(index)}" for key, index in bad[:5])
-        where = where or "a gradient, or a sample of another process or an earlier step"
+        """One line that names the step and the samples; every process must call it."""
+        step = self.seen + int(self.trainer.taken.item())  # finished ones before it
+        items = range(step * self.plan.accumulation, (step + 1) * self.plan.accumulation)
+        batches = [self.loader.dataset[item] for item in items]
+        where = explain(self.trainer, batches, self.states[step - self.seen], self.sample_id)
         return (
-            f"a loss or gradient is not finite at or just before step {self.step} ({where}). "
-            "Checkpoints up to then are kept; lower optim.lr, set optim.clip_norm or use "
-            "train.precision=fp32"
+            f"a loss or gradient is not finite at step {step + 1} ({where}). It changed no weight. "
+            "Lower optim.lr, set optim.clip_norm or use train.precision=fp32; a change of these "
+            "needs init=CHECKPOINT output=OTHER. train.skip_non_finite=N goes on without such steps"
         )
 
 
