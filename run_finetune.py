@@ -12,6 +12,7 @@ import logging
 import math
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,8 +116,9 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
             loop.log(run_log)
         if loop.due(per_epoch * config.eval.every):
             epoch = step // per_epoch
-            measures = evaluation.run(epoch)
-            run_log.write("eval", step, epoch=epoch, **measures)
+            started, measures = time.perf_counter(), evaluation.run(epoch)
+            seconds = round(time.perf_counter() - started, 2)  # for which training waited
+            run_log.write("eval", step, epoch=epoch, **measures, seconds=seconds)
             log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4f}" for k, v in measures.items()))
             for name in keep_best(best, measures, epoch, protocols, config):
                 save_best(run / f"best-{name}", trainer, config, tokenizer, answers, known, epoch)

@@ -109,10 +109,12 @@ def held_out_losses(
     model, processes = trainer.model, trainer.processes
     options = config.eval
     fixed = EvalBatches(held_out, config.model, options.seed, options.samples, options.batch)
-    own_batches = eval_batches(fixed, processes.rank, processes.count)
-    arrays = evaluate(model, own_batches, processes, trainer.precision)
+    started, workers = time.perf_counter(), config.data.workers
+    own = eval_batches(fixed, processes.rank, processes.count, workers, processes.device)
+    arrays = evaluate(model, own, processes, trainer.precision)
     values = summarise(arrays, model.loss_weights)
-    run_log.write("eval", step, **values)
+    seconds = round(time.perf_counter() - started, 2)  # for which training waited
+    run_log.write("eval", step, **values, seconds=seconds)
     shown = [f"{key} {value:.3f}" for key, value in values.items() if key != "samples"]
     log.info("step %d, held out: %s", step, ", ".join(shown))
     if processes.first and options.pictures and "mim" in model.loss_weights:

@@ -6,7 +6,7 @@ comes from a generator keyed by seed and place, so a batch is a function of both
 
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -298,17 +298,24 @@ def train_loader(
 
 def loader_from(dataset: Dataset, item: int, workers: int, device: torch.device) -> DataLoader:
     """The items of a data set, which are batches, from one on."""
+    return _loader(dataset, range(item, len(dataset)), workers, device)
+
+
+def eval_batches(
+    dataset: Dataset, rank: int, processes: int, workers: int, device: torch.device
+) -> DataLoader:
+    """The batches of process `rank`: every `processes`-th."""
+    own = range(rank, len(dataset), processes)
+    return _loader(dataset, own, min(workers, len(own)), device)
+
+
+def _loader(dataset: Dataset, items: range, workers: int, device: torch.device) -> DataLoader:
     return DataLoader(
         dataset,
         batch_size=None,
-        sampler=range(item, len(dataset)),
+        sampler=items,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(0),  # leaves the global one alone
     )
-
-
-def eval_batches(dataset: Dataset, rank: int, processes: int) -> Iterator[dict[str, Tensor]]:
-    """The batches of process `rank`: every `processes`-th."""
-    return (dataset[item] for item in range(rank, len(dataset), processes))

@@ -120,8 +120,9 @@ class Evaluation:
         for name in {rules.select: None for rules in self.protocols}:
             false_texts = self.config.data.false_texts
             data = EvalQuestions(self.splits[name], self.config.eval.batch, "own", false_texts)
-            batches = eval_batches(data, self.processes.rank, self.processes.count)
-            arrays = evaluate(self.model, batches, self.processes, self.precision)
+            processes, workers = self.processes, self.config.data.workers
+            own = (processes.rank, processes.count, workers, processes.device)
+            arrays = evaluate(self.model, eval_batches(data, *own), processes, self.precision)
             loss = summarise(arrays, self.model.loss_weights)["loss"]
             chosen = [rules for rules in self.protocols if rules.select == name]
             measures |= {f"{name}/{rules.name}/loss": loss for rules in chosen}
@@ -148,7 +149,8 @@ class Evaluation:
 
     def _chances(self, split: str, arm: str) -> np.ndarray:
         data = EvalQuestions(self.splits[split], self.config.eval.batch, arm)
-        return predict(self.model, data, self.processes, self.precision)
+        workers = self.config.data.workers
+        return predict(self.model, data, self.processes, self.precision, workers=workers)
 
     def _rows(self, split: str, chances: np.ndarray, rules: Protocol) -> list[dict[str, Any]]:
         known, top = self.known[rules.name], self.config.eval.top

@@ -1,5 +1,7 @@
 """What frozen encoders give, computed once for a split instead of at every step.
 
+Each process of a host computes its share, and all read one copy.
+
 Letters: `B` pairs, `L` text tokens, `S` image tokens, `W` an encoder's width, `M` the width of the
 pooled features of an image. Of tokens, and of pooled features, only what the head reads is kept.
 """
@@ -60,13 +62,18 @@ class FrozenFeatures:
             return tensor.to("cpu", DTYPES[precision if name.endswith("features") else "fp32"])
 
         def encode(name: str, numbers: np.ndarray, encoder: Callable) -> Batch:
+            # The processes of a host take turns, but for the one mean image.
+            turns = len(numbers) > 1
+            own = numbers[processes.local_rank :: processes.local_count] if turns else numbers
             parts, size = [], config.eval.batch
-            starts = range(0, len(numbers), size)
+            starts = range(0, len(own), size)
             with evaluating(model), autocast(device, precision):
                 for start in tqdm(starts, desc=name, unit="batch", disable=not processes.first):
-                    some = numbers[start : start + size]
+                    some = own[start : start + size]
                     parts.append({key: stored(key, x) for key, x in encoder(some).items()})
-            whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            names = parts[0] if parts else ()
+            whole = {key: torch.cat([part[key] for part in parts]) for key in names}
+            whole = processes.on_host(whole, len(numbers)) if turns else whole
             size = sum(tensor.nbytes for tensor in whole.values()) / 2**20
             log.info("%s: %s encoded once, %.0f MiB", questions.folder, name, size)
             return whole

@@ -27,15 +27,20 @@ def scores_of(model: Downstream, batch: Batch, device: torch.device, precision: 
 
 
 def predict(
-    model: Downstream, data: EvalQuestions, processes: Processes, precision: str, title: str = ""
+    model: Downstream,
+    data: EvalQuestions,
+    processes: Processes,
+    precision: str,
+    title: str = "",
+    workers: int = 0,
 ) -> np.ndarray:
     """`probabilities` (Q, A) of all rows of a split, in its order; every process must call it.
 
     With a title, under a progress bar.
     """
     rows, logits = [], []
-    own = eval_batches(data, processes.rank, processes.count)
-    for batch in tqdm(own, desc=title, total=len(data), unit="batch", disable=not title):
+    own = eval_batches(data, processes.rank, processes.count, workers, processes.device)
+    for batch in tqdm(own, desc=title, unit="batch", disable=not title):
         rows.append(batch["index"].numpy())
         logits.append(scores_of(model, batch, processes.device, precision))
     mine = (np.concatenate(rows), np.concatenate(logits)) if rows else None

@@ -1,10 +1,14 @@
 """Processes: one alone, or several under torchrun (NCCL on GPUs, Gloo on CPUs)."""
 
+import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +19,16 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among the others: `rank` of `count`, on `device`."""
+    """This process among the others: `rank` of `count`, on `device`.
+
+    `local_rank` of `local_count`: among those of its host.
+    """
 
     rank: int
     local_rank: int
     count: int
     device: torch.device
+    local_count: int = 1
 
     @property
     def first(self) -> bool:
@@ -62,6 +70,37 @@ class Processes:
             return tensor
 
         return tree_map_only(Tensor, send, outline)
+
+    def on_host(self, own: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+        """Rows that the processes of each host computed in turn, together; all must call it.
+
+        own: tensors on the CPU of rows local_rank, local_rank + local_count, ... of `rows`; empty
+        where there are none. They lie once a host, in a file under the system's temporary folder
+        that all map and nobody sees.
+        """
+        if self.local_count == 1:
+            return own
+        leads = self.local_rank == 0
+        outline = {key: (tensor.shape[1:], tensor.dtype) for key, tensor in own.items()}
+        folder = tempfile.mkdtemp(prefix="m3ae-") if leads else None
+        everyone = self.gather((folder, outline))
+        folder = Path(everyone[self.rank - self.local_rank][0])
+        outline = next(found for _, found in everyone if found)
+        whole = {}
+        for number, (key, (shape, dtype)) in enumerate(outline.items()):
+            file, size = folder / str(number), rows * math.prod(shape)
+            if leads:
+                with open(file, "wb") as opened:  # a full disk is an error here, not a crash later
+                    os.posix_fallocate(opened.fileno(), 0, size * dtype.itemsize)
+            self.wait()
+            flat = torch.from_file(str(file), shared=True, size=size, dtype=dtype)
+            whole[key] = flat.view(rows, *shape)
+            if own:
+                whole[key][self.local_rank :: self.local_count] = own[key]
+        self.wait()
+        if leads:
+            shutil.rmtree(folder)
+        return whole
 
     def wait(self) -> None:
         """Wait until every process is here."""
@@ -113,6 +152,7 @@ def join_processes(
             timeout=timedelta(minutes=timeout_minutes),
             device_id=own if gpu else None,
         )
-    yield Processes(int(os.environ.get("RANK", "0")), local_rank, count, own)
+    local_count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    yield Processes(int(os.environ.get("RANK", "0")), local_rank, count, own, local_count)
     if count > 1:
         dist.destroy_process_group()
