@@ -31,6 +31,7 @@ from m3ae.training.logs import RunLog, log_facts, record_run
 from m3ae.training.loop import Loop
 from m3ae.training.optim import build_optimizer
 from m3ae.training.precision import resolve_precision
+from m3ae.training.sharding import shard
 
 log = logging.getLogger("m3ae")
 
@@ -63,8 +64,9 @@ def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> Non
     # ---------------------------------------------------------------- model, optimiser
     model = build_model(config).to(processes.device)
     torch.manual_seed(config.seed + processes.rank)  # dropout differs between processes
-    optimizer = build_optimizer(param_groups(model, config.optim), config.optim)
-    trainer = Trainer(model, optimizer, processes, precision, config.optim.clip_norm)
+    shares = shard(build_model(config).to(processes.device), processes) if train.shard else None
+    optimizer = build_optimizer(param_groups(shares or model, config.optim), config.optim)
+    trainer = Trainer(model, optimizer, processes, precision, config.optim.clip_norm, shares)
 
     # ---------------------------------------------------------------- resume
     step = resume(run, trainer, config)
@@ -92,7 +94,7 @@ def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> Non
     # ---------------------------------------------------------------- final evaluation
     result, started = {"step": step}, time.perf_counter()
     if held_out is not None:
-        result |= ThreeArms(model, held_out, config.eval, processes, precision).run()
+        result |= ThreeArms(trainer.whole(), held_out, config.eval, processes, precision).run()
         result["seconds"] = round(time.perf_counter() - started, 1)
     if processes.first:
         write_json(run / "evaluation.json", result)
@@ -106,7 +108,7 @@ def held_out_losses(
     """A line of losses on held-out pairs, always the same, and a picture of reconstructions."""
     if held_out is None:
         return
-    model, processes = trainer.model, trainer.processes
+    model, processes = trainer.whole(), trainer.processes
     options = config.eval
     fixed = EvalBatches(held_out, config.model, options.seed, options.samples, options.batch)
     started, workers = time.perf_counter(), config.data.workers

@@ -180,6 +180,7 @@ class TrainConfig:
     deterministic: bool
     timeout_minutes: float
     skip_non_finite: int
+    shard: bool
     threads: int | None
     log_every: int
     checkpoint_every: int

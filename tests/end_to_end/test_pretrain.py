@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,21 @@ def test_switches_may_change_on_resuming(small_run, capsys):
     assert "model.activation_checkpointing (False there, True now)" in line
     assert "model.share (True there, False now)" in line
     assert "train.threads (None there, 1 now)" in line and "optim" not in line
+
+
+def test_data_may_move_before_a_run_goes_on(small_run, shards, tmp_path, capsys):
+    """A run that ends for good since its data lie elsewhere now, or that goes on with others."""
+    assert run_pretrain.main(small_run(steps=4)) == 0
+    shutil.copytree(shards, tmp_path / "moved")
+    moved = [f"data.train=[{tmp_path}/moved/train]", f"data.valid=[{tmp_path}/moved/test]"]
+    moved.append(f"data.tokenizer={tmp_path}/moved/tokenizer")
+    assert run_pretrain.main(small_run(*moved, steps=6)) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "changed since" in line]
+    assert "data.train" in line and "data.valid" in line and "data.tokenizer" in line
+    other = [moved[0].replace("/train]", "/test]"), *moved[1:]]
+    assert run_pretrain.main(small_run(*other, steps=8)) == 2
+    message = capsys.readouterr().err
+    assert "made with another config: data.train (" in message and "data.valid" not in message
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(small_run, tmp_path, capsys):

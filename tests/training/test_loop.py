@@ -37,18 +37,18 @@ class Number(nn.Module):
         return {"it": torch.tensor(len(batch["value"]))}
 
 
-def loop_of(values: list[float], step: int = 0, micro: int = 1) -> Loop:
+def loop_of(values: list[float], step: int = 0, micro: int = 1, processes=ALONE) -> Loop:
     """One sample a micro-batch, `micro` a step."""
     model = Number()
     group = {"name": "all", "params": list(model.parameters()), "lr_scale": 1.0}
     optimizer = build_optimizer([group], OPTIM)
-    trainer = Trainer(model, optimizer, ALONE, "fp32", None)
+    trainer = Trainer(model, optimizer, processes, "fp32", None)
     batches = [
         {"index": torch.tensor([number]), "value": torch.tensor([value])}
         for number, value in enumerate(values)
     ]
     plan = Plan(len(values), len(values) // micro, micro, 1, 1)
-    loader = loader_from(batches, step * micro, 0, ALONE.device)
+    loader = loader_from(batches, step * micro, 0, processes.device)
     return Loop(trainer, loader, plan, OPTIM, step, "sample-{}".format)
 
 

@@ -36,6 +36,9 @@ def facts(
     micro = plan.batch_per_process
     activations = activation_bytes(config.model, length, micro, device, precision)
     untrained = sum(parameter.numel() for parameter in parameters) - trained
+    held = trained * 16 + untrained * 4
+    if config.train.shard:  # a share of all that, and the whole model for evaluation
+        held = held / plan.processes + (trained + untrained) * 4
     return {
         "run": config.output,
         "training_pairs": len(pairs),
@@ -50,7 +53,7 @@ def facts(
         "trained_parameters": trained,
         "gflop_per_sample": round(step_flops(config.model, length) / 1e9, 3),
         # Weights, and of what is trained gradients and two moments, all in fp32.
-        "memory_gib_weights_optimiser": round((trained * 16 + untrained * 4) / gib, 2),
+        "memory_gib_weights_optimiser": round(held / gib, 2),
         "memory_gib_activations": round(activations / gib, 2),
     }
 

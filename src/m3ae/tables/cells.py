@@ -31,7 +31,8 @@ PRETRAINING = "PRETRAINING"  # stands in a resolved config for the folder of the
 FREE = {
     "pretrain": """output model.compile model.activation_checkpointing data.workers train.threads
         train.device train.tf32 train.deterministic train.timeout_minutes train.skip_non_finite
-        train.log_every train.checkpoint_every train.keep_checkpoints eval.every eval.pictures""",
+        train.shard train.log_every train.checkpoint_every train.keep_checkpoints eval.every
+        eval.pictures""",
     "finetune": """output model.compile model.activation_checkpointing data.workers train.threads
         train.device train.tf32 train.deterministic train.timeout_minutes train.skip_non_finite
         train.log_every train.checkpoint_every train.keep_checkpoints eval.top eval.samples

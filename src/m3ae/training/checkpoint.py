@@ -29,6 +29,7 @@ from m3ae.files import checkpoints
 from m3ae.strict_yaml import flat, parse
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer
+from m3ae.training.sharding import copy_from, gathered, spread
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ VERSION = 2  # 1: moments of queries, keys and values apart
 FREE_KEYS = """
 output model.share model.compile model.activation_checkpointing data.workers
 train.batch_per_process train.threads train.device train.tf32 train.deterministic
-train.timeout_minutes train.skip_non_finite train.log_every train.checkpoint_every
-train.keep_checkpoints eval.every eval.pictures
+train.timeout_minutes train.skip_non_finite train.shard train.log_every
+train.checkpoint_every train.keep_checkpoints eval.every eval.pictures
 """.split()
 
 
@@ -74,13 +75,13 @@ def save_checkpoint(run: Path, step: int, trainer: Trainer, config: Any, tokeniz
     if processes.first:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    states = processes.gather(rng_state())
+    states, model = processes.gather(rng_state()), trainer.whole()
+    rest = {"optimizer": gathered(trainer.optimizer.state_dict())}
+    rest["scaler"] = trainer.scaler.state_dict()
     if processes.first:
         for rank, state in enumerate(states):
             torch.save(state, part / f"rng-{rank}.pt")
-        trainer.model.save_pretrained(part, tokenizer)
-        rest = {"optimizer": trainer.optimizer, "scaler": trainer.scaler}
-        rest = {name: holder.state_dict() for name, holder in rest.items()}
+        model.save_pretrained(part, tokenizer)
         torch.save(rest, part / "optimizer.pt")
         (part / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         state = {"version": VERSION, "step": step, "processes": processes.count}
@@ -117,6 +118,9 @@ def resume(run: Path, trainer: Trainer, config: Any) -> int:
         return 0
     if not processes.first:
         trainer.model.load_state_dict(whole["model"])
+    if trainer.shares is not None:
+        copy_from(trainer.shares, trainer.model)
+        whole["optimizer"] = _moments_spread(whole["optimizer"], trainer.optimizer)
     trainer.optimizer.load_state_dict(whole["optimizer"])
     trainer.scaler.load_state_dict(whole["scaler"])
     step, states = whole["step"], whole["random"]
@@ -128,6 +132,19 @@ def resume(run: Path, trainer: Trainer, config: Any) -> int:
         log.info(said, len(states), processes.count)
         torch.manual_seed(int(keyed(config.seed, DROPOUT, step, processes.rank).integers(2**62)))
     return step
+
+
+def _moments_spread(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's state with what has the shape of its parameter in shares as that is."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        number: {
+            name: spread(value, parameters[number]) if value.ndim else value
+            for name, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    return state | {"state": moments}
 
 
 def _read(run: Path, trainer: Trainer, config: Any) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from m3ae.training.distributed import Processes
 from m3ae.training.precision import DTYPES, HalfWeights, autocast
+from m3ae.training.sharding import copy_to, gathered
 
 Arrays = dict[str, np.ndarray]
 
@@ -25,23 +26,29 @@ def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
 
 @dataclass
 class Trainer:
-    """What a step needs, and what it adds up between two log lines."""
+    """What a step needs, and what it adds up between two log lines.
 
-    model: nn.Module  # the plain model; `parallel` is what a step runs, wrapped as need be
+    `model` is the plain model, `parallel` what a step runs, wrapped as need be. With `shares`, a
+    twin of the model of which each process has its part (`sharding.shard`), that one is trained,
+    by an optimiser of its parameters, and `whole` brings the model up to date.
+    """
+
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     processes: Processes
     precision: str
     clip_norm: float | None
+    shares: nn.Module | None = None
     parallel: nn.Module = field(init=False)
     sums: dict[str, Tensor] = field(init=False, default_factory=dict)
     failed: Tensor = field(init=False)
     taken: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parallel = self.model
-        if self.precision != "fp32":
+        self.parallel = self.shares or self.model
+        if self.precision != "fp32" and not self.shares:
             self.parallel = HalfWeights(self.model, DTYPES[self.precision])
-        if self.processes.count > 1:
+        if self.processes.count > 1 and not self.shares:
             gpu = self.processes.device.type == "cuda"
             self.parallel = DistributedDataParallel(
                 self.parallel,
@@ -69,16 +76,16 @@ class Trainer:
         totals = self._totals(batches)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
-            wait = self.parallel.no_sync() if count > 1 and not last else contextlib.nullcontext()
-            with wait:
+            with self._gradients_summed(last):
                 with autocast(device, self.precision):
                     losses = self.parallel(batch, totals=totals)
                 # DDP averages over processes, but the totals already are everybody's.
                 self.scaler.scale(losses["loss"] * count).backward()
             self._add({key: value.detach() for key, value in losses.items()})
         self.scaler.unscale_(self.optimizer)
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        trained = self.shares or self.model
+        parameters = [p for p in trained.parameters() if p.grad is not None]
+        norm = gathered(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
         if self.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         finite = torch.isfinite(norm)
@@ -91,6 +98,20 @@ class Trainer:
         self.optimizer.zero_grad()
         ones = torch.ones((), device=device)
         self._add({"grad_norm": norm.where(finite, 0), "steps": ones, "finite": finite * ones})
+
+    def whole(self) -> nn.Module:
+        """The plain model with the weights of now; every process must call it."""
+        if self.shares:
+            copy_to(self.shares, self.model)
+        return self.model
+
+    def _gradients_summed(self, last: bool) -> contextlib.AbstractContextManager:
+        """Over the processes in the backward pass of a step's last micro-batch alone."""
+        if self.shares:
+            self.shares.set_requires_gradient_sync(last)
+        elif self.processes.count > 1 and not last:
+            return self.parallel.no_sync()
+        return contextlib.nullcontext()
 
     def _totals(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         counts = [self.model.counts(batch) for batch in batches]

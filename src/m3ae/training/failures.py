@@ -31,6 +31,7 @@ def explain(
     finite with the samples of its micro-batch.
     """
     device = trainer.processes.device
+    trainer.whole()
     now = random_state(device)
     _set(state, device)
     found = _losses(trainer, batches, sample_id)
