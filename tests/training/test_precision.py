@@ -1,20 +1,25 @@
 """The 16-bit copies of the weights."""
 
+import contextlib
+import re
+
 import pytest
 import torch
 
 from m3ae.models import M3AE
+from m3ae.models.switches import wrap_blocks
 from m3ae.training.precision import DTYPES, HalfWeights, autocast
 from tests.recipe import golden_batch, tiny_config
 
 CPU = torch.device("cpu")
 
 
-def gradients(model, run, precision: str) -> dict[str, torch.Tensor | None]:
+def gradients(model, copies, precision: str) -> dict[str, torch.Tensor | None]:
     model.zero_grad()
-    with autocast(CPU, precision):
-        losses = run(golden_batch())
-    losses["loss"].backward()
+    with copies():
+        with autocast(CPU, precision):
+            losses = model(golden_batch())
+        losses["loss"].backward()
     return {"loss": losses["loss"].detach()} | {n: p.grad for n, p in model.named_parameters()}
 
 
@@ -22,14 +27,16 @@ def gradients(model, run, precision: str) -> dict[str, torch.Tensor | None]:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("off", ["itm", "mim"])
 def test_copies_change_no_number(precision, off, checkpointing):
-    """Copies that are rounded twice, of last step's weights, or whose gradients get lost."""
+    """Copies that are rounded twice, of last step's weights, whose gradients get lost, or that are
+    gone when a block is computed again."""
     config = tiny_config(f"model.{off}.weight=0", f"model.activation_checkpointing={checkpointing}")
     torch.manual_seed(0)
     model = M3AE(config.model)
-    wrapped = HalfWeights(model, DTYPES[precision])
+    wrap_blocks(model, config.model)
+    halves = HalfWeights(model, DTYPES[precision])
     for _ in range(2):  # the second time with other weights
-        wanted = gradients(model, model, precision)
-        ours = gradients(model, wrapped, precision)
+        wanted = gradients(model, contextlib.nullcontext, precision)
+        ours = gradients(model, halves.in_place, precision)
         for name, gradient in wanted.items():
             assert (gradient is None) == (ours[name] is None), name
             if "query_key_value" in name and gradient is not None:
@@ -44,16 +51,19 @@ def test_copies_change_no_number(precision, off, checkpointing):
 
 
 def test_a_block_is_one_node():
-    """Copies that are all one node: gradients of several processes reduced after the last block."""
+    """Copies that are all one node: gradients of several processes reduced after the last block;
+    a layer without a copy, or with two; copies that stay where an evaluation reads weights."""
     model = M3AE(tiny_config().model)
-    wrapped = HalfWeights(model, torch.bfloat16)
-    names = [name for group in wrapped.groups for name in group]
-    assert len(names) == len(set(names))
-    blocks = [group for group in wrapped.groups if ".blocks.1." in group[0]]
-    assert len(blocks) > 2 and all(
-        name.split(".1.")[0] == group[0].split(".1.")[0] for group in blocks for name in group
-    )
-    products = {name for name, module in model.named_modules() if hasattr(module, "in_features")}
-    assert {name.rpartition(".")[0] for name in names} == products | {
-        "image_encoder.patch_embedding"
-    }
+    halves = HalfWeights(model, torch.bfloat16)
+    with pytest.raises(KeyError), halves.in_place():
+        nodes = {n: p.grad_fn for n, p in model.named_parameters() if p.dtype == torch.bfloat16}
+        raise KeyError
+    assert all(parameter.is_leaf for parameter in model.parameters())
+    layers = {n for n, module in model.named_modules() if hasattr(module, "in_features")}
+    layers.add("image_encoder.patch_embedding")
+    assert {name.rpartition(".")[0] for name in nodes} == layers
+    by_node = {}
+    for name, node in nodes.items():
+        block = re.match(r".*?\.\d+(?=\.)|[^.]*", name).group()
+        by_node.setdefault(node, set()).add(block)
+    assert all(len(places) == 1 for places in by_node.values()) and len(by_node) > 10

@@ -196,7 +196,7 @@ def trace_step(
         alone = Processes(0, 0, 1, CPU)
         trainer = Trainer(model, optimizer, alone, precision, config.optim.clip_norm)
         if not copies:
-            trainer.parallel = model
+            trainer.copies = contextlib.nullcontext
         with _as_on_a_gpu():
             trainer.train_step([batch])  # makes the optimiser's states
             with _Trace() as trace:

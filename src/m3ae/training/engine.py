@@ -46,12 +46,13 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.parallel = self.shares or self.model
+        self.copies = contextlib.nullcontext
         if self.precision != "fp32" and not self.shares:
-            self.parallel = HalfWeights(self.model, DTYPES[self.precision])
+            self.copies = HalfWeights(self.model, DTYPES[self.precision]).in_place
         if self.processes.count > 1 and not self.shares:
             gpu = self.processes.device.type == "cuda"
             self.parallel = DistributedDataParallel(
-                self.parallel,
+                self.model,
                 device_ids=[self.processes.local_rank] if gpu else None,
                 gradient_as_bucket_view=True,
                 broadcast_buffers=False,  # they are constants
@@ -76,7 +77,7 @@ class Trainer:
         totals = self._totals(batches)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
-            with self._gradients_summed(last):
+            with self._gradients_summed(last), self.copies():
                 with autocast(device, self.precision):
                     losses = self.parallel(batch, totals=totals)
                 # DDP averages over processes, but the totals already are everybody's.

@@ -2,11 +2,12 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -37,31 +38,39 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
-class HalfWeights(nn.Module):
-    """A model whose linear layers and convolutions read 16-bit copies of their weights.
+class HalfWeights:
+    """16-bit copies of what a model's linear layers and convolutions read, a block's by one call.
 
     The numbers are those of autocast alone; but it copies every weight and every gradient by an
-    operation of its own, a fifth of a step's operations. Here a block's go by one. The copies of a
-    block are one node of the graph, so that gradients are still reduced while others are computed.
+    operation of its own, a fifth of a step's operations. The copies of a block are one node of the
+    graph, so that gradients are still reduced while others are computed.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model, self.dtype = model, dtype
-        groups: dict[str, list[str]] = defaultdict(list)
+        self.dtype = dtype
+        groups: dict[str, list[tuple[nn.Module, str]]] = defaultdict(list)
         for place, module in model.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                for name, _ in module.named_parameters(recurse=False):
-                    groups[_block(place)].append(f"{place}.{name}")
+                names = [name for name, _ in module.named_parameters(recurse=False)]
+                groups[_block(place)] += [(module, name) for name in names]
         self.groups = list(groups.values())
 
-    def forward(self, *inputs: Any, **options: Any) -> Any:
-        """The model's own."""
-        weights, copies = dict(self.model.named_parameters()), {}
-        for names in self.groups:
-            halves = _Halves.apply(self.dtype, *(weights[name] for name in names))
-            copies |= zip(names, halves, strict=True)
-        return functional_call(self.model, copies, inputs, options)
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """For a forward pass and its backward pass, which may compute blocks again."""
+        weights = [[module._parameters[name] for module, name in group] for group in self.groups]
+        try:
+            for group, own in zip(self.groups, weights, strict=True):
+                self._put(group, _Halves.apply(self.dtype, *own))
+            yield
+        finally:
+            for group, own in zip(self.groups, weights, strict=True):
+                self._put(group, own)
+
+    @staticmethod
+    def _put(group: list[tuple[nn.Module, str]], tensors: Sequence[Tensor]) -> None:
+        for (module, name), tensor in zip(group, tensors, strict=True):
+            module._parameters[name] = tensor
 
 
 def _block(place: str) -> str:
