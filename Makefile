@@ -1,7 +1,10 @@
 # make quickstart   generate phantoms, prepare shards, pre-train a small M3AE, fine-tune it and its
 #                   initial weights on phantom questions, write a report
 # make tables-small phantoms, then the paper's Table 4 and Figure 2 on them, three seeds (an hour and a half on two cores)
-# make test         lint and the whole test suite
+# make test         lint and the whole test suite; hides GPUs
+# make test-long    what takes longer: compilation, two hosts (network namespaces, as root)
+# make test-gpu     what only a GPU can show
+# make bench        the optimisations one by one, measured on this machine (GPU or CPU), and the roofline
 # make results      the tables of docs/results that rest on predictions, from the kept files
 # All set up $(VENV) first: a virtual environment with the pinned packages (5.5 GB, 2-4 minutes).
 
@@ -13,7 +16,7 @@ FINETUNE = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 run
   --config configs/finetune/quickstart.yaml
 TABLE = $(BIN)/python data_prep/table.py --raw data/tables/raw/tables/images --px 96 --tokenizer data/tables/pairs/tokenizer
 
-.PHONY: quickstart tables-small test results environment
+.PHONY: quickstart tables-small test test-long test-gpu bench results environment
 
 environment: $(VENV)/.installed
 	@$(BIN)/python -c "import m3ae, pathlib, sys; \
@@ -56,6 +59,17 @@ test: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-long: environment
+	$(BIN)/python -m pytest tests/long
+
+test-gpu: environment
+	M3AE_TEST_DEVICE=$${M3AE_TEST_DEVICE:-cuda} $(BIN)/python -m pytest tests/on_gpu
+
+bench: environment
+	mkdir -p runs/bench
+	$(BIN)/python benchmarks/ladder.py --json runs/bench/ladder.json | tee runs/bench/ladder.md
+	$(BIN)/python benchmarks/roofline.py --json runs/bench/roofline.json | tee runs/bench/roofline.md
 
 results: environment
 	$(BIN)/python benchmarks/results.py

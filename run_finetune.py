@@ -33,7 +33,7 @@ from m3ae.training.checkpoint import finished, resume, save_checkpoint
 from m3ae.training.command import run_script
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer
-from m3ae.training.logs import RunLog, log_facts, read_log, record_run
+from m3ae.training.logs import RunLog, log_facts, read_log, record_run, start_tracker
 from m3ae.training.loop import Loop
 from m3ae.training.optim import build_optimizer
 from m3ae.training.precision import resolve_precision
@@ -103,7 +103,8 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
     if not step:
         standardise_head(model, rows, config, processes, precision)
     record_run(run, config, facts, processes)
-    run_log = RunLog(run, step, active=processes.first)
+    tracker = start_tracker(train.tracker, config, processes)
+    run_log = RunLog(run, step, processes.first, tracker)
     best = best_epochs(read_history(run, processes), protocols, config) if step else {}
 
     # ---------------------------------------------------------------- loop

@@ -27,7 +27,7 @@ from m3ae.training.checkpoint import finished, resume, save_checkpoint
 from m3ae.training.command import run_script
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer, evaluate, summarise, to_device
-from m3ae.training.logs import RunLog, log_facts, record_run
+from m3ae.training.logs import RunLog, log_facts, record_run, start_tracker
 from m3ae.training.loop import Loop
 from m3ae.training.optim import build_optimizer
 from m3ae.training.precision import resolve_precision
@@ -71,7 +71,8 @@ def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> Non
     # ---------------------------------------------------------------- resume
     step = resume(run, trainer, config)
     record_run(run, config, facts, processes)
-    run_log = RunLog(run, step, active=processes.first)
+    tracker = start_tracker(train.tracker, config, processes)
+    run_log = RunLog(run, step, processes.first, tracker)
     if step == 0:
         if frozen := ", ".join(model.unreached()):
             log.info("no loss reaches, so frozen: %s", frozen)

@@ -185,6 +185,7 @@ class TrainConfig:
     log_every: int
     checkpoint_every: int
     keep_checkpoints: int
+    tracker: Literal["trackio", "wandb"] | None
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class DownstreamTrain:
     log_every: int
     checkpoint_every: int
     keep_checkpoints: int
+    tracker: Literal["trackio", "wandb"] | None
 
 
 @dataclass(frozen=True)

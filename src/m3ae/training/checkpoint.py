@@ -40,7 +40,7 @@ FREE_KEYS = """
 output model.share model.compile model.activation_checkpointing data.workers
 train.batch_per_process train.threads train.device train.tf32 train.deterministic
 train.timeout_minutes train.skip_non_finite train.shard train.log_every
-train.checkpoint_every train.keep_checkpoints eval.every eval.pictures
+train.checkpoint_every train.keep_checkpoints train.tracker eval.every eval.pictures
 """.split()
 
 

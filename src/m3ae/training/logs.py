@@ -1,5 +1,6 @@
 """What a run writes about itself: log.jsonl, TensorBoard events, environment.json."""
 
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -42,11 +43,11 @@ class RunLog:
     """The run's log.jsonl, one JSON object a line, and TensorBoard events where installed.
 
     Lines of steps beyond `step`, left by a run that went on after its last checkpoint, are removed:
-    those steps are run again.
+    those steps are run again. With a `tracker` (see `start_tracker`) numbers go there too.
     """
 
-    def __init__(self, run: Path, step: int, active: bool) -> None:
-        self.path, self.active = run / "log.jsonl", active
+    def __init__(self, run: Path, step: int, active: bool, tracker: Any = None) -> None:
+        self.path, self.active, self.tracker = run / "log.jsonl", active, tracker
         self.board = None
         if not active:
             return
@@ -71,15 +72,41 @@ class RunLog:
         line = json.dumps({"kind": kind, "step": step} | values, allow_nan=False)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
+        numbers = {
+            f"{kind}/{key}": value
+            for key, value in flat(values).items()
+            if isinstance(value, int | float)
+        }
         if self.board is not None:
-            for key, value in flat(values).items():
-                if isinstance(value, int | float):
-                    self.board.add_scalar(f"{kind}/{key}", value, step)
+            for key, value in numbers.items():
+                self.board.add_scalar(key, value, step)
+        if self.tracker is not None and numbers:
+            self.tracker.log(numbers, step=step)
 
     def close(self) -> None:
-        """Flush the TensorBoard events."""
+        """Flush the TensorBoard events, end the tracker's run."""
         if self.board is not None:
             self.board.close()
+        if self.tracker is not None:
+            self.tracker.finish()
+
+
+def start_tracker(name: str | None, config: Any, processes: Processes) -> Any:
+    """The package that `train.tracker` names (trackio or wandb), with a run of this one's begun.
+
+    Called by its folder, in project m3ae, and gone on with where that has one. None in all but the
+    first process, or where no tracker is named. ValueError where the package is not installed.
+    """
+    if name is None or not processes.first:
+        return None
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"train.tracker: {name} is not installed; pip install {name}")
+    tracker = importlib.import_module(name)
+    run = config.output.strip("/").replace("/", "-")
+    place = {"id": run} if name == "wandb" else {}
+    values = flat(dataclasses.asdict(config))
+    tracker.init(project="m3ae", name=run, config=values, resume="allow", **place)
+    return tracker
 
 
 def read_log(run: Path, kind: str) -> list[dict[str, Any]]:
