@@ -103,7 +103,7 @@ def start_tracker(name: str | None, config: Any, processes: Processes) -> Any:
         raise ValueError(f"train.tracker: {name} is not installed; pip install {name}")
     tracker = importlib.import_module(name)
     run = config.output.strip("/").replace("/", "-")
-    place = {"id": run} if name == "wandb" else {}
+    place = {"id": run, "dir": config.output} if name == "wandb" else {}
     values = flat(dataclasses.asdict(config))
     tracker.init(project="m3ae", name=run, config=values, resume="allow", **place)
     return tracker
