@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 
 from m3ae.data.sampler import Plan
-from m3ae.data.shards import read_manifest
+from m3ae.data.shards import Shards, read_manifest
 from m3ae.data.texts import check_tokenizer, load_tokenizer
 from m3ae.downstream.config import FinetuneConfig, load_finetune_config
 from m3ae.downstream.data import Questions, read_splits, train_loader
 from m3ae.downstream.evaluation import Evaluation
 from m3ae.downstream.frozen import encode_frozen, standardise_head
 from m3ae.downstream.model import Downstream, Init, build_downstream, read_init, write_facts
+from m3ae.downstream.selection import read_fields, same_rows
 from m3ae.models.heads import start_answer_head
 from m3ae.models.param_groups import param_groups
 from m3ae.scoring.protocols import Protocol, protocols_of
@@ -56,7 +57,9 @@ def runs_of(config: FinetuneConfig) -> list[FinetuneConfig]:
     """One training run serves both protocols where they train on the same rows, else two do."""
     if config.protocol != "both" or config.eval_only:
         return [config]
-    if all(rules.select != "held_out" for rules in read_protocols(config, "both")):
+    protocols = read_protocols(config, "both")
+    fields, _ = read_fields(Shards(Path(config.data.train)), config.data.field)
+    if all(rules.select != "held_out" for rules in protocols) and same_rows(protocols, fields):
         return [config]
     log.info("protocol=both: each trains on other rows, so there are two runs")
     return [

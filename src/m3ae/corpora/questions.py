@@ -5,6 +5,7 @@ The task fields of a question, as `Shards.fields` gives them:
     question_id    unique among the questions of its image and split; ends the text's key
     answer         as in the file, without outer white space; a number as a string
     label          the answer normalised (`scoring.answers.normalise_answer`)
+    blank_answer   true of an answer that is white space alone, which `strict` leaves out
     answer_type    open or closed
     question_type  the corpus's own categories
 
@@ -46,11 +47,12 @@ Splits = dict[str, list[Question]]
 Facts = dict[str, dict[str, Any]]  # by list
 
 
-def check_row(row: Any, keys: Sequence[str]) -> dict[str, Any]:
+def check_row(row: Any, keys: Sequence[str], blank: bool = False) -> dict[str, Any]:
     """The row with qid, answer and `keys` as strings without outer white space.
 
-    The first of `keys` names the image, another is `answer_type`, which the official files spell
-    "CLOSED " too. Raises ValueError whose message is a reason to leave the row out.
+    `blank`: an answer may be white space alone, not absent. The first of `keys` names the image,
+    another is `answer_type`, which the official files spell "CLOSED " too. Raises ValueError whose
+    message is a reason to leave the row out.
     """
     if not isinstance(row, dict):
         raise ValueError("not an object")
@@ -60,7 +62,8 @@ def check_row(row: Any, keys: Sequence[str]) -> dict[str, Any]:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and key in ("qid", "answer"):
             value = str(value)
-        if not isinstance(value, str) or not value.strip():
+        may_be_blank = blank and key == "answer"
+        if not isinstance(value, str) or not (value.strip() or may_be_blank):
             raise ValueError(f"no {key}")
         if not is_unicode(value):
             raise ValueError(f"{key} not UTF-8")
@@ -74,7 +77,7 @@ def check_row(row: Any, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def checked_rows(
-    path: Path, keys: Sequence[str], drops: Drops, repeated: bool = False
+    path: Path, keys: Sequence[str], drops: Drops, repeated: bool = False, blank: bool = False
 ) -> list[dict[str, Any]]:
     """`check_row` of a JSON file's rows; those that it refuses are counted.
 
@@ -85,7 +88,7 @@ def checked_rows(
         qid = raw.get("qid") if isinstance(raw, dict) else None
         where = f"{path.name}: row {number}, qid {qid!r}"
         try:
-            row = check_row(raw, keys)
+            row = check_row(raw, keys, blank)
             if repeated:
                 row["qid"] = unused(row["qid"], rows)
             if row["qid"] in rows:
@@ -107,6 +110,7 @@ def task_fields(
 ) -> dict[str, Any]:
     """The fields of a question; `more`: the corpus's own."""
     fields = {"question_id": question_id, "answer": answer, "label": normalise_answer(answer)}
+    more |= {} if answer else {"blank_answer": True}
     return {**fields, "answer_type": answer_type, "question_type": question_type, **more}
 
 
@@ -234,13 +238,15 @@ def prepare_questions(
 ) -> None:
     """`prepare_fields` for questions, and OUT/answers.json with lists of the whole corpus.
 
-    `paper`: the labels of all rows; `train`: of the training rows that are no frames; `more` lists;
+    `paper`: the labels of all rows; `train`: of the training rows that are no frames and whose
+    answer is not blank; `more` lists;
     and, unless `type_order` is None, `reference_order`: all labels as they first occur in train,
     valid and test, in a split by these question types. That is the order of a released checkpoint's
     outputs, if the rows stand as in the files that it was made from (reference, data fact 22).
     """
     splits = corpus.splits
-    asked = [q for q in splits.get("train", []) if not q.fields.get("framed")]
+    apart = ("framed", "blank_answer")
+    asked = [q for q in splits.get("train", []) if not any(map(q.fields.get, apart))]
     lists = {"paper": labels(*splits.values()), "train": labels(asked), **(more or {})}
     answers = {name: sorted(known) for name, known in lists.items()}
     if type_order is not None:

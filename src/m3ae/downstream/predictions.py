@@ -51,8 +51,11 @@ def predict(
 
 
 def probabilities(logits: np.ndarray, exclusive: bool) -> np.ndarray:
-    """Logits (Q, A) -> probabilities: of each answer alone, or `exclusive` of one among all."""
-    values = torch.from_numpy(logits)
+    """Logits (Q, A) -> probabilities: of each answer alone, or `exclusive` of one among all.
+
+    In float64: in float32 every logit above 17 is a probability of 1, and the first of them wins.
+    """
+    values = torch.from_numpy(logits).double()
     return (values.softmax(dim=1) if exclusive else values.sigmoid()).numpy()
 
 

@@ -52,13 +52,19 @@ def select_training(
     keys = np.array(image_keys(shards))[shards.image_of_text]
     if config.task != "retrieval":
         rows = select_rows(protocols[0], fields)
-        if any(not np.array_equal(select_rows(rules, fields), rows) for rules in protocols):
+        if not same_rows(protocols, fields):
             apart = "the two train on other rows; run paper and strict apart"
             raise ValueError(f"protocol=both: {apart}")
         if any(rules.select == "held_out" for rules in protocols):
             rows, held = hold_out(rows, keys, config.data.held_out)
         rows = np.intersect1d(rows, labelled)
     return few_images(rows, keys, config.data.fraction, config.seed), held
+
+
+def same_rows(protocols: list[Protocol], fields: list[dict[str, Any]]) -> bool:
+    """Whether protocols train on the same rows; fields: of a training split."""
+    first, *others = (select_rows(rules, fields) for rules in protocols)
+    return all(np.array_equal(first, rows) for rows in others)
 
 
 def hold_out(rows: np.ndarray, images: np.ndarray, fraction: float) -> tuple[np.ndarray, ...]:

@@ -3,8 +3,9 @@
 paper: what the published implementation does. All rows, the answers of all splits, the exact
 string; VQA-RAD's epoch is selected on test (its published valid split is a copy of test), as is
 that of a corpus without valid; of others on valid.
-strict: what can be defended. No leaked rows, only the answers of the rows trained on, alternatives
-accepted; the epoch is selected on valid or, without one, on a part of train held out by image.
+strict: what can be defended. No leaked rows, none whose answer is blank, only the answers of the
+rows trained on, alternatives accepted; the epoch is selected on valid or, without one, on a part of
+train held out by image.
 image_disjoint: strict, and without training questions on test images.
 """
 
@@ -29,11 +30,11 @@ def protocols_of(name: str, source: str, has_valid: bool) -> list[Protocol]:
     """The protocols that a config's `protocol` stands for."""
     held_out = "valid" if has_valid else "held_out"
     on_test = source == "VQA-RAD" or not has_valid
-    leaks = ("leaked", "image_in_test")
+    apart = ("blank_answer", "leaked")
     known = {
         "paper": Protocol("paper", "all", "test" if on_test else "valid", ()),
-        "strict": Protocol("strict", "train", held_out, leaks[:1]),
-        "image_disjoint": Protocol("image_disjoint", "train", held_out, leaks),
+        "strict": Protocol("strict", "train", held_out, apart),
+        "image_disjoint": Protocol("image_disjoint", "train", held_out, (*apart, "image_in_test")),
     }
     return [known["paper"], known["strict"]] if name == "both" else [known[name]]
 
