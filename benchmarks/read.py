@@ -2,14 +2,16 @@
 
     python benchmarks/read.py                              about 3 minutes
     python benchmarks/read.py --images 64 --seconds 0.5 --rounds 2
+    ulimit -n 1024; python benchmarks/read.py --files 780  many shards besides: 4 GB of disk
 
 `raw`, `jpeg`: batches of the given recipe (masks, patch orders and image-text pairs drawn) from
 prepared shards of grey images at its image side and text length. `from_files`: a plain PyTorch
 dataset that does what the published implementation does for a sample: decodes two 800 x 600 JPEGs,
 as RGBA, resizes the shorter side (bicubic), crops, normalises, tokenises; batches are stacked, but
-no mask is drawn. The three run in turn; the best round of each counts. Images and captions are
-generated; the files are in the page cache, but with the default number not in the processor's.
-Prints JSON.
+no mask is drawn. `many_warm`, `many_cold`: raw shards of 64 images in four corpora, together so
+many files, in the page cache and after it was emptied of them. The kinds run in turn; the best
+round of each counts. Images and captions are generated; the files are in the page cache, but with
+the default number not in the processor's. Prints JSON.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -39,7 +42,7 @@ from m3ae.data.sampler import Order, Plan
 from m3ae.data.texts import load_tokenizer
 
 SIZE = (800, 600)
-TARGETS = {"raw": 3000, "jpeg": 1200}  # samples a second a core
+TARGETS = {"raw": 3000, "jpeg": 1200}  # samples a second a core; of many shards 9,000 and 7,000
 TOKENIZER = "train:2000"
 DISTINCT = 256  # image files; a larger corpus names them again
 
@@ -116,15 +119,44 @@ class FromFiles(Dataset):
         }
 
 
-def shard_batches(config: Config, out: Path, tokenizer: Any) -> Iterator[Any]:
+def shard_batches(config: Config, folders: list[Path], tokenizer: Any) -> Iterator[Any]:
     """Training batches without end."""
     text, image = config.data.text_length, config.model.image_encoder.image_px
-    pairs = Pairs([str(out / "train")], tokenizer, text, image)
+    pairs = Pairs([str(folder) for folder in folders], tokenizer, text, image)
     batch = config.train.batch_per_process
     plan = Plan(len(pairs), 10**9, batch, batch, 1)
     order = Order(pairs.sizes, None, config.seed)
     data = TrainBatches(pairs, order, plan, config.model, config.seed, 0)
     return (data[item] for item in range(len(data)))
+
+
+def many_corpora(first: Path, files: int) -> list[Path]:
+    """Four splits of together so many files, each a copy of the one shard of a split."""
+    manifest = json.loads((first / "manifest.json").read_text(encoding="utf-8"))
+    (shard,) = manifest["files"]
+    folders = []
+    for corpus in range(4):
+        folder = first.parent / f"many-{corpus}" / "train"
+        folder.mkdir(parents=True)
+        own = range(corpus, files, 4)
+        copies = [shard | {"name": f"shard-{number:05d}.safetensors"} for number in own]
+        for copy in copies:
+            shutil.copyfile(first / shard["name"], folder / copy["name"])
+        counts = {name: shard[name] * len(copies) for name in ("images", "texts")}
+        whole = {key: value for key, value in manifest.items() if key != "sha256"}
+        whole |= {"files": copies, "counts": counts}
+        (folder / "manifest.json").write_text(json.dumps(whole), encoding="utf-8")
+        folders.append(folder)
+    return folders
+
+
+def empty_cache(folders: list[Path]) -> None:
+    """Let the system forget the files."""
+    for path in (path for folder in folders for path in folder.glob("*.safetensors")):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 def file_batches(data: FromFiles, batch: int) -> Iterator[Any]:
@@ -152,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=3072, help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=2, help="a round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=10, help="(default: %(default)s)")
+    parser.add_argument("--files", type=int, default=0, help="shards of four more corpora")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args(argv)
     config = load_config(args.config, args.overrides)
@@ -171,16 +204,26 @@ def main(argv: list[str] | None = None) -> int:
             out = Path(folder) / encoding
             prepare_shards(items, out, encoding, px)
             tokenizer = load_tokenizer(out / "tokenizer")
-            readers[encoding] = shard_batches(config, out, tokenizer)
+            readers[encoding] = shard_batches(config, [out / "train"], tokenizer)
             shards = (out / "train").glob("*.safetensors")
             sizes[encoding] = round(sum(path.stat().st_size for path in shards) / len(items))
         sizes["from_files"] = round(sum(item.image.stat().st_size for item in items) / len(items))
         readers["from_files"] = file_batches(FromFiles(items, tokenizer, config), batch)
+        if args.files:
+            prepare_shards(items[:64], Path(folder) / "one", "raw", px)
+            folders = many_corpora(Path(folder) / "one" / "train", args.files)
+            tokenizer = load_tokenizer(Path(folder) / "one" / "tokenizer")
+            for name in ("many_warm", "many_cold"):
+                readers[name] = shard_batches(config, folders, tokenizer)
         for name, reader in readers.items():
             rate(reader, batch, args.seconds / 2)  # warms up, and fills the page cache
             rates[name] = []
+        if args.files:
+            rate(readers["many_warm"], batch, 20 * args.seconds)  # maps all, fills the cache
         for number in range(args.rounds):
             for name, reader in readers.items():
+                if name == "many_cold":
+                    empty_cache(folders)
                 rates[name].append(rate(reader, batch, args.seconds))
             shown = {name: round(values[-1]) for name, values in rates.items()}
             print(f"round {number + 1}: {shown}", file=sys.stderr)

@@ -12,6 +12,7 @@ from m3ae.data.masking import NOT_SCORED
 from m3ae.data.sampler import Order, Plan
 from m3ae.data.texts import load_tokenizer
 from tests.conftest import SMALL
+from tests.data.test_shards import write_split
 from tests.recipe import ROOT
 
 
@@ -222,3 +223,14 @@ def test_exclusions_refused(shards, pairs, tmp_path):
         excluding(shards, pairs, *every, tmp_path=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"gone\.tsv"):
         Pairs([f"{shards}/train"], pairs.tokenizer, 24, 64, exclude=[str(tmp_path / "gone.tsv")])
+
+
+def test_enlarged_pictures_are_said(shards, tmp_path, caplog):
+    """Pictures prepared at 6 px and trained on at 8, blurred, without a word."""
+    tokenizer = load_tokenizer(shards / "tokenizer")
+    folder = str(write_split(tmp_path / "s", "jpeg"))
+    with caplog.at_level("WARNING"):
+        Pairs([folder], tokenizer, 24, 6)
+        assert not caplog.text
+        Pairs([folder], tokenizer, 24, 8)
+    assert f"{folder}: prepared at 6 px, enlarged to 8; prepare with --px 8" in caplog.text

@@ -3,6 +3,8 @@
 import copy
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,12 +128,26 @@ def test_pickle_carries_no_open_file(tmp_path):
     assert copied.image(0, PX).any()
 
 
-def test_many_shards_few_files(tmp_path, monkeypatch):
-    """A corpus of more shards than the process may open files."""
-    monkeypatch.setattr(shards, "_OPEN_SHARDS", 2)
-    split = Shards(write_split(tmp_path / "s"))
-    assert [split.text_key(i) for i in (0, 3, 6, 0)] == ["0/0", "1/0", "2/0", "0/0"]
-    assert len(split._open) == 2
+FEW_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (230, 230))
+from m3ae.data.shards import Shards
+splits = [Shards(sys.argv[1]) for _ in range(90)]  # 270 files
+for _ in range(2):
+    for split in splits:
+        assert [split.text_key(i) for i in (0, 3, 6, 0)] == ["0/0", "1/0", "2/0", "0/0"]
+print(sum(len(split._open) for split in splits))
+"""
+
+
+def test_many_shards_few_files(tmp_path):
+    """Several corpora of together more shards than the process may open files; a limit that is
+    never used, so that every sample maps a file anew."""
+    folder = write_split(tmp_path / "s")
+    ran = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["30"]
 
 
 def test_other_sizes(tmp_path):

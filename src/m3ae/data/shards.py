@@ -17,7 +17,10 @@ The images come first in a file, since they are written before the number of the
 """
 
 import json
+import mmap
 import re
+import weakref
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,13 +30,19 @@ from PIL import Image
 
 from m3ae.data.images import ImageError, decode, resize_crop
 
+try:
+    import resource  # how many files a process may open; not on every platform
+except ImportError:
+    resource = None
+
 FORMAT = "m3ae-shards"
 VERSION = 1
 ENCODINGS = ("raw", "jpeg", "original")
 WITH_FIELDS = "vqa"  # the kind of shards whose texts are questions, with task fields
 _MANIFEST_KEYS = ("kind", "source", "encoding", "px", "tokenizer", "options", "counts", "files")
 _MOST = 2**40  # no count or size is larger: products of two fit an int64
-_OPEN_SHARDS = 256  # memory maps held at a time, each a file descriptor
+_OTHER_FILES = 200  # descriptors left for all but memory maps, each of which holds one
+_MOST_MAPS = 32_000  # Linux gives a process 65,530
 # What a header that is no header of tensors makes the code that reads it raise.
 _BROKEN = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 DTYPES = {"U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
@@ -119,14 +128,19 @@ def _is_window(value: Any) -> bool:
     return value is None or numbers == [True, True]
 
 
-def map_shard(path: Path) -> dict[str, np.ndarray]:
+def map_shard(path: Path, scattered: bool = False) -> dict[str, np.ndarray]:
     """Every tensor of a shard as a read-only view of the mapped file.
 
-    Raises ValueError naming the file where the header is not sound: tensors must fill the file
-    from the header to the end, without gaps or overlaps.
+    scattered: rows are read here and there, so that the system should not read ahead. Raises
+    ValueError naming the file where the header is not sound: tensors must fill the file from the
+    header to the end, without gaps or overlaps.
     """
     try:
-        data = np.asarray(np.memmap(path, np.uint8, "r"))
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if scattered and hasattr(mmap, "MADV_RANDOM"):
+            mapped.madvise(mmap.MADV_RANDOM)
+        data = np.frombuffer(mapped, np.uint8)
         start = 8 + int(data[:8].view("<u8")[0])
         if start > len(data):
             raise ValueError(f"a header of {start - 8} bytes in a file of {len(data)}")
@@ -186,6 +200,17 @@ def check_shapes(path: Path, tensors: dict[str, np.ndarray], entry: dict, manife
             raise ValueError(f"{path}: {name} is not of type {dtype}; {AGAIN}")
 
 
+_opened: deque[tuple["weakref.ref[Shards]", int]] = deque()  # maps of all splits, oldest first
+
+
+def _most_maps() -> int:
+    """Shards that this process may keep mapped, of all splits: as many as it may open files."""
+    if resource is None:
+        return 256
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(16, min(_MOST_MAPS, limit if limit > 0 else _MOST_MAPS) - _OTHER_FILES)
+
+
 class Shards:
     """A prepared split, read by memory map; a sample is a text with its image.
 
@@ -231,11 +256,14 @@ class Shards:
         """The tensors of file k, mapped; checked against the manifest when first touched."""
         if k not in self._open:
             path = self.folder / self.files[k]["name"]
-            tensors = map_shard(path)
+            while len(_opened) >= _most_maps():
+                owner, oldest = _opened.popleft()
+                if (owner := owner()) is not None:
+                    owner._open.pop(oldest, None)
+            tensors = map_shard(path, scattered=True)
             check_shapes(path, tensors, self.files[k], self.manifest)
-            while len(self._open) >= _OPEN_SHARDS:
-                self._open.pop(next(iter(self._open)))
             self._open[k] = tensors
+            _opened.append((weakref.ref(self), k))
         return self._open[k]
 
     def _find(self, starts: np.ndarray, index: int, what: str) -> tuple[dict[str, np.ndarray], int]:
