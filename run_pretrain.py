@@ -59,6 +59,7 @@ def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> Non
     facts = cost.facts(config, pairs, held_out, plan, processes.device, precision)
     log_facts(facts)
     if dry_run:
+        build_model(config)  # are its weights there, and do they fit?
         return
 
     # ---------------------------------------------------------------- model, optimiser

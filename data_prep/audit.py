@@ -4,8 +4,9 @@ r"""Find what one corpus shares with another, so that it can be left out: images
 prepared splits, or prepared corpora (all their splits). The same folder on both sides is searched
 for duplicates within it, each pair once. Kinds of match, each with a flag --no-KIND:
 
-  id         the same file name without suffix, or image key; --no-id where both number 1, 2, ...
-  id-window  MedPix pictures (synpicNNNNN) whose numbers are at most --window apart, so of one case
+  id         what --id-pattern finds in the name or key, MedPix's synpicN (also in MPX1007_synpicN),
+             else the name without suffix; --no-id where both number 1, 2, ...
+  id-window  names whose numbers by --id-pattern are at most --window apart, so of one MedPix case
   bytes      the same file or, in raw shards, the same pixels
   image      the same picture, though resized, cropped, turned, of other contrast, ...: a score of
              at least --threshold; docs/results/audit.md: what is found
@@ -26,12 +27,13 @@ example: python data_prep/audit.py --keep vqa_rad/images --against vqa_med/Train
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from m3ae.command import parser_for, run
-from m3ae.corpora.audit import KINDS, find_matches, read_sides
+from m3ae.corpora.audit import KINDS, MEDPIX, find_matches, read_sides
 from m3ae.corpora.audit_page import collect, count_pairs, exclusions, page
 from m3ae.corpora.near_duplicates import THRESHOLD
 from m3ae.files import write_json, write_text
@@ -45,6 +47,13 @@ def check(args: argparse.Namespace) -> None:
     for name in ("threshold", "text_threshold"):
         if not 0 < getattr(args, name) <= 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: not in (0, 1]")
+    try:
+        groups = re.compile(args.id_pattern).groups
+    except re.error as error:
+        wrong = f"--id-pattern {args.id_pattern}: no regular expression: {error}"
+        raise ValueError(wrong) from error
+    if groups != 1:
+        raise ValueError(f"--id-pattern {args.id_pattern}: needs one group, the number")
     for name in ("window", "stock", "page_pairs", "workers"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: below 0")
@@ -57,7 +66,7 @@ def audit(args: argparse.Namespace) -> None:
     facts: dict[str, Any] = {}
     pairs = collect(find_matches(*sides, args, facts), entries)
     keep, against = (len(side.entries) for side in sides)
-    names = ("kinds", "threshold", "window", "text_threshold", "stock", "questions")
+    names = ("kinds", "threshold", "window", "id_pattern", "text_threshold", "stock", "questions")
     options = {name: getattr(args, name) for name in names}
     counts = {"keep": keep, "against": against, "options": options}
     counts |= count_pairs(pairs, args.kinds) | facts | {"unreadable": unreadable}
@@ -71,7 +80,10 @@ def audit(args: argparse.Namespace) -> None:
     print(f"{found}; {len(unreadable)} unreadable")
     for kind, count in counts["by_kind"].items():
         print(f"    {kind:<10}{count['pairs']:>8} pairs{count['images']:>8} images")
-    if facts:
+    numbers = facts["numbers"]
+    which = f"in {numbers['keep']} names of --keep, {numbers['against']} others"
+    print(f"    numbers by --id-pattern: {which}")
+    if "texts" in facts:
         print(f"    texts: {facts['texts']}")
     print(f"{args.out} (list), {args.out}.json, {args.out}.html")
 
@@ -87,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         add(f"--no-{kind}", action="store_true", help=f"no matches by {kind}")
     add("--threshold", type=float, default=THRESHOLD, help="of images (default: %(default)s)")
     add("--text-threshold", type=float, default=0.8, help="of near texts (default: %(default)s)")
+    pattern = "the number in a name, one group (default: %(default)s)"
+    add("--id-pattern", default=MEDPIX, metavar="REGEX", help=pattern)
     add("--window", type=int, default=2, metavar="N", help="of MedPix numbers (default: 2)")
     stock = "texts of more than N images are stock phrases (default: %(default)s)"
     add("--stock", type=int, default=20, metavar="N", help=stock)

@@ -109,6 +109,30 @@ def test_window_and_workers(tmp_path, folders):
     assert one == run(tmp_path, *folders, "--workers", "1")[1]
 
 
+def test_names_that_hold_the_number(tmp_path, capsys):
+    """Names of MedPix 2.0, in which the number is not the whole name: no shared id, no neighbour,
+    and no word that no number was found; another corpus's names that cannot be told."""
+    keep, against = tmp_path / "keep", tmp_path / "against"
+    keep.mkdir(), against.mkdir()
+    for number, name in enumerate(("synpic100", "synpic200", "case_7_ct")):
+        scene(number).save(keep / f"{name}.png")
+    names = ("MPX1007_synpic100", "MPX1008_synpic201", "case_8_ct", "other")
+    for number, name in enumerate(names):
+        scene(10 + number).save(against / f"{name}.png")
+    ids = [*only("id"), *["--id-pattern", r"synpic(\d+)"]]
+    assert run(tmp_path, keep, against, *ids)[0] == {"MPX1007_synpic100"}
+    listed, report = run(tmp_path, keep, against)
+    assert listed == {"MPX1007_synpic100", "MPX1008_synpic201"}
+    assert report["numbers"] == {"keep": 2, "against": 2}
+    assert "in 2 names of --keep, 2 others" in capsys.readouterr().out
+    listed, report = run(tmp_path, keep, against, "--id-pattern", r"case_(\d+)_ct")
+    assert listed == {"case_8_ct"} and report["numbers"] == {"keep": 1, "against": 1}
+    for pattern, said in (("(", "no regular"), ("synpic", "one group"), ("(case)", "no number")):
+        given = ["--keep", str(keep), "--against", str(against), "--out", str(tmp_path / "no")]
+        assert audit.main([*given, "--workers", "0", "--id-pattern", pattern]) == 1
+        assert "--id-pattern" in (error := capsys.readouterr().err) and said in error
+
+
 def test_ids_hidden(tmp_path):
     """Shared pictures are found by their names only."""
     keep, against = tmp_path / "keep", tmp_path / "against"

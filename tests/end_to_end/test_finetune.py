@@ -364,6 +364,18 @@ def test_mistakes_end_in_one_line(tune, tmp_path, capsys, overrides, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_metric_that_cannot_select(tune, tmp_path, questions, capsys, monkeypatch):
+    """An hour of training that ends at the first evaluation, where nothing can be selected."""
+    real = Shards.fields
+    monkeypatch.setattr(
+        Shards, "fields", lambda self, row: real(self, row) | {"answer_type": "closed"}
+    )
+    assert tune("eval.metric=open", "protocol=paper") == 2
+    message = capsys.readouterr().err
+    assert "eval.metric: open, but" in message and "has no open question; take overall" in message
+    assert not (tmp_path / "run/log.jsonl").exists()
+
+
 @pytest.mark.parametrize("freeze", ["null", "[image_encoder, text_encoder]"])
 def test_two_processes(tune, tmp_path, capfd, freeze):
     """Rows that two processes evaluate twice or not at all, or a gradient of half a batch."""

@@ -171,6 +171,52 @@ def test_a_checkpoint_of_an_older_version(small_run, tmp_path, capsys):
     assert run_pretrain.main(small_run(f"init={last}", steps=2, name="on")) == 0
 
 
+def test_a_damaged_checkpoint(small_run, tmp_path, capsys):
+    """A traceback of a library that names no file, and no way on."""
+    every = "train.checkpoint_every=2"
+    assert run_pretrain.main(small_run(every, steps=4)) == 0
+    last = tmp_path / "run/checkpoints/step-00000004"
+    cut, altered = (lambda data: data[: len(data) // 2]), (lambda data: b"\xff\x7f" + data[2:])
+    for name, damage in (
+        ("model.safetensors", cut),
+        ("optimizer.pt", cut),
+        ("optimizer.pt", altered),
+        ("rng-0.pt", altered),
+        ("state.json", cut),
+        ("rng-0.pt", None),
+    ):
+        data = (last / name).read_bytes()
+        (last / name).write_bytes(damage(data)) if damage else (last / name).unlink()
+        capsys.readouterr()
+        assert run_pretrain.main(small_run(every, steps=6)) == 2
+        (error,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+        assert str(last / name) in error
+        assert ("damaged" in error and f"delete {last}" in error) == bool(damage)
+        (last / name).write_bytes(data)
+    shutil.rmtree(last)
+    assert run_pretrain.main(small_run(every, steps=6)) == 0
+
+
+def test_overrides_before_and_after_options(small_run, tmp_path, capsys):
+    """key=value behind an option taken for an unknown argument."""
+    config, *overrides = small_run("optim.lr=3e-4")[1:]
+    split = [*overrides[:4], "--config", config, *overrides[4:8], "--print-config", *overrides[8:]]
+    assert run_pretrain.main(split) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["optim"]["lr"] == 3e-4
+
+
+def test_a_dry_run_looks_at_the_weights(small_run, tmp_path, capsys):
+    """Weights of other sizes, or none, that are found out when the queue gives the GPUs."""
+    assert run_pretrain.main(small_run(steps=2, name="first")) == 0
+    good = small_run(f"init={tmp_path}/first", name="second")
+    assert run_pretrain.main([*good, "--dry-run"]) == 0
+    assert run_pretrain.main([*good, "model.fusion.width=64", "--dry-run"]) == 2
+    assert "by the config" in capsys.readouterr().err
+    gone = small_run("model.image_encoder.weights=/nowhere/clip.pt", name="third")
+    assert run_pretrain.main([*gone, "--dry-run"]) == 2
+    assert "/nowhere/clip.pt" in capsys.readouterr().err
+
+
 def test_switches_may_change_on_resuming(small_run, capsys):
     """A run that cannot go on with less memory or other threads, or does not say that it did."""
     assert run_pretrain.main(small_run(steps=4)) == 0

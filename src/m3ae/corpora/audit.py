@@ -27,6 +27,7 @@ from m3ae.files import need
 
 KINDS = ("bytes", "id", "image", "text", "near-text", "id-window")  # the surest first
 NEAR_TEXT_WORDS = 5
+MEDPIX = r"synpic(\d{1,9})"  # names of MedPix's pictures, also within those of MedPix 2.0
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,26 @@ def read_sides(args: Namespace) -> tuple[list[Corpus], list[Entry], list[str]]:
     return corpora, entries, unreadable
 
 
-def medpix_numbers(entries: Sequence[Entry]) -> np.ndarray:
-    """N of the id synpicN, int64 (images,); -1 for other ids."""
-    found = [re.fullmatch(r"synpic(\d{1,9})", image_stem(entry.id)) for entry in entries]
-    return np.array([int(match.group(1)) if match else -1 for match in found], dtype=np.int64)
+def picture_numbers(entries: Sequence[Entry], pattern: str) -> np.ndarray:
+    """The number that the pattern's group finds in each id, int64 (images,); -1 where none.
+
+    With `MEDPIX` that is N of synpicN, also in MPX1007_synpicN of MedPix 2.0. ValueError where the
+    group holds no number.
+    """
+    numbers = np.full(len(entries), -1, dtype=np.int64)
+    for row, entry in enumerate(entries):
+        if match := re.search(pattern, image_stem(entry.id)):
+            if not re.fullmatch(r"[0-9]{1,18}", digits := match.group(1) or ""):
+                raise ValueError(f"--id-pattern: finds {digits!r} in {entry.id}, no number")
+            numbers[row] = int(digits)
+    return numbers
+
+
+def picture_ids(entries: Sequence[Entry], pattern: str) -> list[str]:
+    """What the pattern finds in each id, e.g. synpicN; the name without suffix where nothing."""
+    stems = [image_stem(entry.id) for entry in entries]
+    found = [re.search(pattern, stem) for stem in stems]
+    return [match.group() if match else stem for match, stem in zip(found, stems, strict=True)]
 
 
 # A match: row in --against, row in --keep, score in [0, 1], remark.
@@ -232,9 +249,12 @@ def find_matches(keep: Corpus, against: Corpus, args: Namespace, facts: dict[str
     """The matches of each kind in `args.kinds`; a pair found from both ends once."""
     sides = (keep.entries, against.entries)
     places = [np.array([entry.number for entry in entries]) for entries in sides]
-    ids = [[image_stem(entry.id) for entry in entries] for entries in sides]
+    ids = [picture_ids(entries, args.id_pattern) for entries in sides]
+    numbers = [picture_numbers(entries, args.id_pattern) for entries in sides]
+    have = [int((side >= 0).sum()) for side in numbers]
+    facts["numbers"] = dict(zip(("keep", "against"), have, strict=True))
     found: dict[str, Iterable[Match]] = {"bytes": same(keep.digests, against.digests)}
-    found |= {"id": same(*ids), "id-window": near_ids(*map(medpix_numbers, sides), args.window)}
+    found |= {"id": same(*ids), "id-window": near_ids(*numbers, args.window)}
     if "image" in args.kinds:
         parts = near.near_images(keep.pictures, against.pictures, *places, args.threshold)
         total = len(near.blocks(len(against.entries), len(keep.entries)))

@@ -101,6 +101,8 @@ class Evaluation:
         self.arms = ARMS if config.data.image == "own" else ("none",)
         if self.splits["test"].shards.num_images == 1:
             self.arms = tuple(arm for arm in self.arms if arm != "other")
+        for rules in self.protocols:
+            self._check_metric(rules.select)
         for rules in self.protocols if config.eval.question_only else ():
             self._question_only(rules.name)  # its mistakes before training
         self.trained_on = find_trained_on(config, self.train)
@@ -109,6 +111,18 @@ class Evaluation:
             if self.trained_on is not None:
                 folder, total = config.data.train, len(self.train.shards)
                 write_trained_on(self.output / TRAINED_ON, folder, self.trained_on, total)
+
+    def _check_metric(self, name: str) -> None:
+        """ValueError where the split that selects has no question of the kind that `metric` counts.
+
+        Nothing could be selected then, which would be told after the first epoch.
+        """
+        split, metric = self.splits[name], self.config.eval.metric
+        if metric in ("open", "closed"):
+            kinds = {split.fields[row].get("answer_type") for row in split.rows.tolist()}
+            if metric not in kinds:
+                said = f"{split.folder} ({name}, which selects the epoch) has no {metric} question"
+                raise ValueError(f"eval.metric: {metric}, but {said}; take overall")
 
     def run(self, epoch: int) -> dict[str, float]:
         """Measures by `split/protocol/measure`, after an epoch; predictions go to files."""

@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,21 +153,40 @@ def _read(run: Path, trainer: Trainer, config: Any) -> dict[str, Any] | None:
     if not (saved := checkpoints(run)):
         return None
     path = saved[-1]
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state = _undamaged(path / "state.json", lambda file: json.loads(file.read_text()))
     if state["version"] != VERSION:
         told = f"version {state['version']}, this code resumes {VERSION}"
         raise ValueError(f"{path}: {told}; init={path} output=... starts from its weights")
     check_same_config(path, config, state["step"])
-    trainer.model.load_weights(path)
-    whole = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    _undamaged(path / "model.safetensors", lambda file: trainer.model.load_weights(file.parent))
+    whole = _undamaged(path / "optimizer.pt", _tensors)
     ranks = range(state["processes"])
-    states = [torch.load(path / f"rng-{rank}.pt", weights_only=True) for rank in ranks]
+    states = [_undamaged(path / f"rng-{rank}.pt", _tensors) for rank in ranks]
     log.info("resuming from %s", path)
     return whole | {
         "step": state["step"],
         "random": states,
         "model": trainer.model.state_dict(),
     }
+
+
+def _tensors(file: Path) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _undamaged(file: Path, read: Callable[[Path], Any]) -> Any:
+    """What `read` makes of a file of a checkpoint; ValueError naming it where that fails.
+
+    The libraries that read it raise what they like at a file that is cut or altered.
+    """
+    try:
+        return read(file)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        on = f"delete {file.parent} to go on from the checkpoint before"
+        raise ValueError(f"{file}: damaged ({why}); {on}") from error
 
 
 def finished(run: Path, config: Any, processes: Processes, steps: int = 0) -> bool:

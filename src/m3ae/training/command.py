@@ -27,7 +27,7 @@ def run_script(description: str, load: Callable, body: Callable, argv: Sequence[
     dry = "check data, weights and config, print sizes, steps and epochs; train nothing"
     add("--dry-run", action="store_true", help=dry)
     add("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=2e-5")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # overrides before and after options
     try:
         check_installation()
         config = load(args.config, args.overrides)
