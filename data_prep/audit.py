@@ -26,7 +26,6 @@ example: python data_prep/audit.py --keep vqa_rad/images --against vqa_med/Train
 """
 
 import argparse
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from m3ae.corpora.audit import KINDS, MEDPIX, find_matches, read_sides
 from m3ae.corpora.audit_page import collect, count_pairs, exclusions, page
 from m3ae.corpora.near_duplicates import THRESHOLD
 from m3ae.files import write_json, write_text
+from m3ae.processes import usable_cores
 
 
 def check(args: argparse.Namespace) -> None:
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--ids", choices=["stem", "path"], default="stem", help=ids)
     most = "pairs on the page, at most (default: %(default)s)"
     add("--page-pairs", type=int, default=500, metavar="N", help=most)
-    add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes; 0: none")
+    add("--workers", type=int, default=usable_cores(), metavar="N", help="processes; 0: none")
     return run(audit, parser, argv)
 
 

@@ -27,7 +27,6 @@ the same bytes whatever the number of workers. An interrupted run is continued b
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from m3ae.command import exit_status, parser_for
 from m3ae.corpora.phantom_texts import BY_DEFAULT, LAYOUTS
 from m3ae.corpora.phantoms import write_phantoms
 from m3ae.files import write_json
+from m3ae.processes import usable_cores
 
 VERSION = 1
 
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     which = "which corpora (all but tables)"
     add("--layouts", nargs="+", choices=LAYOUTS, default=BY_DEFAULT, help=which)
     processes = "processes; the output does not depend on it (%(default)s)"
-    add("--workers", type=count, default=min(8, os.cpu_count() or 1), help=processes)
+    add("--workers", type=count, default=min(8, usable_cores()), help=processes)
     options = vars(parser.parse_args(argv))
     out, workers = options.pop("out"), options.pop("workers")
     options["layouts"] = [layout for layout in LAYOUTS if layout in options["layouts"]]

@@ -24,10 +24,10 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MAY_KNOW = {
     "scoring": {"files"},
     "data": {"files", "config"},
-    "corpora": {"files", "command", "config", "data", "scoring.answers"},
+    "corpora": {"files", "processes", "command", "config", "data", "scoring.answers"},
     "models": {"config", "files", "strict_yaml", "data.masking"},
     "training": {
-        *("config", "files", "strict_yaml", "installation", "command"),
+        *("config", "files", "processes", "strict_yaml", "installation", "command"),
         *("data.sampler", "data.contents"),
     },
 }

@@ -1,4 +1,4 @@
-"""Processes: which machine this is, and whether a process of it still lives."""
+"""Processes: which machine this is, whether a process of it lives, how many cores it may use."""
 
 import os
 import socket
@@ -20,3 +20,20 @@ def started(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] == "Z" else fields[19]
+
+
+def usable_cores(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Cores that this process may use, by its affinity and by its container's limits; at least 1.
+
+    root, own: where Linux (cgroup v2) shows limits, and which of them are this process's.
+    """
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    lines = own.read_text().splitlines() if own.is_file() else []
+    place = root / next((line[4:] for line in lines if line.startswith("0::/")), "")
+    for folder in [place, *(parent for parent in place.parents if parent.is_relative_to(root))]:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+            if quota != "max":
+                cores = min(cores, int(quota) // int(period))
+    return max(1, cores)

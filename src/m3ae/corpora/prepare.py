@@ -26,6 +26,7 @@ from m3ae.corpora.shard_writer import seal
 from m3ae.data import shards
 from m3ae.data.exclusions import read_exclusions
 from m3ae.files import file_sha256, is_unicode, replacing, write_json
+from m3ae.processes import usable_cores
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
 CHUNKS = "chunks.json"
@@ -46,7 +47,7 @@ def corpus_parser(text: str | None) -> argparse.ArgumentParser:
     names = "hub id, folder, or train:N (a WordPiece of N entries trained on the train texts); "
     names += "without it texts are tokenised at training time"
     add("--tokenizer", metavar="NAME", help=names)
-    add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes; 0: none")
+    add("--workers", type=int, default=usable_cores(), metavar="N", help="processes; 0: none")
     add("--limit", type=int, metavar="N", help="only the first N images of each split")
     add("--split", action="append", metavar="NAME", help="only this split; may be repeated")
     window = "grey values of 16-bit images that become 0 and 255; else these are left out"

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from m3ae.config import to_yaml
 from m3ae.files import write_json, write_text
+from m3ae.processes import usable_cores
 from m3ae.tables import claims
 from m3ae.tables.cells import Cell
 from m3ae.tables.claims import HEARTBEAT_SECONDS, Claim
@@ -108,7 +109,7 @@ class Runner:
         beside = Path(sys.executable).parent  # torchrun is there, whether or not it is on the path
         environment = {**os.environ, "PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"}
         if self.launcher == "python" and self.jobs > 1:
-            cores = len(os.sched_getaffinity(0))
+            cores = usable_cores()
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.jobs)))
         with open(folder / "output.txt", "ab") as file:
             file.write(f"$ {' '.join(cell.command(self.out, self.launcher))}\n".encode())

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from m3ae.config import to_yaml
 from m3ae.data.contents import contents
 from m3ae.files import write_json, write_text
+from m3ae.processes import usable_cores
 from m3ae.strict_yaml import flat
 from m3ae.training.distributed import Processes
 
@@ -159,6 +160,7 @@ def environment(processes: Processes) -> dict[str, Any]:
         "processes": processes.count,
         "threads": torch.get_num_threads(),
         "cpu_cores": os.cpu_count(),
+        "usable_cores": usable_cores(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }
 
