@@ -14,7 +14,7 @@ for duplicates within it, each pair once. Kinds of match, each with a flag --no-
   near-text  texts of five words or more with a similarity of at least --text-threshold
 
 Only prepared splits have texts; one of more than --stock images on a side is a stock phrase and
-matches nothing.
+matches nothing, and so is an id (view1 of every patient).
 
 OUT is the list for --exclude of the preparation scripts and data.exclude of the configs,
 `id<TAB>reason`: the images of --against that match. OUT.json holds counts and every pair, OUT.html
@@ -83,6 +83,10 @@ def audit(args: argparse.Namespace) -> None:
     numbers = facts["numbers"]
     which = f"in {numbers['keep']} names of --keep, {numbers['against']} others"
     print(f"    numbers by --id-pattern: {which}")
+    if "ids_of_many" in facts:
+        print(
+            f"    ids of more than --stock images of a side match nothing: {facts['ids_of_many']}"
+        )
     if "texts" in facts:
         print(f"    texts: {facts['texts']}")
     print(f"{args.out} (list), {args.out}.json, {args.out}.html")
@@ -102,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pattern = "the number in a name, one group (default: %(default)s)"
     add("--id-pattern", default=MEDPIX, metavar="REGEX", help=pattern)
     add("--window", type=int, default=2, metavar="N", help="of MedPix numbers (default: 2)")
-    stock = "texts of more than N images are stock phrases (default: %(default)s)"
+    stock = "texts and ids of more than N images match nothing (default: %(default)s)"
     add("--stock", type=int, default=20, metavar="N", help=stock)
     add("--questions", action="store_true", help="compare the texts of corpora of questions too")
     ids = "name files by name without suffix (default) or by path in their folder"

@@ -133,6 +133,24 @@ def test_names_that_hold_the_number(tmp_path, capsys):
         assert "--id-pattern" in (error := capsys.readouterr().err) and said in error
 
 
+def test_a_name_of_many_images(tmp_path, capsys):
+    """Two million pairs of files named alike, and every image left out."""
+    keep, against = tmp_path / "keep", tmp_path / "against"
+    for number in range(8):
+        for side, first in ((keep, 0), (against, 10)):
+            place = side / f"patient{number}"
+            place.mkdir(parents=True)
+            scene(first + number).save(place / "view1.png")
+    scene(30).save(keep / "mine.png"), scene(31).save(against / "mine.png")
+    given = [*only("id"), "--ids", "path"]
+    assert len(run(tmp_path, keep, against, *given, "--stock", "8")[0]) == 9
+    capsys.readouterr()
+    listed, report = run(tmp_path, keep, against, *given, "--stock", "7")
+    assert listed == {"mine.png"}
+    assert report["ids_of_many"] == {"ids": 1, "examples": ["view1"]}
+    assert "ids of more than --stock images of a side match nothing" in capsys.readouterr().out
+
+
 def test_ids_hidden(tmp_path):
     """Shared pictures are found by their names only."""
     keep, against = tmp_path / "keep", tmp_path / "against"

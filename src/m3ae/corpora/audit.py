@@ -3,7 +3,7 @@
 import hashlib
 import re
 from argparse import Namespace
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -250,6 +250,11 @@ def find_matches(keep: Corpus, against: Corpus, args: Namespace, facts: dict[str
     sides = (keep.entries, against.entries)
     places = [np.array([entry.number for entry in entries]) for entries in sides]
     ids = [picture_ids(entries, args.id_pattern) for entries in sides]
+    # A name that many images of a side have (view1.jpg of every patient) names none of them.
+    shared = {name for side in ids for name, n in Counter(side).items() if n > args.stock}
+    if shared:
+        facts["ids_of_many"] = {"ids": len(shared), "examples": sorted(shared)[:5]}
+    ids = [[None if name in shared else name for name in side] for side in ids]
     numbers = [picture_numbers(entries, args.id_pattern) for entries in sides]
     have = [int((side >= 0).sum()) for side in numbers]
     facts["numbers"] = dict(zip(("keep", "against"), have, strict=True))
