@@ -2,7 +2,7 @@
 #                   initial weights on phantom questions, write a report
 # make tables-small phantoms, then the paper's Table 4 and Figure 2 on them, three seeds (an hour and a half on two cores)
 # make test         lint and the whole test suite; hides GPUs
-# make test-long    what takes longer: compilation, two hosts (network namespaces, as root)
+# make test-long    what takes longer: compilation, two hosts (network namespaces, as root), a file of 2 GiB
 # make test-gpu     what only a GPU can show
 # make bench        the optimisations one by one, measured on this machine (GPU or CPU), and the roofline
 # make results      the tables of docs/results that rest on predictions, from the kept files

@@ -153,23 +153,26 @@ def test_rows_and_images_of_parquet(tmp_path):
     assert [image.name for image in images[2:4]] == ["a-1-0", "a-1-1"]
 
 
-def test_only_one_row_group_is_read_and_kept(tmp_path, monkeypatch):
-    """A whole file of images in memory: every row group kept, or all read for one image."""
-    rows = [{"image": b"%d" % k} for k in range(6)]
-    path = write_rows(tmp_path / "a.parquet", rows)
-    read, original = [], parquet.ParquetFile.read_row_group
+def test_few_rows_are_in_memory(tmp_path, monkeypatch):
+    """A whole file of images in memory, a whole row group, or a group read anew for every image."""
+    rows = [{"image": b"%d" % k} for k in range(120)]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=60)
+    read, original = [], parquet.ParquetFile.iter_batches
 
-    def spy(self, group, **more):
-        read.append((group, more["columns"]))
-        return original(self, group, **more)
+    def spy(self, size, **more):
+        read.append((size, more["row_groups"], more["columns"]))
+        return original(self, size, **more)
 
-    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", spy)
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", spy)
     stored._image_column.cache_clear()
-    assert [InParquet(path, k // 2, k % 2, "image").read_bytes() for k in range(6)] == [
-        b"%d" % k for k in range(6)
-    ]
-    assert read == [(0, ["image"]), (1, ["image"]), (2, ["image"])]
+    order = [*range(60), 59, 3, 40, *range(60, 120)]  # forward; back once
+    found = [InParquet(path, k // 60, k % 60, "image").read_bytes() for k in order]
+    assert found == [b"%d" % k for k in order]
+    assert read == [(16, [0], ["image"])] * 2 + [(16, [1], ["image"])]
     assert stored._image_column.cache_info().currsize == 1
+    with pytest.raises(OSError, match="ends before row 60"):
+        InParquet(path, 1, 60, "image").read_bytes()
 
 
 def test_binary_and_text_columns(tmp_path):

@@ -19,6 +19,7 @@ from typing import Any
 
 from m3ae.corpora.items import Drops, Item
 
+_ROWS = 16  # of a column of images that are in memory at a time
 _MEMBER_BYTES = 2**30  # an encoded image is far smaller; what claims to be more is a zip bomb
 # What zipfile and its decompressors raise for damaged, encrypted or unknown content.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
@@ -102,9 +103,36 @@ def _open_parquet(path: Path) -> Any:
         raise ValueError(f"{path}: not a parquet file ({error}); download it again") from error
 
 
+class _ImageColumn:
+    """A column of one row group, read forward some rows at a time; going back begins anew.
+
+    Whole, a group may be larger than the memory, or than a column of structs may be.
+    """
+
+    def __init__(self, path: Path, row_group: int, column: str) -> None:
+        self.file, self.row_group, self.column = _open_parquet(path), row_group, column
+        self._begin()
+
+    def _begin(self) -> None:
+        groups, columns = [self.row_group], [self.column]
+        self.batches = self.file.iter_batches(_ROWS, row_groups=groups, columns=columns)
+        self.first, self.values = 0, ()
+
+    def __getitem__(self, row: int) -> Any:
+        if row < self.first:
+            self._begin()
+        while row >= self.first + len(self.values):
+            self.first += len(self.values)
+            batch = next(self.batches, None)
+            if batch is None:
+                raise LookupError(f"the column ends before row {row}")
+            self.values = batch.column(0)
+        return self.values[row - self.first].as_py()
+
+
 @lru_cache(maxsize=1)
-def _image_column(path: Path, stamp: Stamp, row_group: int, column: str) -> Any:
-    return _open_parquet(path).read_row_group(row_group, columns=[column])[column]
+def _image_column(path: Path, stamp: Stamp, row_group: int, column: str) -> _ImageColumn:
+    return _ImageColumn(path, row_group, column)
 
 
 @dataclass(frozen=True)
@@ -134,7 +162,7 @@ class InParquet:
         pyarrow = _pyarrow()
         try:
             column = _image_column(self.file, _stamp(self.file), self.row_group, self.column)
-            value = column[self.row].as_py()
+            value = column[self.row]
         except FileNotFoundError:
             raise
         except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
