@@ -6,20 +6,15 @@ and listed in the log when it happens.
 """
 
 import dataclasses
-import json
 import logging
 import math
-import pickle
 import re
-import types
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m3ae.config import Architecture
@@ -28,10 +23,18 @@ from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
 from m3ae.models.name_maps import BERT, CLIP_HF, CLIP_OPENAI, REFERENCE, VIT_HF, VIT_TIMM, Rules
 from m3ae.models.text_encoder import TextEncoder
+from m3ae.models.weight_files import (
+    State,
+    find_file,
+    read_checkpoint,
+    read_json,
+    read_safetensors,
+    read_weights,
+    unwrapped,
+)
 from m3ae.strict_yaml import build
 
 log = logging.getLogger(__name__)
-State = dict[str, Tensor]
 
 
 def convert_names(state: Mapping, rules: Rules, source: str) -> tuple[State, list[str]]:
@@ -80,8 +83,7 @@ def convert_reference(state: Mapping[str, Any]) -> State:
     the text encoder's pooler and position ids, and the fixed MIM position table after checking that
     it equals ours. Downstream heads are kept. Raises ValueError for any other tensor.
     """
-    if isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    state = unwrapped(state, "reference checkpoint")
     positions = state.get("mim_head.decoder_pos_embed")
     if positions is not None:
         ours = sincos_2d(positions.shape[-1], math.isqrt(positions.shape[-2] - 1))
@@ -226,117 +228,6 @@ def _shapes(state: State) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
-# ------------------------------------------------------------------------------------- files
-
-_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder or hub repository
-
-
-def read_weights(source: str | Path) -> State:
-    """All tensors of a file, a folder or a hub id. Nothing stored in a file is ever executed.
-
-    Raises FileNotFoundError naming what was looked for.
-    """
-    path = Path(source)
-    if not path.exists():
-        path = _from_hub(str(source))
-    if path.is_dir():
-        path = next((path / name for name in _FILES if (path / name).is_file()), path)
-        if path.is_dir():
-            raise FileNotFoundError(f"{path} holds neither {' nor '.join(_FILES)}")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    content = read_checkpoint(path)
-    content = content.get("state_dict", content)
-    return {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
-
-
-def _read_safetensors(path: Path) -> State:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or is cut short: {error}") from error
-
-
-def _from_hub(source: str) -> Path:
-    if source.startswith(("/", ".", "~")) or source.count("/") > 1:
-        raise FileNotFoundError(f"{source} does not exist")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    why = f"holds neither {' nor '.join(_FILES)}"
-    for name in _FILES:
-        try:
-            return Path(hf_hub_download(source, name))
-        except LocalEntryNotFoundError:  # the other file may still be in the cache
-            why = "is no local folder, and the hub cannot be reached: give a folder"
-        except EntryNotFoundError:
-            continue
-        except HfHubHTTPError as error:
-            raise FileNotFoundError(f"{source}: not on the hub ({error})") from error
-    raise FileNotFoundError(f"{source} {why}")
-
-
-class _Inert:
-    """Stands for any foreign object in a checkpoint: takes whatever it is given, does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    # How pickle fills an object, a dictionary, a list (item by item, or all at once) and a set.
-    __setstate__ = __setitem__ = append = extend = add = __init__
-
-    def __call__(self, *args: Any, **kwargs: Any) -> "_Inert":
-        return self
-
-
-_ALLOWED = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): torch.Size,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-}
-
-
-class _TensorsOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        if module in ("torch", "torch.storage") and name.endswith("Storage"):
-            return getattr(torch.storage if module == "torch.storage" else torch, name)
-        return _Inert
-
-
-# What `torch.load` needs of a pickle module.
-_TENSORS_ONLY = types.SimpleNamespace(
-    __name__="pickle",
-    Unpickler=_TensorsOnly,
-    load=lambda file, **options: _TensorsOnly(file, **options).load(),
-)
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """A pickled PyTorch checkpoint, tensors and plain values only, on the CPU.
-
-    Foreign objects in it (hyper-parameters, callbacks) become inert stand-ins: no class or
-    function of the file is looked up or called but the few that rebuild a tensor. Raises
-    ValueError when the file is no checkpoint.
-    """
-    try:
-        # weights_only=True refuses such files whole; the unpickler above is at least as strict
-        # about what may run, and reads on.
-        content = torch.load(path, "cpu", pickle_module=_TENSORS_ONLY, weights_only=False)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file can make the unpickler fail in any way
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is no PyTorch checkpoint, or is cut short: {reason}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
-    return content
-
-
 # ------------------------------------------------------------------------------------- our own
 
 # Older files hold them: how the model was computed in training, which is no part of what it is.
@@ -377,21 +268,17 @@ def save_pretrained(model: nn.Module, path: str | Path, tokenizer: Any = None) -
 
 def read_pretrained(path_or_hub_id: str | Path) -> tuple[Architecture, State]:
     """Config and weights of a folder that `save_pretrained` wrote, or of such a hub repository."""
-    folder = Path(path_or_hub_id)
-    if not folder.exists():
-        folder = _from_hub(str(path_or_hub_id)).parent
-        from huggingface_hub import hf_hub_download
-
-        hf_hub_download(str(path_or_hub_id), "config.json")
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no config.json: not a folder of save_pretrained")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder}/config.json is not valid JSON: {error}") from error
+    place = find_file(path_or_hub_id, "config.json")
+    if place is None:
+        wrong = "has no config.json: not a folder of save_pretrained"
+        raise FileNotFoundError(f"{path_or_hub_id} {wrong}")
+    config = read_json(place)
     made = config.get("format"), config.get("version")
     if made != ("m3ae", 1):
         found = f"format {made[0]!r}, version {made[1]!r}"
-        raise ValueError(f"{folder}/config.json: {found}; expected 'm3ae', 1")
+        raise ValueError(f"{place}: {found}; expected 'm3ae', 1")
     section = {key: value for key, value in config["model"].items() if key not in _SWITCHES}
-    return build(Architecture, section), joined(_read_safetensors(folder / "model.safetensors"))
+    weights = find_file(path_or_hub_id, "model.safetensors")
+    if weights is None:
+        raise FileNotFoundError(f"{path_or_hub_id}/model.safetensors does not exist")
+    return build(Architecture, section), joined(read_safetensors(weights))
