@@ -1,14 +1,19 @@
 """Weight files in every layout that they come in: the right tensors, and nothing is executed."""
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from m3ae.config import ImageEncoderConfig
 from m3ae.models.image_encoder import ImageEncoder
 from m3ae.models.pretrained import load_image_encoder
-from m3ae.models.weight_files import read_checkpoint, read_weights
+from m3ae.models.weight_files import _Inert, find_file, read_checkpoint, read_weights, unwrapped
 from tests.models.clips import DEPTH, HEADS, HIDDEN, PATCH, PX, WIDTH, clip, picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
@@ -115,3 +120,155 @@ def test_a_cut_archive(share, tmp_path):
     with pytest.raises(ValueError, match=r"cut\.pt is no PyTorch checkpoint, or is cut") as error:
         read_weights(path)
     assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------ several files
+
+
+def bert() -> transformers.BertModel:
+    sizes = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": HIDDEN}
+    config = transformers.BertConfig(vocab_size=50, num_hidden_layers=3, **sizes)
+    return transformers.BertModel(config).eval()
+
+
+def in_parts(folder: Path, form: str) -> dict[str, torch.Tensor]:
+    """A model written in several files by transformers (safetensors), or by hand (bin)."""
+    model = bert()
+    model.save_pretrained(folder, max_shard_size="8KB")
+    state = model.state_dict()
+    if form == "bin":
+        for path in folder.glob("model*"):
+            path.unlink()
+        names = list(state)
+        parts = {"pytorch_model-1-of-2.bin": names[:9], "pytorch_model-2-of-2.bin": names[9:]}
+        listed = {name: part for part, names in parts.items() for name in names}
+        for part, names in parts.items():
+            torch.save({name: state[name] for name in names}, folder / part)
+        index = {"metadata": {"total_size": 1}, "weight_map": listed}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return state
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+@pytest.mark.parametrize("place", ["folder", "index", "hub"])
+def test_weights_in_several_files(form, place, tmp_path, monkeypatch):
+    """A large model refused, its first file alone read, or a hub id in the same form."""
+    folder = tmp_path / "saved"
+    if place == "hub":
+        folder = cached(tmp_path, monkeypatch)
+    state = in_parts(folder, form)
+    assert len([path for path in folder.iterdir() if "-of-" in path.name]) > 1
+    index = next(folder.glob("*.index.json"))
+    source = {"folder": folder, "index": index, "hub": "someone/model"}[place]
+    assert same(read_weights(source), state)
+
+
+def cached(tmp_path: Path, monkeypatch) -> Path:
+    """The folder of `someone/model` in a hub cache, which is all that is at hand."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    place, commit = tmp_path / "hub" / "models--someone--model", "0" * 40
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    (place / "snapshots" / commit).mkdir(parents=True)
+    return place / "snapshots" / commit
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_wrong_indices(form, tmp_path):
+    """A file that was not fetched, files of two models mixed, or an index that leads outside."""
+    in_parts(tmp_path, form)
+    index = next(tmp_path.glob("*.index.json"))
+    good = json.loads(index.read_text())
+    name, part = next(iter(good["weight_map"].items()))
+    for change, message in (
+        ({name: "../outside.bin"}, r"index\.json: names \.\./outside\.bin"),
+        ({"extra": part}, r"index\.json: lists other tensors than its files hold, e\.g\. extra"),
+    ):
+        index.write_text(json.dumps(good | {"weight_map": good["weight_map"] | change}))
+        with pytest.raises(ValueError, match=message):
+            read_weights(tmp_path)
+    for text, message in (
+        ("{}", "no weight_map in it"),
+        ("[]", "expected a JSON object"),
+        ("{", ""),
+    ):
+        index.write_text(text)
+        with pytest.raises(ValueError, match=rf"index\.json.*{message}"):
+            read_weights(tmp_path)
+    index.write_text(json.dumps(good))
+    (tmp_path / part).unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks {part}, which {index.name} names"):
+        read_weights(tmp_path)
+
+
+def test_a_hub_file_known_not_to_be_there(tmp_path, monkeypatch):
+    """Offline, a file that the repository never had taken for one that cannot be reached."""
+    folder = cached(tmp_path, monkeypatch)
+    with pytest.raises(FileNotFoundError, match=r"cannot be reached for config\.json: give"):
+        find_file("someone/model", "config.json")
+    none = folder.parent.parent / ".no_exist" / folder.name
+    none.mkdir(parents=True)
+    (none / "config.json").touch()
+    assert find_file("someone/model", "config.json") is None
+    (folder / "other.json").touch()
+    assert find_file("someone/model", "config.json", "other.json").name == "other.json"
+
+
+# ------------------------------------------------------------------------------ wrappings
+
+WRAPPINGS = ("state_dict", "model_state_dict", "model", "teacher", "module")
+PREFIXES = ("module.", "_orig_mod.", "model.")
+BESIDE = {
+    "epoch": 3,
+    "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}},
+    "args": _Inert(),
+    "student": {"w": torch.zeros(1)},
+    "loss": torch.zeros(()),
+}
+
+
+@given(
+    prefixes=st.lists(st.sampled_from(PREFIXES), max_size=3),
+    wrappings=st.lists(
+        st.tuples(st.sampled_from(WRAPPINGS), st.sets(st.sampled_from(sorted(BESIDE)))), max_size=3
+    ),
+    names=st.sets(
+        st.from_regex(r"(visual|blocks\.\d|head)\.(weight|bias)", fullmatch=True), min_size=1
+    ),
+)
+def test_any_wrapping_comes_off(prefixes, wrappings, names):
+    """A wrapping inside another one, one prefix of two, or an optimiser's tensor among the rest."""
+    state = {name: torch.full((2,), float(number)) for number, name in enumerate(sorted(names))}
+    content = {"".join(prefixes) + name: tensor for name, tensor in state.items()}
+    for name, beside in wrappings:
+        content = {name: content} | {key: BESIDE[key] for key in beside}
+    assert same(unwrapped(content, "x.pt"), state)
+
+
+def test_a_prefix_of_some_names_stays():
+    """A part of the model that is called `module` or `model` robbed of its name."""
+    state = {"model.weight": torch.ones(1), "head.weight": torch.ones(2)}
+    assert same(unwrapped({"model": state}, "x.pt"), state)
+
+
+def test_what_is_beside_a_model_is_named(caplog):
+    """A student's or an average's weights left out without a word."""
+    with caplog.at_level("INFO"):
+        unwrapped({"teacher": {"w": torch.ones(1)}, "student": {}, "epoch": 1}, "dino.pth")
+    assert "dino.pth: read teacher, not epoch, student" in caplog.text
+
+
+class Pickled(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("wrapping", [None, "model", "state_dict"])
+def test_a_whole_pickled_model(wrapping, tmp_path):
+    """Refused as no dictionary, or read as a model without tensors: the way out must be told."""
+    content = Pickled() if wrapping is None else {wrapping: Pickled(), "epoch": 1}
+    torch.save(content, tmp_path / "whole.pt")
+    with pytest.raises(ValueError, match=r"whole\.pt: .*whole pickled model.*state_dict\(\)"):
+        read_weights(tmp_path / "whole.pt")
