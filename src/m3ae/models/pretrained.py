@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from m3ae.config import Architecture
 from m3ae.files import last_checkpoint, replacing, write_json
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
-from m3ae.models.name_maps import BERT, CLIP_HF, CLIP_OPENAI, REFERENCE, VIT_HF, VIT_TIMM, Rules
+from m3ae.models.name_maps import IMAGE_FAMILIES, REFERENCE, TEXT_FAMILIES, Family, Rules
 from m3ae.models.text_encoder import TextEncoder
 from m3ae.models.weight_files import (
     State,
@@ -104,18 +104,7 @@ def load_image_encoder(encoder: ImageEncoder, source: str) -> None:
 
     Raises ValueError when the file is of another family or its sizes differ from the config's.
     """
-    state = read_weights(source)
-    prefixes = {"clip": ("vision_model.", "visual."), "vit": ("vit.", "deit.", "dinov2.")}
-    towers = r"(text_model|transformer|token_embedding|ln_final|visual_projection|text_projection"
-    towers += r"|logit_scale|positional_embedding|context_length|input_resolution|vocab_size)"
-    prefix = _prefix(state, prefixes[encoder.kind])
-    dropped = [key for key in state if not key.startswith(prefix)]
-    strange = [key for key in dropped if not re.match(towers + r"|(classifier|pooler)\.", key)]
-    if strange:
-        raise ValueError(f"{source}: beside the image tower stand {_some(strange)}")
-    state = {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
-    families = {"clip": (CLIP_OPENAI, CLIP_HF), "vit": (VIT_TIMM, VIT_HF)}[encoder.kind]
-    rules = max(families, key=lambda rules: _matches(state, rules))
+    _, state, rules, beside = _find_encoder(source, IMAGE_FAMILIES[encoder.kind])
     converted, unused = convert_names(state, rules, source)
     for key in [key for key in converted if key.endswith(".scale")]:
         scale, layer = converted.pop(key), key.removesuffix(".scale")
@@ -126,23 +115,54 @@ def load_image_encoder(encoder: ImageEncoder, source: str) -> None:
     converted["class_token"] = converted["class_token"].flatten()
     positions = converted["position_embedding"]
     positions = positions.view(-1, positions.shape[-1])
+    if converted.pop("distillation_token", None) is not None:  # its position follows CLS's
+        positions = torch.cat([positions[:1], positions[2:]])
+        unused.append("distillation_token")
     converted["position_embedding"] = resize_positions(positions, encoder.grid)
-    _fill(encoder, converted, source, dropped + unused)
+    _fill(encoder, converted, source, beside + unused)
 
 
 def load_text_encoder(encoder: TextEncoder, source: str) -> None:
     """Fill a text encoder from a hub id, folder or file of a RoBERTa or BERT; strict likewise."""
-    state = read_weights(source)
-    prefix = _prefix(state, ("roberta.", "bert."))
-    if prefix and prefix != f"{encoder.kind}.":
+    prefix, state, rules, beside = _find_encoder(source, TEXT_FAMILIES)
+    if prefix in ("roberta.", "bert.") and prefix != f"{encoder.kind}.":
         found = f"its tensors begin with {prefix!r}"
         raise ValueError(f"{source}: {found}, the config's text_encoder.kind is {encoder.kind!r}")
     state = {  # older files call LayerNorm's weight and bias gamma and beta
-        key.removeprefix(prefix).replace(".gamma", ".weight").replace(".beta", ".bias"): tensor
+        key.replace(".gamma", ".weight").replace(".beta", ".bias"): tensor
         for key, tensor in state.items()
     }
-    converted, dropped = convert_names(state, BERT, source)
-    _fill(encoder, converted, source, dropped)
+    converted, unused = convert_names(state, rules, source)
+    _fill(encoder, converted, source, beside + unused)
+
+
+def _find_encoder(source: str, families: Sequence[Family]) -> tuple[str, State, Rules, list[str]]:
+    """Where in the weights of `source` an encoder of these families stands.
+
+    Returns its prefix, its tensors without it, their rules, and the names beside it. Raises
+    ValueError where there is none, or where something beside it belongs to no such file.
+    """
+    state = read_weights(source)
+    places = [(family, prefix) for family in families for prefix in family.prefixes]
+    counts = [_matches(state, family.rules, prefix) for family, prefix in places]
+    if not any(counts):
+        wrong = f"no weights of this kind: {_some(list(state))}"
+        raise ValueError(f"{source}: {wrong}; does the config's kind fit the file?")
+    # Without a prefix the text tower of a CLIP looks like its image tower.
+    best = max(range(len(places)), key=lambda k: (bool(counts[k] and places[k][1]), counts[k]))
+    family, prefix = places[best]
+    beside = [key for key in state if not key.startswith(prefix)]
+    if strange := [key for key in beside if not re.fullmatch(family.beside, key)]:
+        raise ValueError(f"{source}: beside the encoder stand {_some(strange)}")
+    inside = {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
+    return prefix, inside, family.rules, beside
+
+
+def _matches(state: State, rules: Rules, prefix: str) -> int:
+    """How many of the tensors below a prefix have a place of ours."""
+    kept = "|".join(f"(?:{pattern})" for pattern, name in rules if name is not None)
+    whole = re.compile(f"{re.escape(prefix)}(?:{kept})")
+    return sum(whole.fullmatch(key) is not None for key in state)
 
 
 def _fill(module: nn.Module, state: State, source: str, dropped: list[str]) -> None:
@@ -151,7 +171,10 @@ def _fill(module: nn.Module, state: State, source: str, dropped: list[str]) -> N
     beyond = [key for key in state if (m := re.match(r"blocks\.(\d+)", key)) and int(m[1]) >= depth]
     state = {key: tensor for key, tensor in state.items() if key not in beyond}
     if dropped or beyond:
-        log.info("%s: dropped %s", source, _some(sorted({*dropped, *beyond})))
+        parts = {
+            re.match(r"((embeddings|visual|blocks)\.)?[^.]+", key)[0] for key in dropped + beyond
+        }
+        log.info("%s: dropped %s", source, ", ".join(sorted(parts)))
     load_strictly(module, state, source)
 
 
@@ -168,15 +191,6 @@ def load_strictly(module: nn.Module, state: State, source: str) -> None:
         if there != here:
             raise ValueError(f"{source}: {key} is {there} in the file, {here} by the config")
     module.load_state_dict(state)
-
-
-def _prefix(state: State, prefixes: tuple[str, ...]) -> str:
-    return next((p for p in prefixes if any(key.startswith(p) for key in state)), "")
-
-
-def _matches(state: State, rules: Rules) -> int:
-    patterns = [re.compile(pattern) for pattern, name in rules if name is not None]
-    return sum(any(pattern.fullmatch(key) for pattern in patterns) for key in state)
 
 
 def _some(names: list[str], most: int = 6) -> str:
