@@ -22,6 +22,7 @@ from m3ae.files import last_checkpoint, replacing, write_json
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
 from m3ae.models.name_maps import IMAGE_FAMILIES, REFERENCE, TEXT_FAMILIES, Family, Rules
+from m3ae.models.settings import check_settings
 from m3ae.models.text_encoder import TextEncoder
 from m3ae.models.weight_files import (
     State,
@@ -102,7 +103,8 @@ def convert_reference(state: Mapping[str, Any]) -> State:
 def load_image_encoder(encoder: ImageEncoder, source: str) -> None:
     """Fill an image encoder from a hub id, folder or file of its family; positions are resized.
 
-    Raises ValueError when the file is of another family or its sizes differ from the config's.
+    Raises ValueError when the file is of another family or its sizes, or the settings in a
+    config.json beside it, differ from the config's.
     """
     _, state, rules, beside = _find_encoder(source, IMAGE_FAMILIES[encoder.kind])
     converted, unused = convert_names(state, rules, source)
@@ -120,6 +122,7 @@ def load_image_encoder(encoder: ImageEncoder, source: str) -> None:
         unused.append("distillation_token")
     converted["position_embedding"] = resize_positions(positions, encoder.grid)
     _fill(encoder, converted, source, beside + unused)
+    check_settings(encoder.config, source)  # after the shapes, which name a tensor
 
 
 def load_text_encoder(encoder: TextEncoder, source: str) -> None:
@@ -134,6 +137,7 @@ def load_text_encoder(encoder: TextEncoder, source: str) -> None:
     }
     converted, unused = convert_names(state, rules, source)
     _fill(encoder, converted, source, beside + unused)
+    check_settings(encoder.config, source)
 
 
 def _find_encoder(source: str, families: Sequence[Family]) -> tuple[str, State, Rules, list[str]]:
