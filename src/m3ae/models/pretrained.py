@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from m3ae.config import Architecture
 from m3ae.files import last_checkpoint, replacing, write_json
+from m3ae.models.heads import HEADS
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
 from m3ae.models.name_maps import IMAGE_FAMILIES, REFERENCE, TEXT_FAMILIES, Family, Rules
@@ -242,6 +243,14 @@ def _heads(state: State) -> dict[str, State]:
     return heads
 
 
+def without_heads(state: State, source: str) -> State:
+    """The tensors less those of fine-tuning's heads, which the log names."""
+    heads = sorted(set(HEADS.values()) & _heads(state).keys())
+    if heads:
+        log.info("%s: dropped %s: of a fine-tuned model the backbone", source, ", ".join(heads))
+    return {key: tensor for key, tensor in state.items() if key.partition(".")[0] not in heads}
+
+
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
@@ -259,11 +268,17 @@ tags: [medical, vision-language, masked-autoencoder]
 A multi-modal masked autoencoder (Chen et al., MICCAI 2022): {parameters:,} parameters, images of
 {image.image_px} px, patches of {image.patch_px} px, text encoder of the {text.kind} family.
 
-    from m3ae.models import M3AE
-    model = M3AE.from_pretrained("this folder")
+    from {kind.__module__} import {kind.__name__}
+    model = {kind.__name__}.from_pretrained("this folder")
 
-`config.json` says what it is: the model section of its training's configuration, less how it was
-computed. For research; not a medical device.
+{facts}`config.json` says what it is: the model section of its training's configuration, less how it
+was computed. For research; not a medical device.
+"""
+
+
+_FINE_TUNED = """`downstream.json` says what the outputs of its head mean. `M3AE.from_pretrained` of
+`m3ae.models` gives its encoders and fusion without the head.
+
 """
 
 
@@ -278,7 +293,9 @@ def save_pretrained(model: nn.Module, path: str | Path, tokenizer: Any = None) -
     write_json(path / "config.json", config, indent=2)
     image, text = model.config.image_encoder, model.config.text_encoder
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    card = _CARD.format(parameters=parameters, image=image, text=text)
+    kind = type(model)
+    facts = _FINE_TUNED if hasattr(model, "task") else ""
+    card = _CARD.format(parameters=parameters, image=image, text=text, kind=kind, facts=facts)
     (path / "README.md").write_text(card, encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(str(path))
