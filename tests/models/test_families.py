@@ -58,7 +58,7 @@ def test_training_checkpoint_of_open_clip(text, tmp_path, caplog):
     torch.save(content, tmp_path / "epoch_5.pt")
     with caplog.at_level("INFO"):
         equal(features("clip", str(tmp_path / "epoch_5.pt")), theirs(picture()))
-    assert "read state_dict, not epoch, name, optimizer" in caplog.text
+    assert "read state_dict, not optimizer" in caplog.text
     named = "proj, text" if text else "proj, text_projection, token_embedding, transformer"
     assert re.search(rf"dropped .*logit_bias, .*{named}", caplog.text)
 
@@ -161,7 +161,7 @@ def test_training_checkpoint_of_dino(tmp_path, caplog):
     with caplog.at_level("INFO"):
         ours = features("vit", str(tmp_path / "checkpoint.pth"), mlp_ratio=2)
     equal(ours, theirs(pixel_values=picture()).last_hidden_state)
-    assert "read teacher, not epoch, student" in caplog.text and "dropped head" in caplog.text
+    assert "read teacher, not student" in caplog.text and "dropped head" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["clip", "vit"])

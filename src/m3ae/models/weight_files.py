@@ -53,7 +53,8 @@ def unwrapped(content: Mapping[str, Any], source: str) -> State:
     while name := next((name for name in _WRAPPINGS if _is_wrapping(content.get(name))), None):
         if isinstance(content[name], _Inert):
             raise ValueError(f"{source}: {_pickled(name)}")
-        if others := sorted(str(key) for key in content if key != name):
+        # Other weights, such as an average's or a student's; not numbers and settings.
+        if others := sorted(str(k) for k, x in content.items() if k != name and _is_wrapping(x)):
             log.info("%s: read %s, not %s", source, name, ", ".join(others))
         content = content[name]
     state = {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
