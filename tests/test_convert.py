@@ -1,7 +1,11 @@
 """`python -m m3ae.convert`: a released checkpoint becomes a folder of the same numbers."""
 
+import base64
 import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 import torch
@@ -165,3 +169,63 @@ def test_an_evaluation_of_something_else(wrong, work, run):
     code, error = run("vqa.ckpt", *own)
     assert code == 2 and "wrong.json" in error and error.count("\n") == 1
     assert not (work / "out").exists()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as an upload needs: what is committed is kept in `files`."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        answer: dict = {"url": f"http://{self.headers['Host']}/someone/model", "success": True}
+        if "/preupload/" in self.path:
+            paths = [entry["path"] for entry in json.loads(body)["files"]]
+            how = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            answer = {"files": [{"path": path, **how} for path in paths]}
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.files[line["value"]["path"]] = content
+            answer |= {"commitUrl": answer["url"] + "/commit/" + "0" * 40, "commitOid": "0" * 40}
+        self.reply(answer)
+
+    def do_GET(self) -> None:
+        self.reply({"id": "someone/model", "sha": "0" * 40, "siblings": []})
+
+    def reply(self, answer: dict) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: the test's output is the command's."""
+
+
+@pytest.fixture()
+def hub(monkeypatch):
+    """A hub on this machine, and a login to it; gives what was uploaded."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Hub.files.clear()
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setattr(
+        "huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}"
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    yield Hub.files
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_upload(work, run, hub):
+    """A file that stays behind, or an upload whose card has something open."""
+    card = ["--data", "ROCO and MedICaT", "--licence", "apache-2.0"]
+    code, said = run("pretrained.ckpt", *card, "--push", "someone/model")
+    assert code == 0, said
+    assert hub == {path.name: path.read_bytes() for path in (work / "out").iterdir()}
+    text = hub["README.md"].decode()
+    assert "Not stated" not in text and 'from_pretrained("someone/model")' in text
+    assert "license: apache-2.0" in text and "Pre-trained on ROCO and MedICaT." in text
