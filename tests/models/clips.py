@@ -66,6 +66,7 @@ class Clip(nn.Module):
         self.logit_scale = nn.Parameter(torch.ones(()))
         for name in ("input_resolution", "context_length", "vocab_size"):
             self.register_buffer(name, torch.tensor(7))
+        self.register_buffer("attn_mask", torch.zeros(7, 7), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.visual(image)

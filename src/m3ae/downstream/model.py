@@ -32,6 +32,8 @@ from m3ae.models.m3ae import M3AE, Batch, build_model, initialise
 from m3ae.models.pretrained import (
     State,
     convert_reference,
+    fine_tuned_heads,
+    heads_in,
     load_strictly,
     read_checkpoint,
     read_pretrained,
@@ -97,8 +99,7 @@ class Downstream(M3AE):
     def from_pretrained(cls, path_or_hub_id: str | Path) -> "Downstream":
         """A fine-tuned model with its head, from a folder or a hub id; strict.
 
-        `read_facts` says what its outputs mean. Raises ValueError or FileNotFoundError naming what
-        does not fit.
+        `read_facts` says what its outputs mean. Raises as `M3AE.from_pretrained`.
         """
         config, state = read_pretrained(path_or_hub_id)
         facts = read_facts(path_or_hub_id)
@@ -316,16 +317,6 @@ def read_head(folder: Path, facts: dict[str, Any] | None) -> HeadConfig:
         place = folder / "config.yaml"
         section = parse(place.read_text(encoding="utf-8"), str(place)).get("head")
     return PAPER_HEAD if section is None else build(HeadConfig, section, f"{place}: head.")
-
-
-def fine_tuned_heads(state: State) -> list[str]:
-    """The names of the heads of fine-tuning whose tensors these are among."""
-    return sorted(heads_in(state) & set(HEADS.values()))
-
-
-def heads_in(state: State) -> set[str]:
-    """The names of the heads whose tensors these are among."""
-    return {key.partition(".")[0] for key in state if "head." in key}
 
 
 def _head_state(state: State, name: str) -> State:

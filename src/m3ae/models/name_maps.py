@@ -146,7 +146,7 @@ BERT = [
 # What stands beside the image tower of a CLIP, and beside a plain ViT.
 _CLIP_REST = r"(text|text_model|transformer|token_embedding|ln_final|visual_projection"
 _CLIP_REST += r"|text_projection|logit_scale|logit_bias|positional_embedding|context_length"
-_CLIP_REST += r"|input_resolution|vocab_size|classifier|pooler|visual\.head)(\..*)?"
+_CLIP_REST += r"|input_resolution|vocab_size|attn_mask|classifier|pooler|visual\.head)(\..*)?"
 _VIT_REST = r"(head|pooler|decoder|\w*classifier)\..*"
 IMAGE_FAMILIES = {
     "clip": (

@@ -243,10 +243,19 @@ def _heads(state: State) -> dict[str, State]:
     return heads
 
 
+def heads_in(state: State) -> set[str]:
+    """The names of the heads whose tensors these are among."""
+    return {key.partition(".")[0] for key in state if "head." in key}
+
+
+def fine_tuned_heads(state: State) -> list[str]:
+    """The names of those of fine-tuning."""
+    return sorted(heads_in(state) & set(HEADS.values()))
+
+
 def without_heads(state: State, source: str) -> State:
     """The tensors less those of fine-tuning's heads, which the log names."""
-    heads = sorted(set(HEADS.values()) & _heads(state).keys())
-    if heads:
+    if heads := fine_tuned_heads(state):
         log.info("%s: dropped %s: of a fine-tuned model the backbone", source, ", ".join(heads))
     return {key: tensor for key, tensor in state.items() if key.partition(".")[0] not in heads}
 
@@ -306,6 +315,8 @@ def read_pretrained(path_or_hub_id: str | Path) -> tuple[Architecture, State]:
     place = find_file(path_or_hub_id, "config.json")
     if place is None:
         wrong = "has no config.json: not a folder of save_pretrained"
+        if Path(path_or_hub_id).is_file():
+            wrong = "is a file: python -m m3ae.convert makes a folder of it"
         raise FileNotFoundError(f"{path_or_hub_id} {wrong}")
     config = read_json(place)
     made = config.get("format"), config.get("version")
