@@ -27,12 +27,18 @@ from m3ae.data.texts import check_tokenizer, load_tokenizer
 from m3ae.downstream.config import PAPER_HEAD
 from m3ae.downstream.data import read_answers
 from m3ae.downstream.evaluation import report
-from m3ae.downstream.model import Downstream, at_size, write_facts
+from m3ae.downstream.model import Downstream, write_facts
 from m3ae.files import write_text
 from m3ae.models.heads import HEADS
 from m3ae.models.losses import OBJECTIVES
 from m3ae.models.m3ae import M3AE
-from m3ae.models.pretrained import convert_reference, fine_tuned_heads, heads_in, load_strictly
+from m3ae.models.pretrained import (
+    at_size,
+    convert_reference,
+    fine_tuned_heads,
+    heads_in,
+    load_strictly,
+)
 from m3ae.models.weight_files import State, read_checkpoint, read_json
 from m3ae.training.logs import start_logging
 

@@ -25,21 +25,19 @@ from m3ae.models.heads import (
     RetrievalHead,
     start_retrieval_head,
 )
-from m3ae.models.image_encoder import resize_positions
 from m3ae.models.layers import masked_mean
 from m3ae.models.losses import OBJECTIVES, classification_loss, reduce_losses, vqa_loss
 from m3ae.models.m3ae import M3AE, Batch, build_model, initialise
 from m3ae.models.pretrained import (
-    State,
+    at_size,
     convert_reference,
     fine_tuned_heads,
     heads_in,
     load_strictly,
-    read_checkpoint,
     read_pretrained,
 )
 from m3ae.models.switches import wrap_blocks
-from m3ae.models.weight_files import find_file, read_json
+from m3ae.models.weight_files import State, find_file, read_checkpoint, read_json
 from m3ae.strict_yaml import build, parse
 
 log = logging.getLogger(__name__)
@@ -263,22 +261,6 @@ def read_init(config: FinetuneConfig) -> Init:
     facts = read_facts(folder) if fine_tuned_heads(state) else None
     model = at_size(model, px, state)
     return Init(str(folder), model, state, facts, str(folder), read_head(folder, facts))
-
-
-def at_size(model: Architecture, image_px: int, state: State | None = None) -> Architecture:
-    """The same sizes for images of another side, to which the positions in `state` are resized.
-
-    Raises ValueError if the patches do not fill it.
-    """
-    image = dataclasses.replace(model.image_encoder, image_px=image_px)
-    if image_px % image.patch_px:
-        wrong = f"images of {image_px} px are no multiple of the patch's {image.patch_px} px"
-        own = f"the model's own {model.image_encoder.image_px} px"
-        raise ValueError(f"{wrong}; give {own} (data.image_px, or --px in preparing)")
-    if state is not None:
-        name = "image_encoder.position_embedding"
-        state[name] = resize_positions(state[name], image_px // image.patch_px)
-    return dataclasses.replace(model, image_encoder=image)
 
 
 def read_facts(path_or_hub_id: str | Path) -> dict[str, Any] | None:

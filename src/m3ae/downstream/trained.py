@@ -11,10 +11,10 @@ import torch
 from m3ae.config import TEXT_TOKENS
 from m3ae.data.shards import read_manifest
 from m3ae.data.texts import load_tokenizer, most_tokens
-from m3ae.downstream.model import FACTS, at_size, build_fine_tuned, read_facts
+from m3ae.downstream.model import FACTS, build_fine_tuned, read_facts
 from m3ae.files import last_checkpoint
 from m3ae.models.m3ae import M3AE
-from m3ae.models.pretrained import fine_tuned_heads, load_strictly, read_pretrained
+from m3ae.models.pretrained import at_size, fine_tuned_heads, load_strictly, read_pretrained
 from m3ae.scoring.predictions import PROTOCOLS
 from m3ae.strict_yaml import parse
 from m3ae.training.precision import DTYPES, resolve_precision

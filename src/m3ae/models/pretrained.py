@@ -243,6 +243,22 @@ def _heads(state: State) -> dict[str, State]:
     return heads
 
 
+def at_size(model: Architecture, image_px: int, state: State | None = None) -> Architecture:
+    """The same sizes for images of another side, to which the positions in `state` are resized.
+
+    Raises ValueError if the patches do not fill it.
+    """
+    image = dataclasses.replace(model.image_encoder, image_px=image_px)
+    if image_px % image.patch_px:
+        wrong = f"images of {image_px} px are no multiple of the patch's {image.patch_px} px"
+        own = f"the model's own {model.image_encoder.image_px} px"
+        raise ValueError(f"{wrong}; give {own} (data.image_px, or --px in preparing)")
+    if state is not None:
+        name = "image_encoder.position_embedding"
+        state[name] = resize_positions(state[name], image_px // image.patch_px)
+    return dataclasses.replace(model, image_encoder=image)
+
+
 def heads_in(state: State) -> set[str]:
     """The names of the heads whose tensors these are among."""
     return {key.partition(".")[0] for key in state if "head." in key}
@@ -277,14 +293,12 @@ tags: [medical, vision-language, masked-autoencoder]
 A multi-modal masked autoencoder (Chen et al., MICCAI 2022): {parameters:,} parameters, images of
 {image.image_px} px, patches of {image.patch_px} px, text encoder of the {text.kind} family.
 
-    from {kind.__module__} import {kind.__name__}
-    model = {kind.__name__}.from_pretrained("this folder")
+    from {place} import {kind}
+    model = {kind}.from_pretrained("this folder")
 
 {facts}`config.json` says what it is: the model section of its training's configuration, less how it
 was computed. For research; not a medical device.
 """
-
-
 _FINE_TUNED = """`downstream.json` says what the outputs of its head mean. `M3AE.from_pretrained` of
 `m3ae.models` gives its encoders and fusion without the head.
 
@@ -302,9 +316,10 @@ def save_pretrained(model: nn.Module, path: str | Path, tokenizer: Any = None) -
     write_json(path / "config.json", config, indent=2)
     image, text = model.config.image_encoder, model.config.text_encoder
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    kind = type(model)
-    facts = _FINE_TUNED if hasattr(model, "task") else ""
-    card = _CARD.format(parameters=parameters, image=image, text=text, kind=kind, facts=facts)
+    loading = {"place": "m3ae.models", "kind": "M3AE", "facts": ""}
+    if hasattr(model, "task"):
+        loading = {"place": "m3ae.downstream.model", "kind": "Downstream", "facts": _FINE_TUNED}
+    card = _CARD.format(parameters=parameters, image=image, text=text, **loading)
     (path / "README.md").write_text(card, encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(str(path))
