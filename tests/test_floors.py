@@ -17,7 +17,7 @@ FLOORS = (
     {"models", "training"},
     {"pretraining", "downstream"},
     {"reports", "tables"},
-    {"predict", "score", "features"},
+    {"predict", "score", "features", "convert"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms that may know less than all that is below them.

@@ -1,5 +1,6 @@
 """Tokens and masked language modelling: exact counts, rates, and what must never be masked."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -73,6 +74,61 @@ def test_no_tokenizer(tmp_path):
     """Catches a page of advice on conversion where a folder simply holds no tokeniser."""
     with pytest.raises(FileNotFoundError, match=f"{tmp_path.name}.*give a local folder"):
         load_tokenizer(tmp_path)
+
+
+OLD = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "axial", "ct", "chest", "##s"]
+
+
+def older(folder, capitals: bool = False, **files: dict) -> str:
+    """A folder as older BERTs have it: a vocab.txt, and the JSON files given."""
+    entries = [*OLD, "Axial", "CT"] if capitals else OLD
+    (folder / "vocab.txt").write_text("\n".join(entries) + "\n")
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+@pytest.mark.parametrize("files", [{}, {"config": {"hidden_size": 8}}, {"tokenizer_config": {}}])
+@pytest.mark.parametrize("capitals", [False, True])
+def test_tokenizer_of_an_older_bert(capitals, files, tmp_path, caplog):
+    """A vocab.txt alone called a folder without one, or a vocabulary with capitals lowered."""
+    with caplog.at_level("INFO"):
+        tokenizer = load_tokenizer(older(tmp_path, capitals, **files))
+    ((ids, words),) = encode(tokenizer, ["Axial CT chests"])
+    assert ids == ([9, 10, 7, 8] if capitals else [5, 6, 7, 8]) and words == [0, 1, 2, 2]
+    assert special_ids(tokenizer) == {"pad": 0, "cls": 2, "sep": 3, "mask": 4}
+    assert ("case is kept" if capitals else "texts are lowered") in caplog.text
+    tokenizer.save_pretrained(str(tmp_path / "saved"))
+    assert fingerprint(load_tokenizer(tmp_path / "saved")) == fingerprint(tokenizer)
+
+
+def test_an_older_bert_that_says_its_case(tmp_path):
+    """What the folder itself says overruled by a guess from its vocabulary."""
+    tokenizer = load_tokenizer(older(tmp_path, True, tokenizer_config={"do_lower_case": True}))
+    assert encode(tokenizer, ["Axial CT"])[0][0] == [5, 6]
+    known = load_tokenizer(older(tmp_path, True, config={"model_type": "bert"}))
+    assert encode(known, ["Axial CT"])[0][0] == [5, 6]
+
+
+def test_vocabularies_of_no_known_kind(tmp_path):
+    """A folder that holds a vocabulary called one that holds none; what lacks must be said."""
+    (tmp_path / "vocab.txt").write_text("<s>\nct\n")
+    with pytest.raises(ValueError, match=r"vocab\.txt: no \[PAD\], .* not BERT's; add its token"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        load_tokenizer(tmp_path)
+    other = tmp_path / "roberta"
+    other.mkdir()
+    (other / "vocab.json").write_text(json.dumps({token: k for k, token in enumerate(ROBERTA)}))
+    (other / "merges.txt").write_text("#version: 0.2\nc t\n")
+    with pytest.raises(ValueError, match=r"holds vocab\.json, merges\.txt and no config\.json"):
+        load_tokenizer(other)
+    (other / "config.json").write_text('{"model_type": "roberta"}')  # as it says
+    assert encode(load_tokenizer(other), ["ct"])[0][0] == [7]
+
+
+ROBERTA = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "c", "t", "ct"]
 
 
 def test_training_is_reproducible(tmp_path):

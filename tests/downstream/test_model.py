@@ -6,11 +6,19 @@ import json
 import pytest
 import torch
 
-from m3ae.downstream.config import FinetuneConfig, load_finetune_config
-from m3ae.downstream.model import build_downstream, read_init, write_facts
+from m3ae.downstream.config import PAPER_HEAD, FinetuneConfig, HeadConfig, load_finetune_config
+from m3ae.downstream.model import (
+    HEADS,
+    Downstream,
+    build_downstream,
+    read_facts,
+    read_init,
+    write_facts,
+)
 from m3ae.models import M3AE
 from m3ae.models.heads import AnswerHead, start_answer_head
 from m3ae.models.param_groups import part_of
+from tests.models.test_weight_files import cached
 from tests.recipe import (
     ROOT,
     TINY,
@@ -218,7 +226,7 @@ def test_init_that_cannot_be(tmp_path):
 
 
 def test_saved_and_loaded_again(tmp_path, released):
-    """A fine-tuned folder that the plain model loads as if it were pre-trained."""
+    """A fine-tuned folder whose weights are not those that were saved."""
     model = build("vqa", released, eval_only=True)
     model.save_pretrained(tmp_path / "tuned")
     write_facts(tmp_path / "tuned", task="vqa", field="label", answers=names("vqa"))
@@ -227,5 +235,91 @@ def test_saved_and_loaded_again(tmp_path, released):
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     assert json.loads((tmp_path / "tuned" / "downstream.json").read_text())["task"] == "vqa"
-    with pytest.raises(ValueError, match="vqa_head"):
-        M3AE.from_pretrained(tmp_path / "tuned")
+
+
+PAIR = ("image", "text_ids", "text_keep")
+ENCODERS = HeadConfig(
+    **(dataclasses.asdict(PAPER_HEAD) | {"reads": "both", "image_blocks": (1, 2), "width": 8})
+)
+
+
+def fine_tuned(folder, task: str, head: HeadConfig = PAPER_HEAD) -> Downstream:
+    """A model of a task with weights of its own, saved as fine-tuning saves it."""
+    model = Downstream(golden_model().config, task, CLASSES[task], head).eval()
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
+    model.save_pretrained(folder)
+    answers = [] if task == "retrieval" else names(task)
+    write_facts(folder, task=task, field="label", answers=answers, head=dataclasses.asdict(head))
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["folder", "hub"])
+@pytest.mark.parametrize(
+    ("task", "head"),
+    [
+        ("vqa", PAPER_HEAD),
+        ("vqa", ENCODERS),
+        ("classification", PAPER_HEAD),
+        ("retrieval", PAPER_HEAD),
+    ],
+)
+def test_a_fine_tuned_folder_in_python(task, head, place, tmp_path, monkeypatch, caplog):
+    """Its card's own line raises; a head lost, or another's; a hub id's facts never looked for."""
+    folder = cached(tmp_path, monkeypatch) if place == "hub" else tmp_path / "tuned"
+    model = fine_tuned(folder, task, head)
+    source = "someone/model" if place == "hub" else folder
+    batch = {key: golden_batch()[key] for key in PAIR}
+    with caplog.at_level("INFO"):
+        backbone = M3AE.from_pretrained(source).eval()
+    assert f"dropped {HEADS[task]}" in caplog.text
+    assert backbone.state_dict().keys() == {
+        key for key in model.state_dict() if not key.startswith(HEADS[task])
+    }
+    for ours, theirs in zip(
+        vars(backbone.encode_pair(*batch.values())).values(),
+        vars(model.encode_pair(*batch.values())).values(),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+    whole = Downstream.from_pretrained(source).eval()
+    assert whole.task == task and whole.head_config == model.head_config
+    if task == "retrieval":
+        batch |= {key: batch[key][:, None] for key in PAIR[1:]}
+    assert torch.equal(whole.scores(batch), model.scores(batch))
+    assert read_facts(source)["task"] == task
+    made = config(task, init=str(source), eval_only=True, head=head)
+    data = dataclasses.replace(made.data, field="label")
+    made = dataclasses.replace(made, data=data)
+    again = build_downstream(made, read_init(made), read_facts(source)["answers"])
+    assert torch.equal(again.eval().scores(batch), model.scores(batch))
+
+
+def test_the_card_of_a_fine_tuned_folder(tmp_path):
+    """A card whose own line of code does not give the model that it is the card of."""
+    for model, folder in (
+        (fine_tuned(tmp_path / "tuned", "vqa"), tmp_path / "tuned"),
+        (M3AE.from_pretrained(pretrained(tmp_path)), tmp_path / "pretrained"),
+    ):
+        lines = [x[4:] for x in (folder / "README.md").read_text().splitlines() if x[:4] == "    "]
+        found: dict = {}
+        exec("\n".join(lines).replace("this folder", str(folder)), found)
+        assert type(found["model"]) is type(model)
+        assert found["model"].state_dict().keys() == model.state_dict().keys()
+
+
+def test_folders_that_are_not_fine_tuned(tmp_path):
+    """A pre-trained folder given a new head, or facts of another program."""
+    folder = pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"pretrained: no downstream\.json in it"):
+        Downstream.from_pretrained(folder)
+    fine_tuned(tmp_path / "tuned", "vqa")
+    write_facts(tmp_path / "tuned", task="vqa", answers=names("vqa")[:3])
+    with pytest.raises(ValueError, match=r"vqa_head\.3\.\w+ is \(11,.* in the file, \(3,"):
+        Downstream.from_pretrained(tmp_path / "tuned")
+    write_facts(tmp_path / "tuned", task="poetry", answers=[])
+    with pytest.raises(ValueError, match=r"downstream\.json: no task \(vqa, classification, retr"):
+        Downstream.from_pretrained(tmp_path / "tuned")

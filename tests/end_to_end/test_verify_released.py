@@ -1,6 +1,7 @@
 """verify_released on a checkpoint in the released format, its weights by the golden recipe."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from PIL import Image
 
 import verify_released
 from data_prep import vqa_rad
+from m3ae import convert, predict
 from m3ae.data.shards import Shards
 from m3ae.data.texts import assemble, encode, load_tokenizer, special_ids, train_wordpiece
 from m3ae.models.heads import AnswerHead
 from m3ae.models.pretrained import convert_reference
-from m3ae.scoring.predictions import write_predictions
+from m3ae.scoring.predictions import read_predictions, write_predictions
 from tests.recipe import ROOT, TINY, golden_model, golden_state
 
 LABELS = ["yes", "liver", "2", "lung", "axial", "mr", "no", "left", "cyst", "ct", "brain"]
@@ -167,6 +169,28 @@ def test_what_differs_is_named(released, verify, tmp_path, capsys):
     assert "-1 against expected, 1 items differ" in out.out and "not as expected" in out.err
     record = json.loads((tmp_path / "out" / "verification.json").read_text())
     assert [entry["id"] for entry in record[0]["differing"]] == [rows[3]["id"]]
+
+
+def test_converted_it_answers_the_same(released, verify, tmp_path):
+    """A folder whose answers are not the checkpoint's, a card whose numbers are not."""
+    rows = by_hand(released)
+    right = sum(row["prediction"] == row["answer"] for row in rows)
+    assert verify("--expected", str(right)) == 0
+    config = ["--config", str(ROOT / "configs/pretrain/m3ae.yaml"), "--task", "vqa"]
+    sizes = [line for line in TINY if line.startswith(("model.", "data.text_length"))]
+    tokenizer = ["--tokenizer", str(released / "tokenizer"), "--set", *sizes]
+    numbers = ["--evaluation", str(tmp_path / "out" / "0-seed0" / "evaluation.json")]
+    meaning = ["--answers", str(released / "shards" / "answers.json"), "--data", "VQA-RAD"]
+    file, folder = str(released / "seed0.ckpt"), str(tmp_path / "folder")
+    assert convert.main([file, folder, *config, *meaning, *numbers, *tokenizer]) == 0
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "Fine-tuned on VQA-RAD. Protocols are named with the numbers." in card
+    percent = rf"{100 * right / len(rows):.2f} \["  # with its interval
+    assert re.search(rf"\n    protocol paper.*\n(    .*\n)*    overall .* {percent}", card)
+    test, out = str(released / "shards" / "test"), tmp_path / "predictions.jsonl"
+    assert predict.main(["--model", folder, "--data", test, "--out", str(out)]) == 0
+    found = {row["id"]: row["prediction"] for row in read_predictions(out)}
+    assert found == {row["id"]: row["prediction"] for row in rows}
 
 
 def test_published_numbers_are_taken_by_rank():

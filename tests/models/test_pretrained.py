@@ -392,3 +392,7 @@ def test_damaged_folders(saved):
     config.unlink()
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         M3AE.from_pretrained(saved)
+    with pytest.raises(
+        FileNotFoundError, match=r"model\.safetensors is a file: python -m m3ae\.conv"
+    ):
+        M3AE.from_pretrained(weights)

@@ -5,6 +5,7 @@ Letters: `L` text tokens, special tokens and padding included.
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from m3ae.config import TextEncoderConfig
 from m3ae.data.masking import NOT_SCORED
 
+log = logging.getLogger(__name__)
+
+_VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model")
 SAMPLINGS = ("exact", "whole_word", "reference")
 
 # Fixed strings that any difference in vocabulary, case folding or merging shows up in.
@@ -28,13 +32,21 @@ _PROBES = (
 
 
 def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
-    """Tokeniser of a hub id or a local folder.
+    """Tokeniser of a hub id or a local folder, an older BERT's of a vocab.txt alone too.
 
-    Raises FileNotFoundError when there is none, ValueError when it is no fast tokeniser.
+    Raises FileNotFoundError when there is none, ValueError when it is no fast tokeniser, or when
+    a folder does not say of which kind its vocabulary is.
     """
+    folder = Path(name_or_folder)
+    if (folder / "vocab.txt").is_file() and not _says_its_kind(folder):
+        return _read_vocabulary(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder), use_fast=True)
     except (OSError, ValueError) as error:
+        if found := [name for name in _VOCABULARIES if (folder / name).is_file()]:
+            lacking = 'no config.json with a "model_type" that transformers knows (e.g. "roberta")'
+            wrong = f"holds {', '.join(found)} and {lacking}; write it there"
+            raise ValueError(f"tokeniser {name_or_folder}: {wrong}") from error
         reason = "no folder that holds one, and not to be had from the hub; give a local folder"
         raise FileNotFoundError(f"tokeniser {name_or_folder}: {reason}") from error
     if not getattr(tokenizer, "is_fast", False):
@@ -43,6 +55,43 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
         if getattr(tokenizer, role) is None:
             raise ValueError(f"{name_or_folder}: the tokeniser has no {role}")
     return tokenizer
+
+
+def _says_its_kind(folder: Path) -> bool:
+    """Whether a folder's files say which tokeniser they are of, as AutoTokenizer needs it."""
+    if (folder / "tokenizer.json").is_file():
+        return True
+    named = {"config.json": "model_type", "tokenizer_config.json": "tokenizer_class"}
+    return any(key in _settings(folder / name) for name, key in named.items())
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _read_vocabulary(folder: Path) -> PreTrainedTokenizerFast:
+    """BERT's tokeniser over a vocab.txt; if nothing says so, it keeps case where entries have it.
+
+    Raises ValueError where the vocabulary is not BERT's.
+    """
+    entries = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    if lacking := [token for token in special if token not in entries]:
+        wrong = f"no {', '.join(lacking)} in it, so not BERT's; add its tokenizer.json"
+        raise ValueError(f"{folder / 'vocab.txt'}: {wrong}")
+    lower = _settings(folder / "tokenizer_config.json").get("do_lower_case")
+    if lower is None:
+        lower = all(entry == entry.lower() for entry in entries if not entry.startswith("["))
+        what = (
+            "all in lower case, so texts are lowered" if lower else "with capitals, so case is kept"
+        )
+        log.info("%s: BERT's vocabulary, %s", folder / "vocab.txt", what)
+    return BertTokenizer.from_pretrained(str(folder), do_lower_case=lower)
 
 
 def train_wordpiece(texts: Iterable[str], size: int, folder: Path) -> PreTrainedTokenizerFast:

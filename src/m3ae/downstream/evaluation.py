@@ -201,7 +201,8 @@ class Evaluation:
         if self.config.eval_only:
             return
         folder = self.output / f"best-{protocol}"
-        kept = (read_facts(folder) or {}).get("epoch")
+        facts = read_facts(folder) if folder.is_dir() else None
+        kept = (facts or {}).get("epoch")
         if kept != epoch:
             hint = "this run cannot be evaluated, start it again with another output="
             raise ValueError(f"{folder}: of epoch {kept}, but the log selects {epoch}; {hint}")

@@ -4,7 +4,6 @@ Letters: `B` pairs, `A` answers or classes, `F` false texts an image, `L` text t
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,24 +17,31 @@ from m3ae.config import Architecture, load_config
 from m3ae.downstream.config import PAPER_HEAD, FinetuneConfig, HeadConfig
 from m3ae.downstream.retrieval import retrieval_scores
 from m3ae.files import last_checkpoint, write_json
-from m3ae.models.heads import AnswerHead, EncoderHead, ITMHead, RetrievalHead, start_retrieval_head
-from m3ae.models.image_encoder import resize_positions
+from m3ae.models.heads import (
+    HEADS,
+    AnswerHead,
+    EncoderHead,
+    ITMHead,
+    RetrievalHead,
+    start_retrieval_head,
+)
 from m3ae.models.layers import masked_mean
 from m3ae.models.losses import OBJECTIVES, classification_loss, reduce_losses, vqa_loss
 from m3ae.models.m3ae import M3AE, Batch, build_model, initialise
 from m3ae.models.pretrained import (
-    State,
+    at_size,
     convert_reference,
+    fine_tuned_heads,
+    heads_in,
     load_strictly,
-    read_checkpoint,
     read_pretrained,
 )
 from m3ae.models.switches import wrap_blocks
+from m3ae.models.weight_files import State, find_file, read_checkpoint, read_json
 from m3ae.strict_yaml import build, parse
 
 log = logging.getLogger(__name__)
 
-HEADS = {"vqa": "vqa_head", "classification": "cls_head", "retrieval": "retrieval_head"}
 FACTS = "downstream.json"  # beside the weights: what the head's outputs mean
 # What encoders give to fusion and to the head: keys of a batch.
 TEXT_READ, IMAGE_READ = ("text_features", "text_pooled"), ("image_features", "image_pooled")
@@ -86,6 +92,21 @@ class Downstream(M3AE):
         for name in self.frozen:
             getattr(self, name).eval()
         return self
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path) -> "Downstream":
+        """A fine-tuned model with its head, from a folder or a hub id; strict.
+
+        `read_facts` says what its outputs mean. Raises as `M3AE.from_pretrained`.
+        """
+        config, state = read_pretrained(path_or_hub_id)
+        facts = read_facts(path_or_hub_id)
+        if facts is None:
+            hint = "not fine-tuned, or no best-PROTOCOL folder; M3AE.from_pretrained reads it"
+            raise ValueError(f"{path_or_hub_id}: no {FACTS} in it: {hint}")
+        model = build_fine_tuned(path_or_hub_id, config, facts)
+        load_strictly(model, state, str(path_or_hub_id))
+        return model
 
     @property
     def head(self) -> torch.nn.Module:
@@ -237,30 +258,30 @@ def read_init(config: FinetuneConfig) -> Init:
         return Init(config.init, at_size(model, px, state), state, None, None)
     folder = last_checkpoint(Path(config.init))
     model, state = read_pretrained(folder)
-    facts, model = read_facts(folder), at_size(model, px, state)
+    facts = read_facts(folder) if fine_tuned_heads(state) else None
+    model = at_size(model, px, state)
     return Init(str(folder), model, state, facts, str(folder), read_head(folder, facts))
 
 
-def at_size(model: Architecture, image_px: int, state: State | None = None) -> Architecture:
-    """The same sizes for images of another side, to which the positions in `state` are resized.
+def read_facts(path_or_hub_id: str | Path) -> dict[str, Any] | None:
+    """What `write_facts` wrote, None where there is nothing; ValueError where it is not that."""
+    path = find_file(path_or_hub_id, FACTS)
+    if path is None:
+        return None
+    facts = read_json(path)
+    answers = facts.get("answers")
+    fine = facts.get("task") in HEADS and isinstance(answers, list)
+    if not fine or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"{path}: no task ({', '.join(HEADS)}) or no answer list in it")
+    if not answers and facts["task"] != "retrieval":
+        raise ValueError(f"{path}: an empty answer list")
+    return facts
 
-    Raises ValueError if the patches do not fill it.
-    """
-    image = dataclasses.replace(model.image_encoder, image_px=image_px)
-    if image_px % image.patch_px:
-        wrong = f"images of {image_px} px are no multiple of the patch's {image.patch_px} px"
-        own = f"the model's own {model.image_encoder.image_px} px"
-        raise ValueError(f"{wrong}; give {own} (data.image_px, or --px in preparing)")
-    if state is not None:
-        name = "image_encoder.position_embedding"
-        state[name] = resize_positions(state[name], image_px // image.patch_px)
-    return dataclasses.replace(model, image_encoder=image)
 
-
-def read_facts(folder: Path) -> dict[str, Any] | None:
-    """What `write_facts` wrote, None for a pre-trained model."""
-    path = folder / FACTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def build_fine_tuned(source: str | Path, config: Architecture, facts: dict[str, Any]) -> Downstream:
+    """A model of a fine-tuned folder's sizes and head, not yet with its weights."""
+    head = read_head(Path(source), facts)
+    return Downstream(config, facts["task"], len(facts["answers"]), head)
 
 
 def write_facts(folder: Path, **facts: Any) -> None:
@@ -278,11 +299,6 @@ def read_head(folder: Path, facts: dict[str, Any] | None) -> HeadConfig:
         place = folder / "config.yaml"
         section = parse(place.read_text(encoding="utf-8"), str(place)).get("head")
     return PAPER_HEAD if section is None else build(HeadConfig, section, f"{place}: head.")
-
-
-def heads_in(state: State) -> set[str]:
-    """The names of the heads whose tensors these are among."""
-    return {key.partition(".")[0] for key in state if "head." in key}
 
 
 def _head_state(state: State, name: str) -> State:

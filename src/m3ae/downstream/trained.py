@@ -11,18 +11,10 @@ import torch
 from m3ae.config import TEXT_TOKENS
 from m3ae.data.shards import read_manifest
 from m3ae.data.texts import load_tokenizer, most_tokens
-from m3ae.downstream.model import (
-    FACTS,
-    HEADS,
-    Downstream,
-    at_size,
-    heads_in,
-    read_facts,
-    read_head,
-)
+from m3ae.downstream.model import FACTS, build_fine_tuned, read_facts
 from m3ae.files import last_checkpoint
 from m3ae.models.m3ae import M3AE
-from m3ae.models.pretrained import load_strictly, read_pretrained
+from m3ae.models.pretrained import at_size, fine_tuned_heads, load_strictly, read_pretrained
 from m3ae.scoring.predictions import PROTOCOLS
 from m3ae.strict_yaml import parse
 from m3ae.training.precision import DTYPES, resolve_precision
@@ -108,18 +100,17 @@ def load_trained(
     """
     folder = find_checkpoint(path, protocol)
     config, state = read_pretrained(folder)
-    facts = read_facts(folder) or {}
+    heads = fine_tuned_heads(state)
+    facts = (read_facts(folder) if heads else None) or {}
     px = config.image_encoder.image_px
     if image_px not in (None, px):
         config = at_size(config, image_px, state)
         log.info("%s: trained at %d px, positions resized to %d px", folder, px, image_px)
     if facts:
-        _check_facts(folder, facts)
-        head = read_head(folder, facts)
-        model = Downstream(config, facts["task"], len(facts["answers"]), head)
-    elif heads := heads_in(state) & set(HEADS.values()):
+        model = build_fine_tuned(folder, config, facts)
+    elif heads:
         hint = "which says what its outputs mean; give the run folder, or its best-PROTOCOL folder"
-        raise ValueError(f"{folder}: has a {min(heads)} and no {FACTS}, {hint}")
+        raise ValueError(f"{folder}: has a {heads[0]} and no {FACTS}, {hint}")
     else:
         model = M3AE(config)
     load_strictly(model, state, str(folder))
@@ -130,16 +121,6 @@ def load_trained(
         raise ValueError(f"text length {length}: {folder} takes 3 to {most} tokens")
     chosen = _protocol(folder, facts.get("known") or {}, protocol)
     return Trained(folder, model.eval(), load_tokenizer(folder), length, facts, chosen)
-
-
-def _check_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Raise ValueError where downstream.json is not what `write_facts` writes."""
-    answers = facts.get("answers")
-    fine = facts.get("task") in HEADS and isinstance(answers, list)
-    if not fine or not all(isinstance(answer, str) for answer in answers):
-        raise ValueError(f"{folder / FACTS}: no task ({', '.join(HEADS)}) or no answer list in it")
-    if not answers and facts["task"] != "retrieval":
-        raise ValueError(f"{folder / FACTS}: an empty answer list")
 
 
 def _protocol(folder: Path, known: dict[str, list[str]], asked: str | None) -> str | None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from m3ae.config import MIMConfig, MLMConfig
 from m3ae.models.layers import PreNormBlock, sincos_2d, take
 
+# Of fine-tuning, by task; M3AE has none of them.
+HEADS = {"vqa": "vqa_head", "classification": "cls_head", "retrieval": "retrieval_head"}
 MLM_LAYER_NORM_EPS = 1e-12  # reference, model fact 6
 DECODER_LAYER_NORM_EPS = 1e-5
 

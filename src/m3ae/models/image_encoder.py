@@ -33,6 +33,7 @@ class ImageEncoder(nn.Module):
         width, px, eps = config.width, config.patch_px, config.layer_norm_eps
         if config.image_px % px:
             raise ValueError(f"image_px {config.image_px} is not a multiple of patch_px {px}")
+        self.config = config
         self.kind, self.grid, self.patch_px = config.kind, config.image_px // px, px
         self.patch_embedding = nn.Conv2d(3, width, px, px, bias=config.kind == "vit")
         self.class_token = nn.Parameter(torch.empty(width))

@@ -270,10 +270,14 @@ class M3AE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path) -> "M3AE":
-        """The model that `save_pretrained` wrote, from a folder or a hub id; strict."""
+        """The model that `save_pretrained` wrote, from a folder or a hub id; strict.
+
+        Of a fine-tuned one it is the backbone: encoders, fusion and poolers. Raises ValueError or
+        FileNotFoundError naming what does not fit.
+        """
         config, state = pretrained.read_pretrained(path_or_hub_id)
-        model = cls(config)
-        pretrained.load_strictly(model, state, str(path_or_hub_id))
+        model, source = cls(config), str(path_or_hub_id)
+        pretrained.load_strictly(model, pretrained.without_heads(state, source), source)
         return model
 
     def load_weights(self, folder: str | Path) -> None:

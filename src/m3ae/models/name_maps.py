@@ -6,8 +6,22 @@ Queries, keys and values that a family holds apart are still apart here; `joined
 """
 
 import re
+from dataclasses import dataclass
 
 Rules = list[tuple[str, str | None]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Files of one kind: below which of these prefixes their tensors stand, and under which names.
+
+    Names outside the prefix must match `beside`, and are dropped.
+    """
+
+    prefixes: tuple[str, ...]
+    rules: Rules
+    beside: str
+
 
 _WB = r"\.(weight|bias)"
 _WHOLE = r"attention.query_key_value.\1"
@@ -99,31 +113,55 @@ CLIP_HF = [
     (r"post_layernorm" + _WB, r"norm_post.\1"),
     *_under(r"encoder\.layers\.(\d+)\.", r"blocks.\1.", _CLIP_HF_BLOCK),
 ]
-VIT_TIMM = [  # timm, DeiT, DINO, DINOv2
+VIT_TIMM = [  # timm, DeiT, DINO, DINOv2, MAE
     (r"cls_token", "class_token"),
+    (r"dist_token", "distillation_token"),  # dropped with its position
     (r"pos_embed", "position_embedding"),
     (r"patch_embed\.proj" + _WB, r"patch_embedding.\1"),
     (r"norm" + _WB, r"norm_post.\1"),
     *_under(r"blocks\.(\d+)\.", r"blocks.\1.", _TIMM_BLOCK),
-    (r"mask_token|(head|fc_norm)\..*", None),
+    (r"mask_token|(head|head_dist|fc_norm)\..*", None),
+    (r"decoder_(pos_embed|(embed|norm|pred)\..*|blocks\..*)", None),  # of MAE
 ]
 VIT_HF = [  # transformers' ViT, DeiT and DINOv2: the names of its files, and those of its modules
     (r"embeddings\.cls_token", "class_token"),
+    (r"embeddings\.distillation_token", "distillation_token"),
     (r"embeddings\.position_embeddings", "position_embedding"),
     (r"embeddings\.patch_embeddings\.projection" + _WB, r"patch_embedding.\1"),
     (r"layernorm" + _WB, r"norm_post.\1"),
     # On disk `encoder.layer.`, in memory `layers.` too.
     *_under(r"(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1.", _VIT_HF_BLOCK),
-    (r"embeddings\.mask_token|(pooler|classifier)\..*", None),
+    (r"embeddings\.mask_token|(pooler|\w*classifier|decoder)\..*", None),
 ]
 BERT = [
     (r"embeddings\.word_embeddings\.weight", "word_embedding.weight"),
     (r"embeddings\.position_embeddings\.weight", "position_embedding.weight"),
     (r"embeddings\.token_type_embeddings\.weight", "type_embedding.weight"),
     (r"embeddings\.LayerNorm" + _WB, r"embedding_norm.\1"),
-    (r"embeddings\.position_ids|pooler\..*|(lm_head|cls)\..*", None),
+    (r"embeddings\.position_ids", None),
+    (r"(pooler|cls|score|\w*(head|classifier|outputs|proj|projection|projector))\..*", None),
     *_under(r"encoder\.layer\.(\d+)\.", r"blocks.\1.", _BERT_BLOCK),
 ]
+
+# What stands beside the image tower of a CLIP, and beside a plain ViT.
+_CLIP_REST = r"(text|text_model|transformer|token_embedding|ln_final|visual_projection"
+_CLIP_REST += r"|text_projection|logit_scale|logit_bias|positional_embedding|context_length"
+_CLIP_REST += r"|input_resolution|vocab_size|attn_mask|classifier|pooler|visual\.head)(\..*)?"
+_VIT_REST = r"(head|pooler|decoder|\w*classifier)\..*"
+IMAGE_FAMILIES = {
+    "clip": (
+        Family(("visual.", ""), CLIP_OPENAI, _CLIP_REST),
+        Family(("vision_model.", ""), CLIP_HF, _CLIP_REST),
+    ),
+    "vit": (
+        Family(("backbone.", ""), VIT_TIMM, _VIT_REST),
+        Family(("visual.trunk.",), VIT_TIMM, _CLIP_REST),  # of a CLIP, as open_clip holds it
+        Family(("vit.", "deit.", "dinov2.", ""), VIT_HF, _VIT_REST),
+    ),
+}
+# Beside a text encoder may stand whatever it was trained with.
+TEXT_FAMILIES = (Family(("roberta.", "bert.", "text.transformer.", ""), BERT, r".*"),)
+
 REFERENCE = [
     *_under(r"vision_encoder\.visual\.", "image_encoder.", CLIP_OPENAI),
     (r"vision_encoder\.(positional_embedding|token_embedding\.weight|ln_final\..*)", None),

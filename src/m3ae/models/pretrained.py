@@ -6,32 +6,37 @@ and listed in the log when it happens.
 """
 
 import dataclasses
-import json
 import logging
 import math
-import pickle
 import re
-import types
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m3ae.config import Architecture
 from m3ae.files import last_checkpoint, replacing, write_json
+from m3ae.models.heads import HEADS
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
-from m3ae.models.name_maps import BERT, CLIP_HF, CLIP_OPENAI, REFERENCE, VIT_HF, VIT_TIMM, Rules
+from m3ae.models.name_maps import IMAGE_FAMILIES, REFERENCE, TEXT_FAMILIES, Family, Rules
+from m3ae.models.settings import check_settings
 from m3ae.models.text_encoder import TextEncoder
+from m3ae.models.weight_files import (
+    State,
+    find_file,
+    read_checkpoint,
+    read_json,
+    read_safetensors,
+    read_weights,
+    unwrapped,
+)
 from m3ae.strict_yaml import build
 
 log = logging.getLogger(__name__)
-State = dict[str, Tensor]
 
 
 def convert_names(state: Mapping, rules: Rules, source: str) -> tuple[State, list[str]]:
@@ -80,8 +85,7 @@ def convert_reference(state: Mapping[str, Any]) -> State:
     the text encoder's pooler and position ids, and the fixed MIM position table after checking that
     it equals ours. Downstream heads are kept. Raises ValueError for any other tensor.
     """
-    if isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    state = unwrapped(state, "reference checkpoint")
     positions = state.get("mim_head.decoder_pos_embed")
     if positions is not None:
         ours = sincos_2d(positions.shape[-1], math.isqrt(positions.shape[-2] - 1))
@@ -100,20 +104,10 @@ def convert_reference(state: Mapping[str, Any]) -> State:
 def load_image_encoder(encoder: ImageEncoder, source: str) -> None:
     """Fill an image encoder from a hub id, folder or file of its family; positions are resized.
 
-    Raises ValueError when the file is of another family or its sizes differ from the config's.
+    Raises ValueError when the file is of another family or its sizes, or the settings in a
+    config.json beside it, differ from the config's.
     """
-    state = read_weights(source)
-    prefixes = {"clip": ("vision_model.", "visual."), "vit": ("vit.", "deit.", "dinov2.")}
-    towers = r"(text_model|transformer|token_embedding|ln_final|visual_projection|text_projection"
-    towers += r"|logit_scale|positional_embedding|context_length|input_resolution|vocab_size)"
-    prefix = _prefix(state, prefixes[encoder.kind])
-    dropped = [key for key in state if not key.startswith(prefix)]
-    strange = [key for key in dropped if not re.match(towers + r"|(classifier|pooler)\.", key)]
-    if strange:
-        raise ValueError(f"{source}: beside the image tower stand {_some(strange)}")
-    state = {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
-    families = {"clip": (CLIP_OPENAI, CLIP_HF), "vit": (VIT_TIMM, VIT_HF)}[encoder.kind]
-    rules = max(families, key=lambda rules: _matches(state, rules))
+    _, state, rules, beside = _find_encoder(source, IMAGE_FAMILIES[encoder.kind])
     converted, unused = convert_names(state, rules, source)
     for key in [key for key in converted if key.endswith(".scale")]:
         scale, layer = converted.pop(key), key.removesuffix(".scale")
@@ -124,23 +118,56 @@ def load_image_encoder(encoder: ImageEncoder, source: str) -> None:
     converted["class_token"] = converted["class_token"].flatten()
     positions = converted["position_embedding"]
     positions = positions.view(-1, positions.shape[-1])
+    if converted.pop("distillation_token", None) is not None:  # its position follows CLS's
+        positions = torch.cat([positions[:1], positions[2:]])
+        unused.append("distillation_token")
     converted["position_embedding"] = resize_positions(positions, encoder.grid)
-    _fill(encoder, converted, source, dropped + unused)
+    _fill(encoder, converted, source, beside + unused)
+    check_settings(encoder.config, source)  # after the shapes, which name a tensor
 
 
 def load_text_encoder(encoder: TextEncoder, source: str) -> None:
     """Fill a text encoder from a hub id, folder or file of a RoBERTa or BERT; strict likewise."""
-    state = read_weights(source)
-    prefix = _prefix(state, ("roberta.", "bert."))
-    if prefix and prefix != f"{encoder.kind}.":
+    prefix, state, rules, beside = _find_encoder(source, TEXT_FAMILIES)
+    if prefix in ("roberta.", "bert.") and prefix != f"{encoder.kind}.":
         found = f"its tensors begin with {prefix!r}"
         raise ValueError(f"{source}: {found}, the config's text_encoder.kind is {encoder.kind!r}")
     state = {  # older files call LayerNorm's weight and bias gamma and beta
-        key.removeprefix(prefix).replace(".gamma", ".weight").replace(".beta", ".bias"): tensor
+        key.replace(".gamma", ".weight").replace(".beta", ".bias"): tensor
         for key, tensor in state.items()
     }
-    converted, dropped = convert_names(state, BERT, source)
-    _fill(encoder, converted, source, dropped)
+    converted, unused = convert_names(state, rules, source)
+    _fill(encoder, converted, source, beside + unused)
+    check_settings(encoder.config, source)
+
+
+def _find_encoder(source: str, families: Sequence[Family]) -> tuple[str, State, Rules, list[str]]:
+    """Where in the weights of `source` an encoder of these families stands.
+
+    Returns its prefix, its tensors without it, their rules, and the names beside it. Raises
+    ValueError where there is none, or where something beside it belongs to no such file.
+    """
+    state = read_weights(source)
+    places = [(family, prefix) for family in families for prefix in family.prefixes]
+    counts = [_matches(state, family.rules, prefix) for family, prefix in places]
+    if not any(counts):
+        wrong = f"no weights of this kind: {_some(list(state))}"
+        raise ValueError(f"{source}: {wrong}; does the config's kind fit the file?")
+    # Without a prefix the text tower of a CLIP looks like its image tower.
+    best = max(range(len(places)), key=lambda k: (bool(counts[k] and places[k][1]), counts[k]))
+    family, prefix = places[best]
+    beside = [key for key in state if not key.startswith(prefix)]
+    if strange := [key for key in beside if not re.fullmatch(family.beside, key)]:
+        raise ValueError(f"{source}: beside the encoder stand {_some(strange)}")
+    inside = {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
+    return prefix, inside, family.rules, beside
+
+
+def _matches(state: State, rules: Rules, prefix: str) -> int:
+    """How many of the tensors below a prefix have a place of ours."""
+    kept = "|".join(f"(?:{pattern})" for pattern, name in rules if name is not None)
+    whole = re.compile(f"{re.escape(prefix)}(?:{kept})")
+    return sum(whole.fullmatch(key) is not None for key in state)
 
 
 def _fill(module: nn.Module, state: State, source: str, dropped: list[str]) -> None:
@@ -149,7 +176,10 @@ def _fill(module: nn.Module, state: State, source: str, dropped: list[str]) -> N
     beyond = [key for key in state if (m := re.match(r"blocks\.(\d+)", key)) and int(m[1]) >= depth]
     state = {key: tensor for key, tensor in state.items() if key not in beyond}
     if dropped or beyond:
-        log.info("%s: dropped %s", source, _some(sorted({*dropped, *beyond})))
+        parts = {
+            re.match(r"((embeddings|visual|blocks)\.)?[^.]+", key)[0] for key in dropped + beyond
+        }
+        log.info("%s: dropped %s", source, ", ".join(sorted(parts)))
     load_strictly(module, state, source)
 
 
@@ -166,15 +196,6 @@ def load_strictly(module: nn.Module, state: State, source: str) -> None:
         if there != here:
             raise ValueError(f"{source}: {key} is {there} in the file, {here} by the config")
     module.load_state_dict(state)
-
-
-def _prefix(state: State, prefixes: tuple[str, ...]) -> str:
-    return next((p for p in prefixes if any(key.startswith(p) for key in state)), "")
-
-
-def _matches(state: State, rules: Rules) -> int:
-    patterns = [re.compile(pattern) for pattern, name in rules if name is not None]
-    return sum(any(pattern.fullmatch(key) for pattern in patterns) for key in state)
 
 
 def _some(names: list[str], most: int = 6) -> str:
@@ -222,119 +243,41 @@ def _heads(state: State) -> dict[str, State]:
     return heads
 
 
+def at_size(model: Architecture, image_px: int, state: State | None = None) -> Architecture:
+    """The same sizes for images of another side, to which the positions in `state` are resized.
+
+    Raises ValueError if the patches do not fill it.
+    """
+    image = dataclasses.replace(model.image_encoder, image_px=image_px)
+    if image_px % image.patch_px:
+        wrong = f"images of {image_px} px are no multiple of the patch's {image.patch_px} px"
+        own = f"the model's own {model.image_encoder.image_px} px"
+        raise ValueError(f"{wrong}; give {own} (data.image_px, or --px in preparing)")
+    if state is not None:
+        name = "image_encoder.position_embedding"
+        state[name] = resize_positions(state[name], image_px // image.patch_px)
+    return dataclasses.replace(model, image_encoder=image)
+
+
+def heads_in(state: State) -> set[str]:
+    """The names of the heads whose tensors these are among."""
+    return {key.partition(".")[0] for key in state if "head." in key}
+
+
+def fine_tuned_heads(state: State) -> list[str]:
+    """The names of those of fine-tuning."""
+    return sorted(heads_in(state) & set(HEADS.values()))
+
+
+def without_heads(state: State, source: str) -> State:
+    """The tensors less those of fine-tuning's heads, which the log names."""
+    if heads := fine_tuned_heads(state):
+        log.info("%s: dropped %s: of a fine-tuned model the backbone", source, ", ".join(heads))
+    return {key: tensor for key, tensor in state.items() if key.partition(".")[0] not in heads}
+
+
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
-
-
-# ------------------------------------------------------------------------------------- files
-
-_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder or hub repository
-
-
-def read_weights(source: str | Path) -> State:
-    """All tensors of a file, a folder or a hub id. Nothing stored in a file is ever executed.
-
-    Raises FileNotFoundError naming what was looked for.
-    """
-    path = Path(source)
-    if not path.exists():
-        path = _from_hub(str(source))
-    if path.is_dir():
-        path = next((path / name for name in _FILES if (path / name).is_file()), path)
-        if path.is_dir():
-            raise FileNotFoundError(f"{path} holds neither {' nor '.join(_FILES)}")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    content = read_checkpoint(path)
-    content = content.get("state_dict", content)
-    return {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
-
-
-def _read_safetensors(path: Path) -> State:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or is cut short: {error}") from error
-
-
-def _from_hub(source: str) -> Path:
-    if source.startswith(("/", ".", "~")) or source.count("/") > 1:
-        raise FileNotFoundError(f"{source} does not exist")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    why = f"holds neither {' nor '.join(_FILES)}"
-    for name in _FILES:
-        try:
-            return Path(hf_hub_download(source, name))
-        except LocalEntryNotFoundError:  # the other file may still be in the cache
-            why = "is no local folder, and the hub cannot be reached: give a folder"
-        except EntryNotFoundError:
-            continue
-        except HfHubHTTPError as error:
-            raise FileNotFoundError(f"{source}: not on the hub ({error})") from error
-    raise FileNotFoundError(f"{source} {why}")
-
-
-class _Inert:
-    """Stands for any foreign object in a checkpoint: takes whatever it is given, does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    # How pickle fills an object, a dictionary, a list (item by item, or all at once) and a set.
-    __setstate__ = __setitem__ = append = extend = add = __init__
-
-    def __call__(self, *args: Any, **kwargs: Any) -> "_Inert":
-        return self
-
-
-_ALLOWED = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): torch.Size,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-}
-
-
-class _TensorsOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        if module in ("torch", "torch.storage") and name.endswith("Storage"):
-            return getattr(torch.storage if module == "torch.storage" else torch, name)
-        return _Inert
-
-
-# What `torch.load` needs of a pickle module.
-_TENSORS_ONLY = types.SimpleNamespace(
-    __name__="pickle",
-    Unpickler=_TensorsOnly,
-    load=lambda file, **options: _TensorsOnly(file, **options).load(),
-)
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """A pickled PyTorch checkpoint, tensors and plain values only, on the CPU.
-
-    Foreign objects in it (hyper-parameters, callbacks) become inert stand-ins: no class or
-    function of the file is looked up or called but the few that rebuild a tensor. Raises
-    ValueError when the file is no checkpoint.
-    """
-    try:
-        # weights_only=True refuses such files whole; the unpickler above is at least as strict
-        # about what may run, and reads on.
-        content = torch.load(path, "cpu", pickle_module=_TENSORS_ONLY, weights_only=False)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file can make the unpickler fail in any way
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is no PyTorch checkpoint, or is cut short: {reason}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
-    return content
 
 
 # ------------------------------------------------------------------------------------- our own
@@ -350,11 +293,15 @@ tags: [medical, vision-language, masked-autoencoder]
 A multi-modal masked autoencoder (Chen et al., MICCAI 2022): {parameters:,} parameters, images of
 {image.image_px} px, patches of {image.patch_px} px, text encoder of the {text.kind} family.
 
-    from m3ae.models import M3AE
-    model = M3AE.from_pretrained("this folder")
+    from {place} import {kind}
+    model = {kind}.from_pretrained("this folder")
 
-`config.json` says what it is: the model section of its training's configuration, less how it was
-computed. For research; not a medical device.
+{facts}`config.json` says what it is: the model section of its training's configuration, less how it
+was computed. For research; not a medical device.
+"""
+_FINE_TUNED = """`downstream.json` says what the outputs of its head mean. `M3AE.from_pretrained` of
+`m3ae.models` gives its encoders and fusion without the head.
+
 """
 
 
@@ -369,7 +316,10 @@ def save_pretrained(model: nn.Module, path: str | Path, tokenizer: Any = None) -
     write_json(path / "config.json", config, indent=2)
     image, text = model.config.image_encoder, model.config.text_encoder
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    card = _CARD.format(parameters=parameters, image=image, text=text)
+    loading = {"place": "m3ae.models", "kind": "M3AE", "facts": ""}
+    if hasattr(model, "task"):
+        loading = {"place": "m3ae.downstream.model", "kind": "Downstream", "facts": _FINE_TUNED}
+    card = _CARD.format(parameters=parameters, image=image, text=text, **loading)
     (path / "README.md").write_text(card, encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(str(path))
@@ -377,21 +327,19 @@ def save_pretrained(model: nn.Module, path: str | Path, tokenizer: Any = None) -
 
 def read_pretrained(path_or_hub_id: str | Path) -> tuple[Architecture, State]:
     """Config and weights of a folder that `save_pretrained` wrote, or of such a hub repository."""
-    folder = Path(path_or_hub_id)
-    if not folder.exists():
-        folder = _from_hub(str(path_or_hub_id)).parent
-        from huggingface_hub import hf_hub_download
-
-        hf_hub_download(str(path_or_hub_id), "config.json")
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no config.json: not a folder of save_pretrained")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder}/config.json is not valid JSON: {error}") from error
+    place = find_file(path_or_hub_id, "config.json")
+    if place is None:
+        wrong = "has no config.json: not a folder of save_pretrained"
+        if Path(path_or_hub_id).is_file():
+            wrong = "is a file: python -m m3ae.convert makes a folder of it"
+        raise FileNotFoundError(f"{path_or_hub_id} {wrong}")
+    config = read_json(place)
     made = config.get("format"), config.get("version")
     if made != ("m3ae", 1):
         found = f"format {made[0]!r}, version {made[1]!r}"
-        raise ValueError(f"{folder}/config.json: {found}; expected 'm3ae', 1")
+        raise ValueError(f"{place}: {found}; expected 'm3ae', 1")
     section = {key: value for key, value in config["model"].items() if key not in _SWITCHES}
-    return build(Architecture, section), joined(_read_safetensors(folder / "model.safetensors"))
+    weights = find_file(path_or_hub_id, "model.safetensors")
+    if weights is None:
+        raise FileNotFoundError(f"{path_or_hub_id}/model.safetensors does not exist")
+    return build(Architecture, section), joined(read_safetensors(weights))
