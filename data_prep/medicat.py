@@ -67,7 +67,7 @@ class Figures:
                 path = self.metadata.parent / "figures" / name
                 caption = row.get("s2_caption") or row.get("s2orc_caption")
                 texts = (caption, *(row.get("s2orc_references") or ()))
-                yield Item(name, path, tuple(filter(None, texts)), image_id=path.stem)
+                yield Item(name, path, tuple(filter(None, texts)))
 
 
 def kept_figures(metadata: Path, everything: bool, drops: Drops) -> list[Kept]:

@@ -62,6 +62,11 @@ def image_key(name: str) -> str:
     return str(path.parent if path.stem == "source" and path.parent.name else path.with_suffix(""))
 
 
+def image_file(name: str) -> str:
+    """Where the image lies in the corpus, which an audit of its files lists it by."""
+    return str(PurePosixPath("imgs", name))
+
+
 def make_shards(args: argparse.Namespace) -> None:
     """The whole work."""
     images = find_images(need(args.raw, "the SLAKE corpus"))
@@ -73,7 +78,10 @@ def make_shards(args: argparse.Namespace) -> None:
         path = need(first, " or ".join(names) + " of SLAKE", *others)
         splits[split] = read_split(path, languages, dropped[split])
     counts = {split: questions.count_questions(asked) for split, asked in splits.items()}
-    items = {split: questions.to_items(asked, images, image_key) for split, asked in splits.items()}
+    items = {
+        split: questions.to_items(asked, images, image_key, image_file)
+        for split, asked in splits.items()
+    }
     corpus = questions.Parsed("SLAKE", splits, items, dropped, {"corpus": counts})
     questions.prepare_questions(corpus, args)
 
