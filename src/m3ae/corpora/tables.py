@@ -145,13 +145,16 @@ def split_and_image(row: dict[str, Any]) -> tuple[str, str, Stored | None]:
     return split, str(PurePosixPath(name)), None
 
 
-def shared_images(images: dict[str, Iterable[str]]) -> set[str]:
-    """Images that are in two of the splits or more; each split that has some is named on stderr."""
+def shared_images(images: dict[str, Iterable[str]], what: str = "images") -> set[str]:
+    """Images that are in two of the splits or more; each split that has some is named on stderr.
+
+    `what` else they are.
+    """
     sets = {split: set(some) for split, some in images.items()}
     places = Counter(chain(*sets.values()))
     shared = {name for name, count in places.items() if count > 1}
     for split, some in sets.items():
         if found := some & shared:
-            say = f"{len(found)} images of split {split} are in another split too"
+            say = f"{len(found)} {what} of split {split} are in another split too"
             print(f"warning: {say}, e.g. {min(found)}", file=sys.stderr)
     return shared
