@@ -1,9 +1,11 @@
 r"""Your own images and texts -> shards.
 
-A table FILE (.csv, .tsv, .jsonl or .parquet) with the columns `image` and `text`, and if you like
-`split` (default: train) and `id`. `image` is a path below --raw, and rows with the same one in a
-split are several texts of it; in a parquet file it may also be the image itself (binary, or a
-struct with `bytes`), and then each row is an image of its own.
+A table FILE (.csv, .tsv, .jsonl or .parquet; cells between commas, semicolons or tabs) with the
+columns `image` and `text`, and if you like `split` (default: train) and `id`; a table that calls
+them otherwise is read with --columns, e.g. image=filename "text=clinical notes". `image` is a path
+below --raw, and rows with the same one in a split are several texts of it; in a parquet file it may
+also be the image itself (binary, or a struct with `bytes`), and then each row is an image of its
+own.
 
 --test-share and --valid-share draw splits by image, or with --group COLUMN by patient, study or
 case: rows with the same cell stay together. A column `split` is checked for images, and groups,
@@ -23,12 +25,19 @@ from m3ae.corpora.prepare import corpus_parser, prepare
 from m3ae.corpora.splits import (
     ORDER,
     Groups,
-    add_split_options,
+    add_table_options,
     check_undrawn,
     name_unused,
     read_fractions,
 )
-from m3ae.corpora.tables import Row, cell, read_table, shared_images, split_and_image
+from m3ae.corpora.tables import (
+    Row,
+    cell,
+    read_column_names,
+    read_table,
+    shared_images,
+    split_and_image,
+)
 from m3ae.files import need
 
 OPTIONAL = ("split", "id")
@@ -77,8 +86,9 @@ def make_shards(args: argparse.Namespace) -> None:
     path, drops = need(args.table, "a table of images and texts"), Drops()
     need(args.raw, "the folder that image paths start from")
     groups, fractions = Groups(args.group), read_fractions(args)
+    names = read_column_names(args.columns, ("image", "text", *OPTIONAL))
     needed = ("image", "text", *((args.group,) if args.group else ()))
-    rows = list(read_table(path, needed, drops, OPTIONAL))
+    rows = list(read_table(path, needed, drops, OPTIONAL, names))
     splits = read_items(rows, path.name, args.raw, drops, groups)
     if not splits:
         raise ValueError(f"{path}: no usable row: {drops.as_dict()}")
@@ -91,15 +101,16 @@ def make_shards(args: argparse.Namespace) -> None:
     shared_images({split: [item.image_id for item in items] for split, items in splits.items()})
     if not fractions:  # these decide nothing here, so the shards do not record them
         del args.group, args.test_share, args.valid_share, args.seed
+    if args.columns is None:
+        del args.columns
     dropped, facts = {next(iter(splits)): drops}, groups.facts() or None
     prepare(splits, dropped, args, source=path.name, facts=facts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser, kinds = corpus_parser(__doc__), ".csv, .tsv, .jsonl or .parquet"
-    parser.add_argument("--table", type=Path, required=True, metavar="FILE", help=kinds)
-    add_split_options(parser)
+    parser = corpus_parser(__doc__)
+    add_table_options(parser)
     return run(make_shards, parser, argv)
 
 

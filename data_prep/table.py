@@ -1,6 +1,7 @@
 r"""Your own images with questions, or with classes -> shards.
 
-A table FILE (.csv, .tsv, .jsonl or .parquet), one row a question:
+A table FILE (.csv, .tsv, .jsonl or .parquet; cells between commas, semicolons or tabs), one row a
+question:
 
     image     path relative to --raw; in a parquet file also the image itself (binary, or a struct
               with `bytes`), and then each row is an image of its own
@@ -11,9 +12,10 @@ A table FILE (.csv, .tsv, .jsonl or .parquet), one row a question:
     id        of the question, unique for its image; without it the row's number, from 1
     question_type   categories of your own, for the table of results
 
-The last four may be absent or empty; columns beyond these are ignored and named in the report. Rows
-that cannot be used are left out and counted, also for an answer such as the letter A, of which no
-word is left once it is normalised (no articles, no punctuation).
+The last four may be absent or empty; columns beyond these are ignored and named in the report. A
+table that calls them otherwise is read with --columns, e.g. image=filename "answer=Final answer".
+Rows that cannot be used are left out and counted, also for an answer such as the letter A, of which
+no word is left once it is normalised (no articles, no punctuation).
 
 With --classes COLUMN[,COLUMN] the rows are texts with classes: columns image, text and those; a
 row whose cell is empty has no class of that column.
@@ -42,12 +44,19 @@ from m3ae.corpora.questions import ANSWER_TYPES, Question, Splits
 from m3ae.corpora.splits import (
     ORDER,
     Groups,
-    add_split_options,
+    add_table_options,
     check_undrawn,
     name_unused,
     read_fractions,
 )
-from m3ae.corpora.tables import Row, cell, read_table, shared_images, split_and_image
+from m3ae.corpora.tables import (
+    Row,
+    cell,
+    read_column_names,
+    read_table,
+    shared_images,
+    split_and_image,
+)
 from m3ae.files import need
 
 OPTIONAL = ("split", "id")
@@ -143,9 +152,10 @@ def find_splits(
 ) -> tuple[Splits, dict[str, Stored], list[str]]:
     """`read_questions` of the table, drawn where asked for, and the columns that are ignored."""
     needed = ("image", "text", *classes) if classes else ("image", "question", "answer")
-    needed += (groups.column,) if groups.column else ()
     optional = OPTIONAL if classes else (*OPTIONAL, *OPTIONAL_FOR_QUESTIONS)
-    fractions, rows = read_fractions(args), list(read_table(path, needed, drops, optional))
+    names = read_column_names(args.columns, (*needed, *optional))
+    needed += (groups.column,) if groups.column else ()
+    fractions, rows = read_fractions(args), list(read_table(path, needed, drops, optional, names))
     columns = dict.fromkeys(name for _, row in rows for name in row)
     ignored = [name for name in columns if name not in (*needed, *optional)]
     splits, stored = read_questions(rows, path.name, classes, drops, groups)
@@ -171,8 +181,9 @@ def make_shards(args: argparse.Namespace) -> None:
     classes = read_classes(args.classes)
     groups = Groups(args.group)
     splits, stored, ignored = find_splits(path, args, classes, drops, groups)
-    if args.group is None:
-        del args.group  # shards of a table without groups say nothing of them
+    for name in ("group", "columns"):
+        if getattr(args, name) is None:
+            delattr(args, name)  # it decides nothing here, so the shards do not record it
     shared = shared_images({split: [q.image for q in some] for split, some in splits.items()})
     facts: dict[str, Any] = {"corpus": count_splits(splits, classes), "ignored_columns": ignored}
     facts |= {"images_in_two_splits": len(shared), **groups.facts()}
@@ -191,10 +202,9 @@ def make_shards(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = corpus_parser(__doc__)
-    add = parser.add_argument
-    add("--table", type=Path, required=True, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet")
-    add("--classes", metavar="COLUMN[,COLUMN]", help="columns of classes, instead of answers")
-    add_split_options(parser)
+    add_table_options(parser)
+    classes = "columns of classes, instead of answers"
+    parser.add_argument("--classes", metavar="COLUMN[,COLUMN]", help=classes)
     return run(make_shards, parser, argv)
 
 

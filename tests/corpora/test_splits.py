@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3ae.corpora.splits import Groups, add_split_options, name_unused, read_fractions
+from m3ae.corpora.splits import Groups, add_table_options, name_unused, read_fractions
 
 ROWS = st.lists(st.tuples(st.sampled_from("abcdefghij"), st.sampled_from(["", *"ABCDE"])))
 PARTS = st.dictionaries(st.sampled_from(["test", "valid"]), st.sampled_from([0.1, 0.3, 0.45]))
+
+
+TABLE = ["--table", "x.csv"]
 
 
 def grouped(rows) -> Groups:
@@ -84,9 +87,9 @@ def test_columns_that_look_like_groups_are_named(capsys):
 def test_fractions():
     """Shares that leave nothing to train on, or one that is not asked for."""
     parser = argparse.ArgumentParser()
-    add_split_options(parser)
-    assert read_fractions(parser.parse_args([])) == {}
-    assert read_fractions(parser.parse_args(["--test-share", "0.2"])) == {"test": 0.2}
+    add_table_options(parser)
+    assert read_fractions(parser.parse_args(TABLE)) == {}
+    assert read_fractions(parser.parse_args([*TABLE, "--test-share", "0.2"])) == {"test": 0.2}
     for wrong in (["--test-share", "0"], ["--test-share", "0.5", "--valid-share", "0.5"]):
         with pytest.raises(ValueError, match="between 0 and 1, together below 1"):
-            read_fractions(parser.parse_args(wrong))
+            read_fractions(parser.parse_args([*TABLE, *wrong]))

@@ -181,3 +181,19 @@ def test_options_of_a_draw_that_was_none(tmp_path, raw, capsys):
     options = Shards(raw.parent / "out" / "train").manifest["options"]
     assert not {"group", "seed", "test_share", "valid_share"} & set(options)
     assert "has a column Case No: --group 'Case No' keeps" in capsys.readouterr().err
+
+
+def test_columns_of_other_names(tmp_path, raw):
+    """Images in a parquet column of another name taken for paths; texts of another column."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {"picture": {"bytes": as_bytes(k)}, "text": "", "notes": f"text of {k}"} for k in (1, 2)
+    ]
+    table = tmp_path / "hub.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    assert run(table, raw, "--columns", "image=picture", "text=notes") == 0
+    assert list(contents(raw.parent / "out" / "train").values()) == [
+        "text of 1",
+        "text of 2",
+    ]

@@ -361,3 +361,20 @@ def test_a_column_of_patients_is_named(tmp_path, raw, capsys):
     assert "1 groups (patientid) of split test are in another split too, e.g. 7" in error
     report = json.loads((raw.parent / "out" / "report.json").read_text())
     assert report["groups"]["in_two_splits"] == 1
+
+
+def test_a_table_from_a_spreadsheet(tmp_path, raw, capsys):
+    """Semicolons, a mark of byte order, other names of columns: refused, or read under others."""
+    path = tmp_path / "mine.csv"
+    text = "\ufefffilename;q;Final answer;id;patient\r\na.png;Is it?;yes;x1;7\r\n"
+    path.write_bytes(text.encode())
+    named = ["--columns", "image=filename", "question=q", "answer=Final answer"]
+    assert run(path, raw, *named, "--group", "patient") == 0
+    assert list(rows_of(raw.parent / "out" / "train")) == ["a.png/x1"]
+    assert Shards(raw.parent / "out" / "train").manifest["options"]["columns"] == named[1:]
+    assert "not used" not in capsys.readouterr().err
+    assert run(path, raw, "--columns", "image=filename") == 1
+    said = "no column 'question'; it has filename, q, Final answer, id, patient; say which one"
+    assert f"{said} to take with --columns question=COLUMN" in capsys.readouterr().err
+    assert run(path, raw, "--columns", "picture=filename") == 1
+    assert "NAME once, of image, question, answer, split, id, type" in capsys.readouterr().err

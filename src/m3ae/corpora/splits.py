@@ -19,9 +19,12 @@ ORDER = ("train", "valid", "test")  # first in the report, others as they come
 _LIKE_GROUPS = re.compile(r"(patient|subject|study|case)", re.IGNORECASE)
 
 
-def add_split_options(parser: argparse.ArgumentParser) -> None:
-    """The options of drawing splits."""
+def add_table_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a user's own table: the file, its columns, and how splits are drawn."""
     add = parser.add_argument
+    add("--table", type=Path, required=True, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet")
+    columns = "what the table calls a column, e.g. image=filename; others keep their names"
+    add("--columns", nargs="+", metavar="NAME=COLUMN", help=columns)
     group = "column of the patient, study or case: what it joins is drawn into one split"
     add("--group", metavar="COLUMN", help=group)
     part = "part of the images that becomes the test split, where the table has no splits"
