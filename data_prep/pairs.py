@@ -16,6 +16,8 @@ example: python data_prep/pairs.py --table pairs.csv --raw images --out data/min
 """
 
 import argparse
+import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -48,7 +50,7 @@ def read_items(
 ) -> dict[str, list[Item]]:
     """Items by split; rows with the same image are one item, which the first row's id names.
 
-    `groups` gets theirs.
+    An id of several images names none of them. `groups` gets theirs.
     """
     found: dict[str, dict[str, tuple[str, Path | Stored, list[str]]]] = {}
     for number, row in rows:
@@ -64,10 +66,17 @@ def read_items(
         first = (key, stored or raw / image, [])
         found.setdefault(split, {}).setdefault(image, first)[2].append(text)
         groups.add(split, image, group)
-    return {
-        split: [Item(key, place, tuple(texts), name) for name, (key, place, texts) in some.items()]
-        for split, some in found.items()
-    }
+    items: dict[str, list[Item]] = {}
+    for split, some in found.items():
+        images = Counter(key for key, *_ in some.values())
+        if shared := [key for key, count in images.items() if count > 1]:
+            said = f"{len(shared)} ids of split {split} are of several images, e.g. {shared[0]}"
+            print(f"note: {file}: {said}; their files name these images", file=sys.stderr)
+        items[split] = [
+            Item(key if images[key] == 1 else image, place, tuple(texts), image)
+            for image, (key, place, texts) in some.items()
+        ]
+    return items
 
 
 def draw_splits(
@@ -88,7 +97,7 @@ def make_shards(args: argparse.Namespace) -> None:
     groups, fractions = Groups(args.group), read_fractions(args)
     names = read_column_names(args.columns, ("image", "text", *OPTIONAL))
     needed = ("image", "text", *((args.group,) if args.group else ()))
-    rows = list(read_table(path, needed, drops, OPTIONAL, names))
+    rows = list(read_table(path, needed, drops, OPTIONAL, names, args.text_encoding))
     splits = read_items(rows, path.name, args.raw, drops, groups)
     if not splits:
         raise ValueError(f"{path}: no usable row: {drops.as_dict()}")
@@ -101,8 +110,6 @@ def make_shards(args: argparse.Namespace) -> None:
     shared_images({split: [item.image_id for item in items] for split, items in splits.items()})
     if not fractions:  # these decide nothing here, so the shards do not record them
         del args.group, args.test_share, args.valid_share, args.seed
-    if args.columns is None:
-        del args.columns
     dropped, facts = {next(iter(splits)): drops}, groups.facts() or None
     prepare(splits, dropped, args, source=path.name, facts=facts)
 

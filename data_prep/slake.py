@@ -17,7 +17,7 @@ from m3ae.corpora import questions
 from m3ae.corpora.items import Drops
 from m3ae.corpora.prepare import corpus_parser
 from m3ae.corpora.questions import Place, Question
-from m3ae.corpora.stored import InZip, zip_names
+from m3ae.corpora.stored import InZip, has_images, plain_name, zip_names
 from m3ae.files import need
 
 VALID = ("validate.json", "validation.json")
@@ -48,12 +48,18 @@ def read_split(path: Path, languages: Sequence[str], drops: Drops) -> list[Quest
 def find_images(raw: Path) -> Place:
     """Where the image of a file name lies: below DIR/imgs, else in DIR/imgs.zip."""
     folder, archive = raw / "imgs", raw / "imgs.zip"
-    if folder.is_dir():
+    if has_images(folder) or (folder.is_dir() and not archive.exists()):
         return folder.joinpath
     need(archive, "SLAKE's images (or the folder imgs)")
+    members = {plain_name(member): member for member in zip_names(archive)}
     # The hub's archive holds the folder itself.
-    top = "imgs/" if any(name.startswith("imgs/") for name in zip_names(archive)) else ""
-    return lambda name: InZip(archive, top + str(PurePosixPath(name)))
+    top = "imgs/" if any(name.startswith("imgs/") for name in members) else ""
+
+    def place(name: str) -> InZip:
+        path = top + str(PurePosixPath(name))
+        return InZip(archive, members.get(path, path))
+
+    return place
 
 
 def image_key(name: str) -> str:

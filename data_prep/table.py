@@ -155,7 +155,8 @@ def find_splits(
     optional = OPTIONAL if classes else (*OPTIONAL, *OPTIONAL_FOR_QUESTIONS)
     names = read_column_names(args.columns, (*needed, *optional))
     needed += (groups.column,) if groups.column else ()
-    fractions, rows = read_fractions(args), list(read_table(path, needed, drops, optional, names))
+    table = read_table(path, needed, drops, optional, names, args.text_encoding)
+    fractions, rows = read_fractions(args), list(table)
     columns = dict.fromkeys(name for _, row in rows for name in row)
     ignored = [name for name in columns if name not in (*needed, *optional)]
     splits, stored = read_questions(rows, path.name, classes, drops, groups)
@@ -181,9 +182,6 @@ def make_shards(args: argparse.Namespace) -> None:
     classes = read_classes(args.classes)
     groups = Groups(args.group)
     splits, stored, ignored = find_splits(path, args, classes, drops, groups)
-    for name in ("group", "columns"):
-        if getattr(args, name) is None:
-            delattr(args, name)  # it decides nothing here, so the shards do not record it
     shared = shared_images({split: [q.image for q in some] for split, some in splits.items()})
     facts: dict[str, Any] = {"corpus": count_splits(splits, classes), "ignored_columns": ignored}
     facts |= {"images_in_two_splits": len(shared), **groups.facts()}

@@ -32,9 +32,10 @@ from m3ae.data.exclusions import (
     say_unmatched,
     unmatched,
 )
-from m3ae.files import file_sha256, is_unicode, replacing, write_json
+from m3ae.files import file_sha256, is_unicode, redecoded, replacing, write_json
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
+_IF_GIVEN = ("columns", "group", "text_encoding")  # else shards say no more than before them
 CHUNKS = "chunks.json"
 
 Splits = dict[str, Iterable[Item]]
@@ -60,6 +61,8 @@ def corpus_parser(text: str | None) -> argparse.ArgumentParser:
     add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=window)
     exclude = "image ids to leave out, one a line (anything after a tab is a remark)"
     add("--exclude", type=Path, metavar="FILE", help=exclude)
+    encoding = "of texts that are not UTF-8, e.g. latin-1 or cp1252; else these are left out"
+    add("--text-encoding", metavar="NAME", help=encoding)
     words = "texts of fewer words are left out (default: 3, the paper's; questions: 1)"
     add("--min-words", type=int, metavar="N", help=words)
     return parser
@@ -69,7 +72,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options that decide what is written; a file counts by its content, not its place."""
     options: dict[str, Any] = {}
     for name, value in sorted(vars(args).items()):
-        if name in _NOT_OPTIONS:
+        if name in _NOT_OPTIONS or (name in _IF_GIVEN and value is None):
             continue
         if isinstance(value, Path):
             value = f"{value.name} {file_sha256(value)[:16]}" if value.is_file() else value.name
@@ -135,7 +138,7 @@ def _train_tokenizer(
         raise ValueError(f"--tokenizer {args.tokenizer}: the corpus has no split 'train'")
 
     def texts() -> Iterator[str]:
-        for item in _select(splits["train"], excluded, args.limit, Drops()):
+        for item in _select(splits["train"], excluded, args, Drops()):
             yield from (text for _, text, _ in clean(item, args.min_words, Drops()))
 
     digest = hashlib.sha256()
@@ -171,12 +174,15 @@ def _find_excluded(
 
 
 def _select(
-    items: Iterable[Item], excluded: Container[tuple[str, ...]], limit: int | None, drops: Drops
+    items: Iterable[Item],
+    excluded: Container[tuple[str, ...]],
+    args: argparse.Namespace,
+    drops: Drops,
 ) -> Iterator[Item]:
-    """The items to prepare: excluded ones and repeated keys left out, at most `limit` of them."""
+    """The items to prepare: excluded ones and repeated keys left out, at most --limit of them."""
     known: set[str] = set()
     for item in items:
-        if limit is not None and len(known) >= limit:
+        if args.limit is not None and len(known) >= args.limit:
             return
         if item.names in excluded:
             drops.add("image: in the --exclude list", item.key)
@@ -186,7 +192,8 @@ def _select(
             drops.add("image: key occurs twice, first one kept", item.key)
         else:
             known.add(item.key)
-            yield item
+            texts = tuple(redecoded(text, args.text_encoding) for text in item.texts)
+            yield replace(item, texts=texts) if texts != item.texts else item
 
 
 def prepare(
@@ -210,6 +217,7 @@ def prepare(
         raise ValueError(f"--split {min(unknown)}: the corpus has {', '.join(splits)}")
     if args.px < 1 or args.workers < 0:
         raise ValueError(f"--px {args.px} --workers {args.workers}: out of range")
+    redecoded("\udc80", args.text_encoding)  # a wrong name is an error now, not after hours
     args.out.mkdir(parents=True, exist_ok=True)
     excluded, exclusion_counts = _find_excluded(splits, args.exclude)
     tokenizer, made = _tokenizer(args, splits, excluded)
@@ -221,7 +229,7 @@ def prepare(
     for name in (name for name in splits if name in (args.split or splits)):
         drops = Drops()
         drops.merge(dropped.get(name, Drops()).as_dict())
-        kept = _select(splits[name], excluded, args.limit, drops)
+        kept = _select(splits[name], excluded, args, drops)
         _prepare_split(kept, args.out / name, entries, settings, drops, args.workers, tokenizer)
     if exclusion_counts:
         facts = {**(facts or {}), **exclusion_counts}

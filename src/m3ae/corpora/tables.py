@@ -17,10 +17,11 @@ from typing import Any
 
 from m3ae.corpora.items import Drops, Stored, is_inside
 from m3ae.corpora.stored import InParquet, column_names, holds_images, parquet_rows
-from m3ae.files import is_unicode
+from m3ae.files import is_unicode, redecoded
 
 Row = tuple[int, dict[str, Any]]  # number from 1, cells by column
 
+csv.field_size_limit(2**31 - 1)  # reports are longer than the 128 KiB that it allows
 _DELIMITERS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t"}
 
 
@@ -49,13 +50,14 @@ def read_table(
     drops: Drops,
     optional: Sequence[str] = (),
     names: Mapping[str, str] | None = None,
+    encoding: str | None = None,
 ) -> Iterator[Row]:
     """Rows of a .csv (or .csv.gz), .tsv, .jsonl or .parquet file that has `columns`.
 
     Cells come as they stand; bytes that are not UTF-8 as lone surrogates, images in a column
     `image` as `InParquet`, and parquet columns that are not asked for as None. What is no row is
-    counted. `names`: what the file calls some of the columns. Raises ValueError naming the file
-    where it is damaged or has not one of each column.
+    counted. `names`: what the file calls some of the columns; `encoding`: of cells that are not
+    UTF-8. Raises ValueError naming the file where it is damaged or has not one of each column.
     """
     wanted = {name: (names or {}).get(name, name) for name in (*columns, *optional)}
     asked = {name: wanted[name] for name in wanted if name in columns or name in (names or {})}
@@ -70,7 +72,13 @@ def read_table(
         rows = _read_parquet(header, wanted["image"] if "image" in columns else "")
     else:
         raise ValueError(f"{path}: a table ends in .csv, .tsv, .jsonl, .parquet")
+    if encoding is not None:
+        rows = ((number, _redecode(row, encoding)) for number, row in rows)
     return ((number, _rename(row, wanted)) for number, row in rows)
+
+
+def _redecode(row: dict[str, Any], encoding: str) -> dict[str, Any]:
+    return {k: redecoded(v, encoding) if isinstance(v, str) else v for k, v in row.items()}
 
 
 def _rename(row: dict[str, Any], wanted: Mapping[str, str]) -> dict[str, Any]:
