@@ -109,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     stock = "texts and ids of more than N images match nothing (default: %(default)s)"
     add("--stock", type=int, default=20, metavar="N", help=stock)
     add("--questions", action="store_true", help="compare the texts of corpora of questions too")
-    ids = "name files by name without suffix (default) or by path in their folder"
+    ids = "name files by name without suffix where no other file has it, else by path in their "
+    ids += "folder (default), or all by path"
     add("--ids", choices=["stem", "path"], default="stem", help=ids)
     most = "pairs on the page, at most (default: %(default)s)"
     add("--page-pairs", type=int, default=500, metavar="N", help=most)

@@ -13,6 +13,7 @@ example: python data_prep/medicat.py --raw medicat/release --out data/medicat \
 """
 
 import argparse
+import codecs
 import json
 import random
 from collections import Counter
@@ -35,7 +36,7 @@ Kept = tuple[int, str]  # a figure to keep: where its line begins, and its paper
 def parse_line(line: bytes) -> dict[str, Any]:
     """One figure; raises ValueError where the line is no figure object."""
     # Bytes that are not UTF-8 become lone surrogates, which `prepare` drops text by text.
-    row = json.loads(line.decode("utf-8", "surrogateescape"))
+    row = json.loads(line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape"))
     if not isinstance(row, dict):
         raise ValueError("not an object")
     for name in ("pdf_hash", "fig_uri"):
@@ -67,7 +68,7 @@ class Figures:
                 path = self.metadata.parent / "figures" / name
                 caption = row.get("s2_caption") or row.get("s2orc_caption")
                 texts = (caption, *(row.get("s2orc_references") or ()))
-                yield Item(name, path, tuple(filter(None, texts)), image_id=path.stem)
+                yield Item(name, path, tuple(filter(None, texts)))
 
 
 def kept_figures(metadata: Path, everything: bool, drops: Drops) -> list[Kept]:

@@ -31,10 +31,11 @@ FILES = {"train": "train.csv", "valid": "dev.csv", "test": "test.csv"}
 COLUMNS = ("i_meth", "p_meth", "i_meth_label", "p_meth_label")
 
 
-def read_split(path: Path, drops: Drops) -> list[Question]:
+def read_split(path: Path, drops: Drops, encoding: str | None = None) -> list[Question]:
     """The captions of one file, in its order; rows that cannot be used are counted."""
     captions = []
-    for number, row in read_table(path, ("figure_file", "caption", *COLUMNS), drops):
+    columns = ("figure_file", "caption", *COLUMNS)
+    for number, row in read_table(path, columns, drops, encoding=encoding):
         where, figure = f"{path.name}: row {number}", row["figure_file"].strip()
         if not figure or not row["caption"].strip():
             drops.add("row: no figure_file or no caption", where)
@@ -56,7 +57,8 @@ def make_shards(args: argparse.Namespace) -> None:
     dropped = {split: Drops() for split in FILES}
     splits, counts = {}, {}
     for split, name in FILES.items():
-        some = read_split(need(args.raw / name, "a table of MELINDA"), dropped[split])
+        path = need(args.raw / name, "a table of MELINDA")
+        some = read_split(path, dropped[split], args.text_encoding)
         figures, empty = len({caption.image for caption in some}), count_empty(some, COLUMNS)
         counts[split] = {"rows": len(some), "figures": figures, "without_label": empty}
         splits[split] = some

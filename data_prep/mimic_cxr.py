@@ -46,12 +46,17 @@ def find_table(raw: Path, name: str) -> Path:
 
 
 def read_texts(
-    path: Path, sections: Sequence[str], join: bool, fallback: bool, drops: Drops
+    path: Path,
+    sections: Sequence[str],
+    join: bool,
+    fallback: bool,
+    drops: Drops,
+    encoding: str | None = None,
 ) -> Texts:
     """Texts of every study in the table of sections; `fallback`: last paragraph if it has none."""
     columns = ("study", *sections, *((FALLBACK,) if fallback else ()))
     texts: Texts = {}
-    for number, row in read_table(path, columns, drops):
+    for number, row in read_table(path, columns, drops, encoding=encoding):
         study = row["study"].strip().removeprefix("s")
         where = f"{path.name}: row {number}: {row['study']}"
         if not _NUMBER.fullmatch(study):
@@ -163,7 +168,8 @@ def make_shards(args: argparse.Namespace) -> None:
     args.sections = [name for name in SECTIONS if name in args.sections]
     args.views = args.views and sorted({view.upper() for view in args.views})
     drops, sections = Drops(), find_table(args.raw, "mimic_cxr_sectioned")
-    texts = read_texts(sections, args.sections, args.join, args.last_paragraph, drops)
+    chosen = (args.sections, args.join, args.last_paragraph)
+    texts = read_texts(sections, *chosen, drops, args.text_encoding)
     views = find_views(args, drops)
     ids = read_ids(find_table(args.raw, "mimic-cxr-2.0.0-split"), drops)
     counts, splits, dropped = {}, {}, {}

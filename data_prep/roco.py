@@ -1,10 +1,11 @@
 r"""ROCO (radiology part) -> shards of image-caption pairs.
 
 The corpus: DIR/{train,validation,test}/radiology/captions.txt and images/ROCO_00001.jpg, as its own
-fetch script leaves it; `val` for `validation` will do. With --references, the sentences that
-refer to a figure (MedICaT's roco_{train,val,test}_references.jsonl) become further texts of it, as
-in the paper; they are joined through dlinks.txt or licences.txt. Or the hub's parquet copies
-(columns image, image_id, caption), which lack those two files and so take no --references.
+fetch script leaves it; `val` for `validation` will do. Older downloads and the copies of them name
+images by figure, PMC4608653_cro-0008-0385-g01.jpg, which dlinks.txt or licences.txt then tell. With
+--references, the sentences that refer to a figure (MedICaT's roco_*_references.jsonl) become
+further texts of it, as in the paper; they are joined through the same two files. Or the hub's
+parquet copies (columns image, image_id, caption), which lack those and so take no --references.
 
 OUT/papers.tsv names the article (PMC id) of each image, for the strict protocol of retrieval.
 
@@ -15,12 +16,13 @@ example: python data_prep/roco.py --raw roco-dataset/data --out data/roco \
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from m3ae.command import run
 from m3ae.corpora.items import Drops, Item, is_inside
 from m3ae.corpora.papers import write_roco_papers
 from m3ae.corpora.prepare import corpus_parser, prepare, say_missing
+from m3ae.corpora.roco_files import figure_names, image_files, image_id
 from m3ae.corpora.stored import SPLIT_NAMES, parquet_pairs, parquet_splits
 from m3ae.corpora.tables import read_lines
 from m3ae.files import need
@@ -41,32 +43,6 @@ def read_captions(path: Path, drops: Drops) -> dict[str, str]:
         else:
             captions[key] = caption
     return captions
-
-
-def figure_names(folder: Path, drops: Drops) -> dict[str, str]:
-    """ROCO id by figure name, e.g. PMC4608653_cro-0008-0385-g01.jpg.
-
-    It is whole in licences.txt; in dlinks.txt, the stem of the archive, "_" and the last column.
-    """
-    names: dict[str, str] = {}
-    for number, line in read_lines(need(folder / "dlinks.txt", "ROCO's list of archives")):
-        columns = line.split("\t")
-        archives = [word for word in line.split() if word.endswith(".tar.gz")]
-        if len(columns) < 3 or not archives:
-            drops.add("line: no archive and figure", f"dlinks.txt:{number}: {line[:60]}")
-            continue
-        stem = PurePosixPath(archives[0]).name.removesuffix(".tar.gz")
-        name, key = f"{stem}_{columns[-1].strip()}", columns[0].strip()
-        if names.setdefault(name, key) != key:
-            drops.add("line: figure occurs twice, first one kept", f"dlinks.txt:{number}: {name}")
-    if (folder / "licences.txt").exists():
-        for number, line in read_lines(folder / "licences.txt"):
-            columns = line.split(",")
-            if len(columns) < 2:
-                drops.add("line: no figure", f"licences.txt:{number}: {line[:60]}")
-            elif columns[0] != "ROCO_ID":
-                names.setdefault(columns[1].strip(), columns[0].strip())
-    return names
 
 
 def parse_reference(line: str) -> tuple[str, list[str]]:
@@ -103,11 +79,15 @@ def read_split(folder: Path, references: Path | None, drops: Drops) -> list[Item
     """Items of one split's radiology folder."""
     captions = read_captions(need(folder / "captions.txt", "ROCO's captions"), drops)
     need(folder / "images", "the folder of ROCO's images (see its fetch script)")
-    extra = read_references(references, figure_names(folder, drops), drops) if references else {}
-    return [
-        Item(key, folder / "images" / f"{key}.jpg", (caption, *extra.get(key, ())))
-        for key, caption in captions.items()
-    ]
+    extra: dict[str, list[str]] = {}
+    if references:
+        need(folder / "dlinks.txt", "ROCO's list of archives", folder / "licences.txt")
+        extra = read_references(references, figure_names(folder, drops), drops)
+    items = []
+    for key, file in image_files(folder, captions).items():
+        texts = (captions[key], *extra.get(key, ()))
+        items.append(Item(key, folder / "images" / file, texts, image_id(folder, key, file)))
+    return items
 
 
 def find_splits(args: argparse.Namespace, dropped: dict[str, Drops]) -> dict[str, list[Item]]:

@@ -31,6 +31,7 @@ from m3ae.command import run
 from m3ae.corpora.items import Drops, Item, is_inside
 from m3ae.corpora.papers import medicat_papers, roco_papers
 from m3ae.corpora.prepare import corpus_parser, prepare
+from m3ae.corpora.roco_files import image_files, image_id
 from m3ae.corpora.stored import SPLIT_NAMES
 from m3ae.files import is_unicode, need, write_json, write_text
 
@@ -189,7 +190,13 @@ def make_shards(args: argparse.Namespace) -> None:
         images = folders[name.removesuffix("_full")] / "images"
         if name in (args.split or pairs):
             need(images, "the folder of ROCO's images (see its fetch script)")
-        items[name] = [Item(key, images / f"{key}.jpg", (caption,)) for key, caption in found]
+            files = image_files(images.parent, [pair.key for pair in found])
+        else:
+            files = {pair.key: f"{pair.key}.jpg" for pair in found}  # not read
+        items[name] = [
+            Item(key, images / files[key], (text,), image_id(images.parent, key, files[key]))
+            for key, text in found
+        ]
     pools, lists, facts = find_shared(folders, pairs, args)
     del args.medicat, args.pmc_ids  # nothing in the shards depends on them
     # It refuses an OUT of other options; only then may the other files be written.

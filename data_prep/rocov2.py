@@ -9,13 +9,23 @@ example: python data_prep/rocov2.py --raw rocov2 --out data/rocov2 --tokenizer r
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from m3ae.command import run
 from m3ae.corpora.items import Drops, Item, is_inside
 from m3ae.corpora.prepare import corpus_parser, prepare, say_missing
-from m3ae.corpora.stored import SPLIT_NAMES, InZip, parquet_pairs, parquet_splits, zip_names
+from m3ae.corpora.stored import (
+    SPLIT_NAMES,
+    FileNames,
+    InZip,
+    has_images,
+    parquet_pairs,
+    parquet_splits,
+    plain_name,
+    zip_names,
+)
 from m3ae.corpora.tables import read_table
 from m3ae.files import need
 
@@ -40,20 +50,27 @@ def zip_members(archive: Path, drops: Drops) -> dict[str, str]:
     """Whole name of each image in a zip by its file name."""
     members: dict[str, str] = {}
     for member in zip_names(archive):
-        name, where = PurePosixPath(member).name, f"{archive.name}: {member[:60]}"
-        if not is_inside(member):
+        path = plain_name(member)
+        name, where = PurePosixPath(path).name, f"{archive.name}: {member[:60]}"
+        if not is_inside(path):
             drops.add("archive: name leads elsewhere", where)
-        elif members.setdefault(name, member) != member and name.endswith(".jpg"):
+        elif members.setdefault(name, member) != member and name.lower().endswith(".jpg"):
             drops.add("archive: file name occurs twice, first one used", where)
     return members
 
 
 def find_images(raw: Path, name: str) -> Path:
-    """The innermost folder, else the zip, of a split's images; FileNotFoundError without."""
+    """The innermost folder with images, else the zip; FileNotFoundError where there is neither."""
     # An archive unpacked into train_images/ may have its own train/.
-    places = [raw / f"{name}_images" / name, raw / name, raw / f"{name}_images"]
-    found = [place for place in places if place.is_dir()] or [raw / f"{name}_images.zip"]
-    return need(found[0], f"the images of split {name}, or the folder {name}/ or {name}_images/")
+    folders = [raw / f"{name}_images" / name, raw / name, raw / f"{name}_images"]
+    archive = raw / f"{name}_images.zip"
+    found = [place for place in folders if has_images(place)]
+    if not found and not archive.exists():
+        found = [place for place in folders if place.is_dir()]  # all images are missing
+    return need(
+        (found or [archive])[0],
+        f"the images of split {name}, or the folder {name}/ or {name}_images/",
+    )
 
 
 def read_split(captions: Path, name: str, drops: Drops) -> list[Item]:
@@ -61,9 +78,10 @@ def read_split(captions: Path, name: str, drops: Drops) -> list[Item]:
     images = find_images(captions.parent, name)
     zipped = images.is_file()
     members = zip_members(images, drops) if zipped else {}
+    names = FileNames(members if zipped else os.listdir(images))
     items = []
     for key, caption in read_captions(captions, drops).items():
-        file = f"{key}.jpg"
+        file = names.find(key) or f"{key}.jpg"
         place = InZip(images, members.get(file, file)) if zipped else images / file
         items.append(Item(key, place, (caption,)))
     return items

@@ -19,7 +19,7 @@ from m3ae.corpora import questions
 from m3ae.corpora.items import Drops
 from m3ae.corpora.prepare import corpus_parser
 from m3ae.corpora.questions import Place, Question
-from m3ae.corpora.stored import InZip, zip_names
+from m3ae.corpora.stored import InZip, has_images, plain_name, zip_names
 from m3ae.files import need
 
 VALID = ("validate.json", "validation.json")
@@ -50,18 +50,29 @@ def read_split(path: Path, languages: Sequence[str], drops: Drops) -> list[Quest
 def find_images(raw: Path) -> Place:
     """Where the image of a file name lies: below DIR/imgs, else in DIR/imgs.zip."""
     folder, archive = raw / "imgs", raw / "imgs.zip"
-    if folder.is_dir():
+    if has_images(folder) or (folder.is_dir() and not archive.exists()):
         return folder.joinpath
     need(archive, "SLAKE's images (or the folder imgs)")
+    members = {plain_name(member): member for member in zip_names(archive)}
     # The hub's archive holds the folder itself.
-    top = "imgs/" if any(name.startswith("imgs/") for name in zip_names(archive)) else ""
-    return lambda name: InZip(archive, top + str(PurePosixPath(name)))
+    top = "imgs/" if any(name.startswith("imgs/") for name in members) else ""
+
+    def place(name: str) -> InZip:
+        path = top + str(PurePosixPath(name))
+        return InZip(archive, members.get(path, path))
+
+    return place
 
 
 def image_key(name: str) -> str:
     """xmlab1 of xmlab1/source.jpg; a path of another form without its ending."""
     path = PurePosixPath(name)
     return str(path.parent if path.stem == "source" and path.parent.name else path.with_suffix(""))
+
+
+def image_file(name: str) -> str:
+    """Where the image lies in the corpus, which an audit of its files lists it by."""
+    return str(PurePosixPath("imgs", name))
 
 
 def make_shards(args: argparse.Namespace) -> None:
@@ -77,7 +88,10 @@ def make_shards(args: argparse.Namespace) -> None:
     counts = {split: questions.count_questions(asked) for split, asked in splits.items()}
     for split, asked in splits.items():
         counts[split]["blank_answers"] = sum("blank_answer" in q.fields for q in asked)
-    items = {split: questions.to_items(asked, images, image_key) for split, asked in splits.items()}
+    items = {
+        split: questions.to_items(asked, images, image_key, image_file)
+        for split, asked in splits.items()
+    }
     corpus = questions.Parsed("SLAKE", splits, items, dropped, {"corpus": counts})
     questions.prepare_questions(corpus, args)
 

@@ -1,6 +1,7 @@
 r"""Your own images with questions, or with classes -> shards.
 
-A table FILE (.csv, .tsv, .jsonl or .parquet), one row a question:
+A table FILE (.csv, .tsv, .jsonl or .parquet; cells between commas, semicolons or tabs), one row a
+question:
 
     image     path relative to --raw; in a parquet file also the image itself (binary, or a struct
               with `bytes`), and then each row is an image of its own
@@ -11,20 +12,22 @@ A table FILE (.csv, .tsv, .jsonl or .parquet), one row a question:
     id        of the question, unique for its image; without it the row's number, from 1
     question_type   categories of your own, for the table of results
 
-The last four may be absent or empty; columns beyond these are ignored and named in the report. Rows
-that cannot be used are left out and counted, also for an answer such as the letter A, of which no
-word is left once it is normalised (no articles, no punctuation).
+The last four may be absent or empty; columns beyond these are ignored and named in the report. A
+table that calls them otherwise is read with --columns, e.g. image=filename "answer=Final answer".
+Rows that cannot be used are left out and counted, also for an answer such as the letter A, of which
+no word is left once it is normalised (no articles, no punctuation).
 
 With --classes COLUMN[,COLUMN] the rows are texts with classes: columns image, text and those; a
 row whose cell is empty has no class of that column.
 
 OUT/answers.json has the sorted answers (OUT/classes.json for each column the classes): `paper`, of
 all splits, and `train`, of the training rows alone. --test-share and --valid-share draw splits by
-image. Where a patient or a case has several, give a column `split` that keeps them together.
+image, or with --group COLUMN by patient, study or case: rows with the same cell stay together. A
+column `split` is checked for images, and groups, that are in two.
 For pairs without labels, and for retrieval, see pairs.py.
 
 example: python data_prep/table.py --table questions.csv --raw images --out data/mine --px 384 \
-             --tokenizer roberta-base --valid-share 0.1 --test-share 0.2
+             --tokenizer roberta-base --valid-share 0.1 --test-share 0.2 --group patient
 """
 
 import argparse
@@ -38,13 +41,26 @@ from m3ae.corpora import questions
 from m3ae.corpora.items import Drops, Stored
 from m3ae.corpora.prepare import corpus_parser
 from m3ae.corpora.questions import ANSWER_TYPES, Question, Splits
-from m3ae.corpora.tables import Row, cell, read_table, shared_images, split_and_image
-from m3ae.data.sampler import SUBSET, keyed
+from m3ae.corpora.splits import (
+    ORDER,
+    Groups,
+    add_table_options,
+    check_undrawn,
+    name_unused,
+    read_fractions,
+)
+from m3ae.corpora.tables import (
+    Row,
+    cell,
+    read_column_names,
+    read_table,
+    shared_images,
+    split_and_image,
+)
 from m3ae.files import need
 
 OPTIONAL = ("split", "id")
 OPTIONAL_FOR_QUESTIONS = ("type", "question_type")
-ORDER = ("train", "valid", "test")  # first in the report, others as they come
 
 
 def make_question(row: dict[str, Any], number: int, image: str, classes: Sequence[str]) -> Question:
@@ -70,9 +86,9 @@ def make_question(row: dict[str, Any], number: int, image: str, classes: Sequenc
 
 
 def read_questions(
-    rows: Iterable[Row], file: str, classes: Sequence[str], drops: Drops
+    rows: Iterable[Row], file: str, classes: Sequence[str], drops: Drops, groups: Groups
 ) -> tuple[Splits, dict[str, Stored]]:
-    """Questions by split, in order, and stored images by name.
+    """Questions by split, in order, and stored images by name; `groups` gets theirs.
 
     Rows that cannot be used are counted, and repetitions of a key IMAGE/ID in a split.
     """
@@ -83,7 +99,7 @@ def read_questions(
         where = f"{file}: row {number}"
         try:
             split, name, image = split_and_image(row)
-            question = make_question(row, number, name, classes)
+            question, group = make_question(row, number, name, classes), groups.read(row)
         except ValueError as error:
             drops.add(f"row: {error}", where)
             continue
@@ -95,28 +111,19 @@ def read_questions(
         if image is not None:
             stored[question.image] = image
         splits.setdefault(split, []).append(question)
+        groups.add(split, question.image, group)
     order = [*(split for split in ORDER if split in splits), *splits]
     return {split: splits[split] for split in dict.fromkeys(order)}, stored
 
 
-def draw_splits(asked: Sequence[Question], fractions: dict[str, float], seed: int) -> Splits:
-    """Questions split by image: for each of `fractions` the rounded part of them, at least one.
-
-    It depends on the images' names and the seed. ValueError where nothing is left to train on.
-    """
-    images = sorted({question.image for question in asked})
-    drawn = [images[k] for k in keyed(seed, SUBSET).permutation(len(images))]
-    split_of: dict[str, str] = {}
-    for split, part in fractions.items():
-        count = max(1, round(part * len(images)))
-        split_of |= dict.fromkeys(drawn[:count], split)
-        del drawn[:count]
-    if not drawn:
-        given = "--test-share, --valid-share"
-        raise ValueError(f"{given}: nothing is left to train on of {len(images)} images")
+def draw_splits(
+    asked: Sequence[Question], groups: Groups, fractions: dict[str, float], seed: int
+) -> Splits:
+    """Questions by split, as `Groups.draw` has their images."""
+    split_of = groups.draw(fractions, seed)
     parts: Splits = {split: [] for split in ORDER if split in ("train", *fractions)}
     for question in asked:
-        parts[split_of.get(question.image, "train")].append(question)
+        parts[split_of[question.image]].append(question)
     return parts
 
 
@@ -130,15 +137,6 @@ def count_splits(splits: Splits, classes: Sequence[str]) -> dict[str, Any]:
     return counts
 
 
-def read_fractions(args: argparse.Namespace) -> dict[str, float]:
-    """The fractions asked for, by split; raises ValueError where they are none."""
-    given = {"test": args.test_share, "valid": args.valid_share}
-    parts = {split: part for split, part in given.items() if part is not None}
-    if any(not 0 < part < 1 for part in parts.values()) or sum(parts.values()) >= 1:
-        raise ValueError("--test-share, --valid-share: between 0 and 1, together below 1")
-    return parts
-
-
 def read_classes(names: str | None) -> list[str]:
     """The class columns asked for; raises ValueError where a name cannot be one."""
     classes = [name.strip() for name in names.split(",")] if names is not None else []
@@ -150,28 +148,28 @@ def read_classes(names: str | None) -> list[str]:
 
 
 def find_splits(
-    path: Path, args: argparse.Namespace, classes: Sequence[str], drops: Drops
+    path: Path, args: argparse.Namespace, classes: Sequence[str], drops: Drops, groups: Groups
 ) -> tuple[Splits, dict[str, Stored], list[str]]:
     """`read_questions` of the table, drawn where asked for, and the columns that are ignored."""
     needed = ("image", "text", *classes) if classes else ("image", "question", "answer")
     optional = OPTIONAL if classes else (*OPTIONAL, *OPTIONAL_FOR_QUESTIONS)
-    fractions, rows = read_fractions(args), list(read_table(path, needed, drops, optional))
+    names = read_column_names(args.columns, (*needed, *optional))
+    needed += (groups.column,) if groups.column else ()
+    table = read_table(path, needed, drops, optional, names, args.text_encoding)
+    fractions, rows = read_fractions(args), list(table)
     columns = dict.fromkeys(name for _, row in rows for name in row)
     ignored = [name for name in columns if name not in (*needed, *optional)]
-    splits, stored = read_questions(rows, path.name, classes, drops)
+    splits, stored = read_questions(rows, path.name, classes, drops, groups)
     if not splits:
         raise ValueError(f"{path}: no usable row: {drops.as_dict()}")
-    if fractions and list(splits) != ["train"]:
-        has = f"{path}: has a column split ({', '.join(splits)})"
-        raise ValueError(f"{has}; give no --test-share or --valid-share")
     if fractions:
-        splits = draw_splits(splits["train"], fractions, args.seed)
+        check_undrawn(path, splits)
+        splits = draw_splits(splits["train"], groups, fractions, args.seed)
     every = [question.fields for some in splits.values() for question in some]
     for name in classes:
         if all(fields[name] is None for fields in every):
             raise ValueError(f"{path}: column {name!r} is empty in every usable row")
-    if ignored:
-        print(f"note: columns of {path.name} not used: {', '.join(ignored)}", file=sys.stderr)
+    name_unused(path.name, ignored, groups.column)
     if "train" not in splits:
         print(f"warning: {path.name} has no split train, only {', '.join(splits)}", file=sys.stderr)
     return splits, stored, ignored
@@ -182,10 +180,11 @@ def make_shards(args: argparse.Namespace) -> None:
     path, drops = need(args.table, "a table of images and questions"), Drops()
     need(args.raw, "the folder that image paths start from")
     classes = read_classes(args.classes)
-    splits, stored, ignored = find_splits(path, args, classes, drops)
+    groups = Groups(args.group)
+    splits, stored, ignored = find_splits(path, args, classes, drops, groups)
     shared = shared_images({split: [q.image for q in some] for split, some in splits.items()})
     facts: dict[str, Any] = {"corpus": count_splits(splits, classes), "ignored_columns": ignored}
-    facts["images_in_two_splits"] = len(shared)
+    facts |= {"images_in_two_splits": len(shared), **groups.facts()}
 
     def place(name: str) -> Path | Stored:
         return stored.get(name) or args.raw / name
@@ -201,13 +200,9 @@ def make_shards(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = corpus_parser(__doc__)
-    add = parser.add_argument
-    add("--table", type=Path, required=True, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet")
-    add("--classes", metavar="COLUMN[,COLUMN]", help="columns of classes, instead of answers")
-    part = "part of the images that becomes the test split, where the table has no splits"
-    add("--test-share", type=float, metavar="X", help=part)
-    add("--valid-share", type=float, metavar="X", help="the same for the valid split")
-    add("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
+    add_table_options(parser)
+    classes = "columns of classes, instead of answers"
+    parser.add_argument("--classes", metavar="COLUMN[,COLUMN]", help=classes)
     return run(make_shards, parser, argv)
 
 

@@ -66,6 +66,21 @@ def is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
+def redecoded(text: str, encoding: str | None) -> str:
+    """A text with lone surrogates read again in another encoding, if its bytes are text in that.
+
+    Raises ValueError for an encoding that nobody knows.
+    """
+    if encoding is None or is_unicode(text):
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape").decode(encoding)
+    except LookupError as error:
+        raise ValueError(f"{encoding}: no encoding of texts, such as latin-1 or cp1252") from error
+    except UnicodeError:
+        return text
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     found = (run / "checkpoints").glob("step-*")

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from m3ae.command import parser_for, run
-from m3ae.data.exclusions import read_exclusions
+from m3ae.data.exclusions import find_listed, read_exclusions
 from m3ae.data.questions import read_questions
 from m3ae.files import write_json, write_text
 from m3ae.scoring.baselines import blind_baselines
@@ -124,13 +124,15 @@ def trained_on(args: argparse.Namespace, notes: list[str]) -> tuple[list[str], s
 
 def near_duplicates(path: Path, runs: list[list[Row]]) -> str:
     """Mark the rows on images of the list; returns what was found. ValueError if none was."""
-    listed, images = read_exclusions(path), {row["image"] for row in runs[0]}
-    if not listed & images:
+    listed, images = read_exclusions(path), sorted({row["image"] for row in runs[0]})
+    named = find_listed([(image,) for image in images], listed, path)
+    marked = {images[number] for numbers in named.values() for number in numbers}
+    if not marked:
         what = f"none of its {len(listed)} ids is an image of the predictions"
         raise ValueError(f"{path}: {what}, e.g. {min(images)!r}")
     for row in (row for rows in runs for row in rows):
-        row["near_duplicate"] = row["image"] in listed
-    return f"near-duplicates: {len(listed & images)} of {len(listed)} listed images are scored"
+        row["near_duplicate"] = row["image"] in marked
+    return f"near-duplicates: {len(named)} of {len(listed)} listed images are scored"
 
 
 def with_training(

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from data_prep import medicat, pairs, roco, roco_retrieval, rocov2
 from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.papers import medicat_dois, papers_by_doi, roco_papers
+from m3ae.corpora.splits import Groups
 from m3ae.corpora.stored import InParquet, InZip, parquet_pairs
 from m3ae.corpora.tables import read_table
 from tests.data_prep.test_corpora import save_image
@@ -324,7 +325,7 @@ def test_csv_and_tsv_of_pairs(base, stream, header, separator):
     path, drops, no_rows = write(base, name, data), Drops(), Drops()
     try:
         found = list(read_table(path, ("image", "text"), no_rows, ("split", "id")))
-        items = pairs.read_items(found, name, base / "raw", drops)
+        items = pairs.read_items(found, name, base / "raw", drops, Groups(None))
     except ValueError as error:
         assert name in str(error)
         return
@@ -339,7 +340,11 @@ def test_jsonl_of_pairs(base, stream):
     data = objects(stream, ["image", "text", "split", "id"])
     path, drops = write(base, "pairs.jsonl", data), Drops()
     rows = read_table(path, ("image", "text"), drops, ("split", "id"))
-    items = pairs.read_items(rows, path.name, base / "raw", drops)
+    try:
+        items = pairs.read_items(rows, path.name, base / "raw", drops, Groups(None))
+    except ValueError as error:
+        assert "pairs.jsonl: no column '" in str(error)
+        return
     check_items(items, filled_lines(data), drops, base / "raw")
 
 
@@ -376,7 +381,7 @@ def test_parquet_of_pairs_and_of_the_hub(base, stream):
     try:
         drops = Drops()
         rows = read_table(path, ("image", "text"), drops, ("split", "id"))
-        items = pairs.read_items(rows, path.name, base / "raw", drops)
+        items = pairs.read_items(rows, path.name, base / "raw", drops, Groups(None))
         check_items(items, 2, drops, base / "raw")
     except ValueError as error:
         assert "pairs.parquet" in str(error)

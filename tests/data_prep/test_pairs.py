@@ -146,3 +146,54 @@ def test_wrong_tables(tmp_path, raw, capsys, name, data, message):
     assert message in capsys.readouterr().err
     assert run(tmp_path / "absent.csv", raw) == 1
     assert "absent.csv: not there" in capsys.readouterr().err
+
+
+def test_drawn_splits(tmp_path, raw, capsys):
+    """A patient, or an image, in two splits; a share of texts; other shards than before."""
+    rows = ["image,text,patient"]
+    for k in range(12):
+        (raw / f"n{k}.png").write_bytes(as_bytes(k))
+        rows += [f"n{k}.png,text {word} of {k},p{k // 3}" for word in ("one", "two")]
+    table = tmp_path / "pairs.csv"
+    table.write_text("\n".join(rows))
+    shares = ["--test-share", "0.25", "--valid-share", "0.2", "--group", "patient"]
+    assert run(table, raw, *shares) == 0
+    out = raw.parent / "out"
+    found = {}
+    for name in ("train", "valid", "test"):
+        images = {int(key[1:].split(".")[0]) for key in contents(out / name)}
+        found[name] = {k // 3 for k in images}
+        assert len(contents(out / name)) == 2 * len(images) == 6 * len(found[name])
+    assert [len(groups) for groups in found.values()] == [2, 1, 1]
+    assert len(set().union(*found.values())) == 4
+    report = json.loads((out / "report.json").read_text())
+    assert report["groups"]["splits"] == {"test": 1, "valid": 1, "train": 2}
+    table.write_text("image,text,split\na.png,one two three,dev\n")
+    assert run(table, raw, "--test-share", "0.5") == 1
+    assert "has a column split (dev); give no --test-share" in capsys.readouterr().err
+
+
+def test_options_of_a_draw_that_was_none(tmp_path, raw, capsys):
+    """Shards of a table with splits that are other bytes than before; a patient column unnamed."""
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,text,Case No\na.png,one two three,1\n")
+    assert run(table, raw) == 0
+    options = Shards(raw.parent / "out" / "train").manifest["options"]
+    assert not {"group", "seed", "test_share", "valid_share"} & set(options)
+    assert "has a column Case No: --group 'Case No' keeps" in capsys.readouterr().err
+
+
+def test_columns_of_other_names(tmp_path, raw):
+    """Images in a parquet column of another name taken for paths; texts of another column."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {"picture": {"bytes": as_bytes(k)}, "text": "", "notes": f"text of {k}"} for k in (1, 2)
+    ]
+    table = tmp_path / "hub.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    assert run(table, raw, "--columns", "image=picture", "text=notes") == 0
+    assert list(contents(raw.parent / "out" / "train").values()) == [
+        "text of 1",
+        "text of 2",
+    ]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from data_prep import table
 from m3ae.corpora.items import Drops
-from m3ae.corpora.questions import Question
+from m3ae.corpora.splits import Groups
 from m3ae.corpora.tables import read_table
 from m3ae.corpora.verification import verify
 from m3ae.data.shards import Shards
@@ -178,11 +179,15 @@ def test_drawn_splits(tmp_path, raw):
         "test": 3,
     }
     assert len(set().union(*found.values())) == 10
-    questions = [Question(row["image"], row["question"], {}) for row in rows]
-    again = table.draw_splits(questions[::-1], {"test": 0.3, "valid": 0.1}, 0)
-    assert {name: {q.image for q in some} for name, some in again.items()} == found
-    other = table.draw_splits(questions, {"test": 0.3, "valid": 0.1}, 1)
-    assert {q.image for q in other["test"]} != found["test"]
+    fractions = {"test": 0.3, "valid": 0.1}
+    again, other = ({}, {})
+    for seed, drawn in ((0, again), (1, other)):
+        groups = Groups(None)
+        for row in rows[::-1]:
+            groups.add("train", row["image"], "")
+        for image, split in groups.draw(fractions, seed).items():
+            drawn.setdefault(split, set()).add(image)
+    assert again == found and other["test"] != found["test"]
 
 
 def test_parquet_with_images_inside(tmp_path, raw):
@@ -291,7 +296,9 @@ COLUMNS = ("image", "question", "answer", "type", "split", "id", "question_type"
 def test_any_rows_are_used_or_counted(rows, with_classes):
     """A row that ends the run, is lost uncounted, leads outside, or comes twice by its key."""
     classes, drops = (["organ"], Drops()) if with_classes else ([], Drops())
-    splits, stored = table.read_questions(enumerate(rows, start=1), "x.jsonl", classes, drops)
+    splits, stored = table.read_questions(
+        enumerate(rows, start=1), "x.jsonl", classes, drops, Groups(None)
+    )
     kept = [(split, question) for split, some in splits.items() for question in some]
     assert len(kept) + sum(drops.counts.values()) == len(rows) and not stored
     keys = [(split, question.image, question.fields["question_id"]) for split, question in kept]
@@ -316,8 +323,58 @@ def test_any_bytes_are_a_table_or_an_error(data, ending):
         drops = Drops()
         try:
             found = read_table(path, ("image", "question", "answer"), drops, ("id",))
-            splits, _ = table.read_questions(found, path.name, [], drops)
+            splits, _ = table.read_questions(found, path.name, [], drops, Groups(None))
         except ValueError as error:
             assert str(path) in str(error)
             return
     assert all(splits.values())
+
+
+def test_groups(tmp_path, raw, capsys):
+    """A patient in train and test; a column of patients in shards; a column that is not there."""
+    rows = [
+        {"image": f"n{k}.png", "question": "Is it?", "answer": "yes", "patientid": f"p{k // 2}"}
+        for k in range(10)
+    ]
+    path = write(tmp_path / "mine.parquet", rows)
+    assert run(path, raw, "--test-share", "0.3", "--group", "patientid") == 0
+    out = raw.parent / "out"
+    found = [{int(key[1]) // 2 for key in rows_of(out / name)} for name in ("train", "test")]
+    assert not found[0] & found[1] and [len(each) for each in found] == [3, 2]
+    report = json.loads((out / "report.json").read_text())
+    assert report["groups"]["splits"] == {"test": 2, "train": 3}
+    assert report["ignored_columns"] == [] and "patientid" not in str(rows_of(out / "train"))
+    assert run(path, raw, "--test-share", "0.3", "--group", "patient") == 1
+    error = capsys.readouterr().err
+    assert "--group" not in error and "no column 'patient'; it has image, question" in error
+
+
+def test_a_column_of_patients_is_named(tmp_path, raw, capsys):
+    """Splits drawn by image where a patient has several, without a word; shards that change."""
+    rows = [{**ROWS[0], "patientid": 7}, {**ROWS[3], "patientid": 7}]
+    assert run(write(tmp_path / "mine.csv", rows), raw) == 0
+    assert "--group patientid keeps what it joins in one split" in capsys.readouterr().err
+    assert "group" not in Shards(raw.parent / "out" / "train").manifest["options"]
+    shutil.rmtree(raw.parent / "out")
+    assert run(tmp_path / "mine.csv", raw, "--group", "patientid") == 0
+    error = capsys.readouterr().err
+    assert "1 groups (patientid) of split test are in another split too, e.g. 7" in error
+    report = json.loads((raw.parent / "out" / "report.json").read_text())
+    assert report["groups"]["in_two_splits"] == 1
+
+
+def test_a_table_from_a_spreadsheet(tmp_path, raw, capsys):
+    """Semicolons, a mark of byte order, other names of columns: refused, or read under others."""
+    path = tmp_path / "mine.csv"
+    text = "\ufefffilename;q;Final answer;id;patient\r\na.png;Is it?;yes;x1;7\r\n"
+    path.write_bytes(text.encode())
+    named = ["--columns", "image=filename", "question=q", "answer=Final answer"]
+    assert run(path, raw, *named, "--group", "patient") == 0
+    assert list(rows_of(raw.parent / "out" / "train")) == ["a.png/x1"]
+    assert Shards(raw.parent / "out" / "train").manifest["options"]["columns"] == named[1:]
+    assert "not used" not in capsys.readouterr().err
+    assert run(path, raw, "--columns", "image=filename") == 1
+    said = "no column 'question'; it has filename, q, Final answer, id, patient; say which one"
+    assert f"{said} to take with --columns question=COLUMN" in capsys.readouterr().err
+    assert run(path, raw, "--columns", "picture=filename") == 1
+    assert "NAME once, of image, question, answer, split, id, type" in capsys.readouterr().err

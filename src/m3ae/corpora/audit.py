@@ -86,7 +86,12 @@ def read_inputs(folders: Sequence[Path], stem: bool, questions: bool) -> list[En
         found = [entry for split in splits for entry in read_split(split, questions)]
         if not splits:
             paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
-            names = [path.stem if stem else path.relative_to(folder).as_posix() for path in paths]
+            stems = Counter(path.stem for path in paths)
+            # A stem that several files have would be read as all of them, or as none.
+            names = [
+                path.stem if stem and stems[path.stem] == 1 else path.relative_to(folder).as_posix()
+                for path in paths
+            ]
             found = [Entry(name, path) for name, path in zip(names, paths, strict=True)]
             if not found:
                 raise FileNotFoundError(f"{given}: no image and no prepared split in it")

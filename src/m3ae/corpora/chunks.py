@@ -31,6 +31,7 @@ from m3ae.data.images import ImageError, decode, resize_crop, resize_shorter, re
 from m3ae.files import is_unicode, write_json
 
 _SHARD_BYTES = 256 * 2**20
+_JPEG_SIDE = 65500  # the longest that libjpeg writes
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ def _encode_image(item: Item, settings: Settings) -> tuple[np.ndarray | bytes, l
     if settings.encoding == "original":
         resized_size(image.size, settings.px)  # too elongated is known only after the resize
         return data, notes
+    if max(size := resized_size(image.size, settings.px)) > _JPEG_SIDE:
+        resized = f"{image.width} x {image.height} resized to {size[0]} x {size[1]}"
+        raise ImageError("too elongated for JPEG", resized)
     pixels = to_array(resize_shorter(image, settings.px))
     out = io.BytesIO()
     shown = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)

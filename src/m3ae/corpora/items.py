@@ -19,7 +19,7 @@ class Stored(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An image with its texts. `image_id` is what --exclude lists name it by (default: key).
+    """An image with its texts. `image_id`: its file below --raw, by which lists may name it too.
 
     `fields`: nothing, or for each text (a question) its task fields, JSON-able; among them
     `question_id`, by which the text's key ends.
@@ -34,6 +34,11 @@ class Item:
     def __post_init__(self) -> None:
         if self.fields and len(self.fields) != len(self.texts):
             raise ValueError(f"{self.key}: {len(self.texts)} texts, {len(self.fields)} fields")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What exclusion lists may name it by: its key and, if that is another name, its file."""
+        return (self.key,) if self.image_id in ("", self.key) else (self.key, self.image_id)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
@@ -24,11 +25,18 @@ from m3ae.corpora.chunks import Settings, chunk_path, clean, run_chunks, tokeniz
 from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.shard_writer import seal
 from m3ae.data import shards
-from m3ae.data.exclusions import read_exclusions
-from m3ae.files import file_sha256, is_unicode, replacing, write_json
+from m3ae.data.exclusions import (
+    IMAGE_FILES,
+    find_listed,
+    read_exclusions,
+    say_unmatched,
+    unmatched,
+)
+from m3ae.files import file_sha256, is_unicode, redecoded, replacing, write_json
 from m3ae.processes import usable_cores
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
+_IF_GIVEN = ("columns", "group", "text_encoding")  # else shards say no more than before them
 CHUNKS = "chunks.json"
 
 Splits = dict[str, Iterable[Item]]
@@ -54,6 +62,8 @@ def corpus_parser(text: str | None) -> argparse.ArgumentParser:
     add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=window)
     exclude = "image ids to leave out, one a line (anything after a tab is a remark)"
     add("--exclude", type=Path, metavar="FILE", help=exclude)
+    encoding = "of texts that are not UTF-8, e.g. latin-1 or cp1252; else these are left out"
+    add("--text-encoding", metavar="NAME", help=encoding)
     words = "texts of fewer words are left out (default: 3, the paper's; questions: 1)"
     add("--min-words", type=int, metavar="N", help=words)
     return parser
@@ -63,7 +73,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options that decide what is written; a file counts by its content, not its place."""
     options: dict[str, Any] = {}
     for name, value in sorted(vars(args).items()):
-        if name in _NOT_OPTIONS:
+        if name in _NOT_OPTIONS or (name in _IF_GIVEN and value is None):
             continue
         if isinstance(value, Path):
             value = f"{value.name} {file_sha256(value)[:16]}" if value.is_file() else value.name
@@ -84,7 +94,9 @@ def _same_or_raise(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -
         raise ValueError(f"{said}; give those, another --out, or delete that folder")
 
 
-def _tokenizer(args: argparse.Namespace, splits: Splits) -> tuple[Any, dict[str, Any] | None]:
+def _tokenizer(
+    args: argparse.Namespace, splits: Splits, excluded: Container[tuple[str, ...]]
+) -> tuple[Any, dict[str, Any] | None]:
     """The tokenizer, if any, and its manifest entry (name, fingerprint, size)."""
     name = args.tokenizer
     if name is None:
@@ -94,7 +106,7 @@ def _tokenizer(args: argparse.Namespace, splits: Splits) -> tuple[Any, dict[str,
     place = name
     if name.startswith("train:"):
         place = str(args.out / "tokenizer")
-        _train_tokenizer(args, splits, args.out / "tokenizer")
+        _train_tokenizer(args, splits, excluded, args.out / "tokenizer")
     tokenizer = load_tokenizer(place)
     size = max(tokenizer.get_vocab().values()) + 1
     return tokenizer, {"name": name, "fingerprint": fingerprint(tokenizer), "size": size}
@@ -114,7 +126,9 @@ def _save_tokenizer(tokenizer: Any, path: Path) -> str:
     return str(path)
 
 
-def _train_tokenizer(args: argparse.Namespace, splits: Splits, folder: Path) -> None:
+def _train_tokenizer(
+    args: argparse.Namespace, splits: Splits, excluded: Container[tuple[str, ...]], folder: Path
+) -> None:
     """Train on the kept texts of split `train`, unless an earlier run of this command did."""
     from m3ae.data.texts import train_wordpiece
 
@@ -125,7 +139,7 @@ def _train_tokenizer(args: argparse.Namespace, splits: Splits, folder: Path) -> 
         raise ValueError(f"--tokenizer {args.tokenizer}: the corpus has no split 'train'")
 
     def texts() -> Iterator[str]:
-        for item in _select(splits["train"], args, Drops()):
+        for item in _select(splits["train"], excluded, args, Drops()):
             yield from (text for _, text, _ in clean(item, args.min_words, Drops()))
 
     digest = hashlib.sha256()
@@ -140,22 +154,47 @@ def _train_tokenizer(args: argparse.Namespace, splits: Splits, folder: Path) -> 
         write_json(record, facts)
 
 
-def _select(items: Iterable[Item], args: argparse.Namespace, drops: Drops) -> Iterator[Item]:
+def _find_excluded(
+    splits: Splits, file: Path | None
+) -> tuple[set[tuple[str, ...]], dict[str, Any]]:
+    """Names of the items that --exclude lists, in any split, and counts of its ids to report.
+
+    Raises ValueError where an id may be several images, or no id is one.
+    """
+    if file is None:
+        return set(), {}
+    ids = read_exclusions(file)
+    names = list(dict.fromkeys(item.names for items in splits.values() for item in items))
+    named = find_listed(names, ids, file)
+    excluded = {names[number] for numbers in named.values() for number in numbers}
+    lost = unmatched(file, ids, named, names[0][0] if names else "")
+    if lost:
+        print(f"warning: --exclude {say_unmatched(file, ids, lost)}", file=sys.stderr)
+    counts = {"ids": len(ids), "images": len(excluded), "ids_of_no_image": len(lost)}
+    return excluded, {"exclude": {**counts, "examples": lost[:20]}}
+
+
+def _select(
+    items: Iterable[Item],
+    excluded: Container[tuple[str, ...]],
+    args: argparse.Namespace,
+    drops: Drops,
+) -> Iterator[Item]:
     """The items to prepare: excluded ones and repeated keys left out, at most --limit of them."""
-    excluded = read_exclusions(args.exclude) if args.exclude else set()
     known: set[str] = set()
     for item in items:
         if args.limit is not None and len(known) >= args.limit:
             return
-        if (item.image_id or item.key) in excluded or item.key in excluded:
+        if item.names in excluded:
             drops.add("image: in the --exclude list", item.key)
-        elif not is_unicode(item.key):
+        elif not is_unicode("".join(item.names)):
             drops.add("image: key not UTF-8", item.key)
         elif item.key in known:
             drops.add("image: key occurs twice, first one kept", item.key)
         else:
             known.add(item.key)
-            yield item
+            texts = tuple(redecoded(text, args.text_encoding) for text in item.texts)
+            yield replace(item, texts=texts) if texts != item.texts else item
 
 
 def prepare(
@@ -179,8 +218,10 @@ def prepare(
         raise ValueError(f"--split {min(unknown)}: the corpus has {', '.join(splits)}")
     if args.px < 1 or args.workers < 0:
         raise ValueError(f"--px {args.px} --workers {args.workers}: out of range")
+    redecoded("\udc80", args.text_encoding)  # a wrong name is an error now, not after hours
     args.out.mkdir(parents=True, exist_ok=True)
-    tokenizer, made = _tokenizer(args, splits)
+    excluded, exclusion_counts = _find_excluded(splits, args.exclude)
+    tokenizer, made = _tokenizer(args, splits, excluded)
     window, fields = tuple(args.window) if args.window else None, kind == shards.WITH_FIELDS
     settings = Settings(args.encoding, args.px, window, args.min_words, None, fields)
     entries = {"format": shards.FORMAT, "version": shards.VERSION, "kind": kind, "source": source}
@@ -189,8 +230,10 @@ def prepare(
     for name in (name for name in splits if name in (args.split or splits)):
         drops = Drops()
         drops.merge(dropped.get(name, Drops()).as_dict())
-        kept = _select(splits[name], args, drops)
+        kept = _select(splits[name], excluded, args, drops)
         _prepare_split(kept, args.out / name, entries, settings, drops, args.workers, tokenizer)
+    if exclusion_counts:
+        facts = {**(facts or {}), **exclusion_counts}
     return write_report(args.out, source, facts)
 
 
@@ -225,13 +268,16 @@ def _prepare_split(
         if tokenizer is not None:
             path = partial / f"tokenizer-{facts['tokenizer']['fingerprint']}.json"
             settings = replace(settings, tokenizer=_save_tokenizer(tokenizer, path))
-        results = run_chunks(items, partial, settings, workers)
+        files: dict[str, str] = {}
+        results = run_chunks(_note_files(items, files), partial, settings, workers)
         manifest = {**facts, **_summary(results, drops, settings), "chunks": CHUNKS}
         if not manifest["counts"]["images"]:
             shutil.rmtree(partial)
             raise ValueError(f"{final}: no image is left to prepare: {_first_drops(drops)}")
         for path in partial.glob("chunks*.json"):  # of a repair
             path.unlink()
+        if files:
+            write_json(partial / IMAGE_FILES, files)
         write_json(partial / CHUNKS, seal({"facts": facts, "chunks": results}), indent=None)
         write_json(partial / "manifest.json", seal(manifest))
     kept = {file["name"] for file in shards.read_manifest(partial)["files"]}
@@ -240,6 +286,14 @@ def _prepare_split(
         if path.name not in kept:
             path.unlink()
     os.replace(partial, final)
+
+
+def _note_files(items: Iterable[Item], files: dict[str, str]) -> Iterator[Item]:
+    """The items as they are; `files` gets the file of each whose key is another name."""
+    for item in items:
+        if len(item.names) > 1:
+            files[item.key] = item.image_id
+        yield item
 
 
 def partial_folder(final: Path) -> Path:

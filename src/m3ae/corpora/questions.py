@@ -115,16 +115,22 @@ def task_fields(
 
 
 def to_items(
-    questions: Iterable[Question], place: Place, key_of: Callable[[str], str]
+    questions: Iterable[Question],
+    place: Place,
+    key_of: Callable[[str], str],
+    file_of: Callable[[str], str] = lambda name: "",
 ) -> list[Item]:
-    """One item an image, in the order of first questions; `key_of` its file name is its key."""
+    """One item an image, in the order of first questions; `key_of` its file name is its key.
+
+    `file_of` it is its `image_id`: needed where the key is not how the file is called.
+    """
     by_image: dict[str, list[Question]] = {}
     for question in questions:
         by_image.setdefault(question.image, []).append(question)
     items = []
     for name, asked in by_image.items():
         texts, fields = tuple(q.text for q in asked), tuple(q.fields for q in asked)
-        items.append(Item(key_of(name), place(name), texts, fields=fields))
+        items.append(Item(key_of(name), place(name), texts, file_of(name), fields))
     return items
 
 

@@ -18,8 +18,10 @@ from types import ModuleType
 from typing import Any
 
 from m3ae.corpora.items import Drops, Item
+from m3ae.data.exclusions import IMAGE_SUFFIXES
 
 _ROWS = 16  # of a column of images that are in memory at a time
+_SUFFIXES = (".jpg", ".jpeg", ".png")
 _MEMBER_BYTES = 2**30  # an encoded image is far smaller; what claims to be more is a zip bomb
 # What zipfile and its decompressors raise for damaged, encrypted or unknown content.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
@@ -50,7 +52,37 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 def zip_names(archive: Path) -> list[str]:
     """Names of the files (no folders) in a zip, in its order; ValueError where it is none."""
-    return [name for name in _open_zip(archive).namelist() if name and not name.endswith("/")]
+    names = _open_zip(archive).namelist()
+    return [name for name in names if name and not name.endswith(("/", "\\"))]
+
+
+def plain_name(member: str) -> str:
+    """The name of a zip's member between slashes; archives made on Windows have backslashes."""
+    return member.replace("\\", "/")
+
+
+class FileNames:
+    """The files of a folder or archive, found though the case or the suffix is another."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.exact, self.folded = set(names), dict[str, str]()
+        for name in sorted(self.exact):
+            self.folded.setdefault(name.casefold(), name)
+
+    def find(self, stem: str) -> str | None:
+        """STEM.jpg, else what is nearest to it; None where there is nothing like it."""
+        for name in (f"{stem}{suffix}" for suffix in _SUFFIXES):
+            found = name if name in self.exact else self.folded.get(name.casefold())
+            if found:
+                return found
+        return None
+
+
+def has_images(folder: Path) -> bool:
+    """Whether a folder is there and has an image file, or a folder, in it."""
+    return folder.is_dir() and any(
+        path.suffix.lower() in IMAGE_SUFFIXES or path.is_dir() for path in folder.iterdir()
+    )
 
 
 @dataclass(frozen=True)

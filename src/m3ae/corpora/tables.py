@@ -1,5 +1,6 @@
 """Files of rows: lines, JSON and tables; what is wrong with them is counted or named."""
 
+import codecs
 import csv
 import gzip
 import json
@@ -8,17 +9,19 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from m3ae.corpora.items import Drops, Stored, is_inside
 from m3ae.corpora.stored import InParquet, column_names, holds_images, parquet_rows
-from m3ae.files import is_unicode
+from m3ae.files import is_unicode, redecoded
 
 Row = tuple[int, dict[str, Any]]  # number from 1, cells by column
 
+csv.field_size_limit(2**31 - 1)  # reports are longer than the 128 KiB that it allows
 _DELIMITERS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t"}
 
 
@@ -42,43 +45,104 @@ def read_json_list(path: Path) -> list[Any]:
 
 
 def read_table(
-    path: Path, columns: Sequence[str], drops: Drops, optional: Sequence[str] = ()
+    path: Path,
+    columns: Sequence[str],
+    drops: Drops,
+    optional: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+    encoding: str | None = None,
 ) -> Iterator[Row]:
     """Rows of a .csv (or .csv.gz), .tsv, .jsonl or .parquet file that has `columns`.
 
     Cells come as they stand; bytes that are not UTF-8 as lone surrogates, images in a column
     `image` as `InParquet`, and parquet columns that are not asked for as None. What is no row is
-    counted. Raises ValueError naming the file where it is damaged or has not one of each column.
+    counted. `names`: what the file calls some of the columns; `encoding`: of cells that are not
+    UTF-8. Raises ValueError naming the file where it is damaged or has not one of each column.
     """
-    ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    if ending in _DELIMITERS:
-        return _read_delimited(path, columns, drops, optional, _DELIMITERS[ending])
-    if ending == ".jsonl":
-        return _read_json_lines(path, drops)
-    if ending == ".parquet":
-        return _read_parquet(path, columns, optional)
-    raise ValueError(f"{path}: a table ends in .csv, .tsv, .jsonl, .parquet")
+    wanted = {name: (names or {}).get(name, name) for name in (*columns, *optional)}
+    asked = {name: wanted[name] for name in wanted if name in columns or name in (names or {})}
+    others = [column for column in wanted.values() if column not in asked.values()]
+    header = _Header(path, asked, others, hint=names is not None)
+    ending = "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:])
+    if ending.lower() in _DELIMITERS:
+        rows = _read_delimited(header, drops, _DELIMITERS[ending.lower()])
+    elif ending.lower() == ".jsonl":
+        rows = _read_json_lines(header, drops)
+    elif ending.lower() == ".parquet":
+        rows = _read_parquet(header, wanted["image"] if "image" in columns else "")
+    else:
+        raise ValueError(f"{path}: a table ends in .csv, .tsv, .jsonl, .parquet")
+    if encoding is not None:
+        rows = ((number, _redecode(row, encoding)) for number, row in rows)
+    return ((number, _rename(row, wanted)) for number, row in rows)
 
 
-def _read_delimited(
-    path: Path, columns: Sequence[str], drops: Drops, optional: Sequence[str], delimiter: str
-) -> Iterator[Row]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    line = 0
+def _redecode(row: dict[str, Any], encoding: str) -> dict[str, Any]:
+    return {k: redecoded(v, encoding) if isinstance(v, str) else v for k, v in row.items()}
+
+
+def _rename(row: dict[str, Any], wanted: Mapping[str, str]) -> dict[str, Any]:
+    """A row by the names that are asked for; `wanted`: the file's name of each."""
+    if all(name == column for name, column in wanted.items()):
+        return row
+    found = {name: row[column] for name, column in wanted.items() if column in row}
+    for column in (column for column in row if column not in wanted.values()):
+        found[f"{column} (of the file)" if column in wanted else column] = row[column]
+    return found
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The columns that a file should have, by its own names; of needed ones, ours too."""
+
+    path: Path
+    needed: dict[str, str]
+    optional: list[str]
+    hint: bool  # whether --columns is there to be named
+
+    def likeness(self, has: Sequence[str]) -> tuple[int, int]:
+        """How many of the needed columns are there; without any, how many are there at all."""
+        found = len(set(self.needed.values()).intersection(has))
+        return found, 0 if found else len(has)
+
+    def check(self, has: Sequence[str]) -> None:
+        """Raise ValueError unless each needed column is there once and no optional one twice."""
+        columns = [*self.needed.items(), *(("", column) for column in self.optional)]
+        for name, column in columns:
+            count = has.count(column)
+            if count > 1 or (name and not count):
+                many, found = "more than one" if count else "no", ", ".join(has) or "none"
+                said = f"{self.path}: {many} column {column!r}; it has {found}"
+                use = f"; say which one to take with --columns {name}=COLUMN"
+                raise ValueError(said + (use if self.hint and not count else ""))
+
+
+def _refuse_utf16(path: Path, head: bytes) -> None:
+    """Raise ValueError where a file's first bytes are those of UTF-16, as Excel writes it."""
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in head[:2]:
+        raise ValueError(f"{path}: is UTF-16; save it as UTF-8 (Excel: `CSV UTF-8`)")
+
+
+def _read_delimited(header: _Header, drops: Drops, delimiter: str) -> Iterator[Row]:
+    path, line = header.path, 0
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
+        with opened(path, "rb") as file:
+            _refuse_utf16(path, file.read(2))
         with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            first = file.readline()
+            # Spreadsheets write the separator of their country, whatever the ending.
+            marks = [delimiter, *(mark for mark in ",;\t" if mark != delimiter)]
+            delimiter = max(marks, key=lambda mark: header.likeness(_cells(first, mark)))
+            file.seek(0)
             # strict: else a quote that is never closed swallows rows without a word.
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            for name in (*columns, *optional):
-                count = header.count(name)
-                if count > 1 or (not count and name in columns):
-                    many, has = "more than one" if count else "no", ", ".join(header) or "none"
-                    raise ValueError(f"{path}: {many} column {name!r}; it has {has}")
+            has = [name.strip() for name in next(reader, [])]
+            header.check(has)
             for number, cells in enumerate((cells for cells in reader if cells), start=1):
                 line = reader.line_num
-                if len(cells) == len(header):
-                    yield number, dict(zip(header, cells, strict=True))
+                if len(cells) == len(has):
+                    yield number, dict(zip(has, cells, strict=True))
                 else:
                     where = f"{path.name}: row {number}, line {line}: {len(cells)}"
                     drops.add("row: more or fewer cells than the header has", where)
@@ -88,7 +152,15 @@ def _read_delimited(
         raise ValueError(f"{path}: damaged ({error}); download it again") from error
 
 
-def _read_json_lines(path: Path, drops: Drops) -> Iterator[Row]:
+def _cells(line: str, delimiter: str) -> list[str]:
+    """The cells of a line without outer white space."""
+    return [name.strip() for cells in csv.reader([line], delimiter=delimiter) for name in cells]
+
+
+def _read_json_lines(header: _Header, drops: Drops) -> Iterator[Row]:
+    path, has = header.path, dict[str, None]()
+    with open(path, "rb") as file:
+        _refuse_utf16(path, file.read(2))
     for number, (line, text) in enumerate(read_lines(path), start=1):
         where = f"{path.name}: row {number}, line {line}"
         try:
@@ -97,18 +169,35 @@ def _read_json_lines(path: Path, drops: Drops) -> Iterator[Row]:
             drops.add("row: not JSON", f"{where}: {error}")
             continue
         if isinstance(row, dict):
+            has |= dict.fromkeys(row)
             yield number, row
         else:
             drops.add("row: not an object", where)
+    if has:
+        header.check(list(has))
 
 
-def _read_parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
-    stored = "image" in columns and holds_images(path, "image")
-    read = [name for name in columns if not (stored and name == "image")]
-    others = dict.fromkeys(column_names(path))
-    rows = parquet_rows([path], read, optional, image="image" if stored else "")
+def _read_parquet(header: _Header, image: str) -> Iterator[Row]:
+    path, has = header.path, column_names(header.path)
+    header.check(has)
+    stored = image if image and holds_images(path, image) else ""
+    read = [column for column in dict.fromkeys(header.needed.values()) if column != stored]
+    others = dict.fromkeys(has)
+    rows = parquet_rows([path], read, header.optional, image=stored)
     for number, (place, row) in enumerate(rows, start=1):
-        yield number, {**others, **row, **({"image": place} if stored else {})}
+        yield number, {**others, **row, **({stored: place} if stored else {})}
+
+
+def read_column_names(given: Sequence[str] | None, known: Sequence[str]) -> dict[str, str]:
+    """What a table calls columns, from --columns NAME=COLUMN ...; ValueError where it is none."""
+    names: dict[str, str] = {}
+    for pair in given or ():
+        name, _, column = (part.strip() for part in pair.partition("="))
+        if name not in known or name in names or not column:
+            form = f"NAME=COLUMN, each NAME once, of {', '.join(known)}"
+            raise ValueError(f"--columns {pair}: should be {form}")
+        names[name] = column
+    return names
 
 
 def cell(row: dict[str, Any], name: str) -> str:
@@ -145,13 +234,16 @@ def split_and_image(row: dict[str, Any]) -> tuple[str, str, Stored | None]:
     return split, str(PurePosixPath(name)), None
 
 
-def shared_images(images: dict[str, Iterable[str]]) -> set[str]:
-    """Images that are in two of the splits or more; each split that has some is named on stderr."""
+def shared_images(images: dict[str, Iterable[str]], what: str = "images") -> set[str]:
+    """Images that are in two of the splits or more; each split that has some is named on stderr.
+
+    `what` else they are.
+    """
     sets = {split: set(some) for split, some in images.items()}
     places = Counter(chain(*sets.values()))
     shared = {name for name, count in places.items() if count > 1}
     for split, some in sets.items():
         if found := some & shared:
-            say = f"{len(found)} images of split {split} are in another split too"
+            say = f"{len(found)} {what} of split {split} are in another split too"
             print(f"warning: {say}, e.g. {min(found)}", file=sys.stderr)
     return shared

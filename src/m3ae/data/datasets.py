@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from m3ae.config import Architecture, Config
-from m3ae.data.exclusions import listed, read_exclusions
+from m3ae.data.exclusions import listed, read_exclusions, say_unmatched, unmatched
 from m3ae.data.masking import (
     draw_in_batch_negatives,
     draw_matches,
@@ -56,9 +56,9 @@ class Sample:
 class Pairs:
     """Several prepared folders as one list of image-text pairs.
 
-    `exclude`: files that list images to leave out, by key or its stem; their texts go too, and
+    `exclude`: files that list images to leave out (`data.exclusions`); their texts go too, and
     what is left is numbered without gaps. Raises ValueError or FileNotFoundError naming the folder
-    or list that is wrong, ValueError where nothing is left of a folder.
+    or list that is wrong, ValueError where nothing is left of a folder or a list names no image.
     """
 
     def __init__(
@@ -72,9 +72,7 @@ class Pairs:
         self.corpora = [Shards(folder, tokenizer) for folder in folders]
         self.tokenizer, self.text_length, self.image_px = tokenizer, text_length, image_px
         self.special = special_ids(tokenizer)
-        left_out = read_exclusions(*(exclude or ()))
-        kept = [_kept(corpus, left_out) for corpus in self.corpora]
-        self.images, self.rows = [images for images, _ in kept], [rows for _, rows in kept]
+        self.images, self.rows = _keep(self.corpora, exclude or ())
         self.sizes = [len(rows) for rows in self.rows]
         self.starts = np.cumsum([0, *self.sizes])
         self.image_starts = np.cumsum([0, *map(len, self.images)])
@@ -129,13 +127,31 @@ class Pairs:
         return Sample(index, key, corpus, image_id, self.image(image_id), *self.tokens(index))
 
 
-def _kept(corpus: Shards, left_out: set[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the images and of the texts of a corpus that are not left out, both rising."""
-    images, texts = np.arange(corpus.num_images), np.arange(len(corpus))
-    if not left_out:
-        return images, texts
-    keep = ~listed(corpus, left_out)
-    images, texts = images[keep], texts[keep[corpus.image_of_text]]
+def _keep(
+    corpora: Sequence[Shards], exclude: Sequence[str]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Rows of the images and of the texts of each corpus that no list leaves out, rising."""
+    if not exclude:
+        return [np.arange(c.num_images) for c in corpora], [np.arange(len(c)) for c in corpora]
+    ids, named = read_exclusions(*exclude), set()
+    images, texts = [], []
+    for corpus in corpora:
+        found, ids_here = listed(corpus, ids)
+        named |= ids_here
+        kept = _kept(corpus, ~found)
+        images.append(kept[0])
+        texts.append(kept[1])
+    for file in exclude:
+        ids = read_exclusions(file)
+        if lost := unmatched(file, ids, named, corpora[0].image_key(0)):
+            log.warning("data.exclude: %s", say_unmatched(file, ids, lost))
+    return images, texts
+
+
+def _kept(corpus: Shards, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the images to keep, bool (images,), and of their texts."""
+    images = np.flatnonzero(keep)
+    texts = np.flatnonzero(keep[corpus.image_of_text])
     lost = f"{len(keep) - len(images)} of {len(keep)} images"
     lost += f", {len(corpus) - len(texts)} of {len(corpus)} texts"
     log.info("%s: data.exclude leaves out %s", corpus.folder, lost)

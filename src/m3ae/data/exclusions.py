@@ -1,5 +1,14 @@
-"""Exclusion lists: images to leave out, one id a line (anything after a tab is a remark)."""
+"""Exclusion lists: images to leave out, one id a line (anything after a tab is a remark).
 
+`find_listed` alone decides which image an id names, in prepared splits and in raw corpora: the one
+whose key or file is written like the id or ends like it, whole folders at a time. The suffix of an
+image file may be missing on either side. So `view1` names patient7/view1.jpg where no other file
+has that name; where one has, the id is refused, as any choice would be wrong.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -8,6 +17,8 @@ from m3ae.data.shards import Shards
 from m3ae.files import need
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGE_FILES = "images.json"  # of a split whose keys are not the names of the images' files
+_MOST = 5  # ids named in a message
 
 
 def image_stem(key: str) -> str:
@@ -21,14 +32,93 @@ def image_keys(split: Shards) -> list[str]:
     return [split.image_key(image) for image in range(split.num_images)]
 
 
-def listed(split: Shards, ids: set[str]) -> np.ndarray:
-    """Which images of a split are listed, by their key or its stem: bool (images,)."""
-    keys = image_keys(split)
-    return np.fromiter((key in ids or image_stem(key) in ids for key in keys), bool)
+def image_names(split: Shards) -> list[tuple[str, ...]]:
+    """The names of every image of a split: its key and, where it was another one, its file's."""
+    path = split.folder / IMAGE_FILES
+    files = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return [(key, files[key]) if key in files else (key,) for key in image_keys(split)]
 
 
 def read_exclusions(*files: str | Path) -> set[str]:
     """Ids of these lists: the part of each line before the first tab; # starts a remark."""
-    texts = [need(Path(file), "a list of image ids").read_text(encoding="utf-8") for file in files]
+    texts = [need(Path(file), "a list of image ids").read_text("utf-8-sig") for file in files]
     lines = [line for text in texts for line in text.splitlines() if not line.startswith("#")]
     return {line.split("\t")[0].strip() for line in lines} - {""}
+
+
+def _cut_suffix(name: str) -> tuple[str, str]:
+    """A name without the suffix of an image file, and that suffix in lower case or ""."""
+    stem, _, ending = name.rpartition(".")
+    suffix = f".{ending.lower()}"
+    return (stem, suffix) if stem and suffix in IMAGE_SUFFIXES else (name, "")
+
+
+def _endings(path: str) -> Iterator[str]:
+    """a/b/c, b/c, c of a/b/c."""
+    yield path
+    for place, letter in enumerate(path):
+        if letter == "/":
+            yield path[place + 1 :]
+
+
+def find_listed(
+    images: Iterable[Sequence[str]], ids: Collection[str], where: str | Path
+) -> dict[str, list[int]]:
+    """Numbers of the images that each id names, of ids that name one; `images`: their names.
+
+    A name that is the id goes before one that only ends like it. Raises ValueError, with `where`,
+    for an id that different names end like.
+    """
+    wanted: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for name in ids:
+        whole = name.removeprefix("./")
+        for path, suffix in {_cut_suffix(whole), (whole, "")}:  # a.png of a.png or of a.png.jpg
+            wanted[path].append((name, suffix))
+    hits: dict[str, list[tuple[int, str, int]]] = defaultdict(list)
+    for number, names in enumerate(images):
+        for name in names:
+            path, suffix = _cut_suffix(name)
+            for ending in _endings(path):
+                for listed_id, listed_suffix in wanted.get(ending, ()):
+                    if suffix == listed_suffix or not (suffix and listed_suffix):
+                        rank = 0 if name == listed_id else 1 if ending == path else 2
+                        hits[listed_id].append((rank, name, number))
+    found: dict[str, list[int]] = {}
+    for listed_id, some in hits.items():
+        best = min(rank for rank, *_ in some)
+        meant = sorted({name for rank, name, _ in some if rank == best})
+        if len(meant) > 1:
+            could = f"may be any of {len(meant)} images, e.g. {meant[0]!r} and {meant[1]!r}"
+            said = f"{where}: id {listed_id!r} of an exclusion list {could}"
+            raise ValueError(f"{said}; list it with its folders and suffix")
+        found[listed_id] = sorted({number for rank, _, number in some if rank == best})
+    return found
+
+
+def listed(split: Shards, ids: Collection[str]) -> tuple[np.ndarray, set[str]]:
+    """Which images of a split are listed: bool (images,), and the ids that name one.
+
+    Raises ValueError naming the split as `find_listed` does.
+    """
+    named = find_listed(image_names(split), ids, split.folder) if ids else {}
+    mask = np.zeros(split.num_images, bool)
+    mask[[number for numbers in named.values() for number in numbers]] = True
+    return mask, set(named)
+
+
+def unmatched(file: str | Path, ids: set[str], named: Collection[str], example: str) -> list[str]:
+    """The ids of a list that name no image, sorted; ValueError where that is all of them.
+
+    `example`: the name of an image, for the message.
+    """
+    lost = sorted(ids.difference(named))
+    if lost and len(lost) == len(ids):
+        said = f"{file}: none of its {len(ids)} ids is an image, e.g. {lost[0]!r}"
+        raise ValueError(f"{said}; images are named like {example!r} here: list them so")
+    return lost
+
+
+def say_unmatched(file: str | Path, ids: set[str], lost: Sequence[str]) -> str:
+    """For a warning: how many ids of a list name no image, and the first of them."""
+    some = ", ".join(lost[:_MOST]) + (", ..." if len(lost) > _MOST else "")
+    return f"{file}: {len(lost)} of {len(ids)} ids name no image: {some}"

@@ -8,17 +8,12 @@ Letters: `C` channels (1 = grey, 3 = RGB).
 """
 
 import io
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-# What Pillow's decoders raise on damaged files.
-_BROKEN = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError)
-_BROKEN += (AttributeError, struct.error, zlib.error)
 _EXIF_ORIENTATION = 0x0112
 Window = tuple[float, float] | None  # grey values that become 0 and 255
 _DEEP_GREY = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -55,9 +50,12 @@ def decode(source: bytes | Path, window: Window = None) -> tuple[Image.Image, li
             raise ImageError("too many pixels", f"more than {Image.MAX_IMAGE_PIXELS}") from error
         except Image.UnidentifiedImageError as error:
             raise ImageError("unreadable", "not a known image format") from error
-        except _BROKEN as error:
+        except MemoryError:  # of this machine, not of the file
+            raise
+        except Exception as error:  # decoders raise whatever their parsers stumble over
             cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
-            raise ImageError("truncated" if cut else "unreadable", str(error)) from error
+            detail = str(error) or type(error).__name__
+            raise ImageError("truncated" if cut else "unreadable", detail) from error
     if deep:
         notes.append("16-bit colour, high bytes taken")
     return _to_eight_bit(image, window, notes), notes
@@ -73,7 +71,7 @@ def _notes(image: Image.Image) -> list[str]:
         notes.append("palette")
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except _BROKEN:  # the rotation is ignored anyway, as in the reference
+    except Exception:  # the rotation is ignored anyway, as in the reference
         orientation = 1
         notes.append("EXIF unreadable")
     if orientation not in (0, 1):
@@ -98,7 +96,10 @@ def _to_eight_bit(image: Image.Image, window: Window, notes: list[str]) -> Image
             return rgba
         return rgba.convert("RGB")
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-    return image if image.mode == mode else image.convert(mode)  # convert copies in any case
+    try:
+        return image if image.mode == mode else image.convert(mode)  # convert copies in any case
+    except ValueError as error:
+        raise ImageError("unreadable", f"mode {image.mode}: {error}") from error
 
 
 def resized_size(size: tuple[int, int], px: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ def read_papers(folder: str | Path) -> dict[str, str]:
     """
     path = need(Path(folder).parent / PAPERS, _HOW)
     papers: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), start=1):
         key, tab, paper = line.partition("\t")
         if line and not (tab and paper.startswith("PMC") and paper[3:].isdigit()):
             raise ValueError(f"{path}:{number}: not `image key<TAB>PMC id`: {line[:60]!r}")

@@ -34,7 +34,8 @@ def check_disjoint(config: FinetuneConfig) -> dict[str, Any] | None:
     corpora = {}
     for folder, exclude in pretrained_on(config.init):
         split, known = Shards(folder), read_papers(folder)
-        keys = np.array(image_keys(split), dtype=object)[~listed(split, read_exclusions(*exclude))]
+        left_out, _ = listed(split, read_exclusions(*exclude))
+        keys = np.array(image_keys(split), dtype=object)[~left_out]
         seen = [key for key in keys if known.get(key) in wanted]
         if seen:
             raise ValueError(_overlap(config.data.test, folder, known[seen[0]], seen, papers))

@@ -1,0 +1,98 @@
+"""Which images the ids of an exclusion list name."""
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m3ae.data.exclusions import find_listed, read_exclusions, say_unmatched, unmatched
+
+TREE = [f"patient{p}/study{s}/view{v}.jpg" for p, s, v in product("12", "12", "12")]
+
+
+def named(names: list[str], *ids: str) -> set[str]:
+    found = find_listed([(name,) for name in names], set(ids), "list.txt")
+    return {names[number] for numbers in found.values() for number in numbers}
+
+
+def test_equal_file_names_are_told_apart():
+    """An id of one patient's view that names another's, or all, or none."""
+    one = TREE[5]
+    assert named(TREE, one) == named(TREE, one.removesuffix(".jpg")) == named(TREE, "./" + one)
+    assert named(TREE, one) == {one}
+    assert named(TREE, "patient3/study1/view1.jpg", "iew1", "images/" + one) == set()
+    for id in ("view1", "view1.jpg", "study2/view1", "study2/view1.jpg"):
+        with pytest.raises(
+            ValueError, match=r"list\.txt: id '.*view1.*' .* may be any of \d images"
+        ):
+            named(TREE, id)
+    assert named([*TREE, "view1.jpg"], "view1") == {"view1.jpg"}
+
+
+@pytest.mark.parametrize(
+    "key, id, same",
+    [
+        ("synpic1", "synpic1.jpg", True),
+        ("sub/synpic1.JPG", "synpic1", True),
+        ("sub/synpic1.JPG", "synpic1.jpg", True),
+        ("a.png", "a.jpg", False),
+        ("hash_1-Figure1-1.png", "hash_1-Figure1-1", True),
+        ("10.1001/a.b", "a", False),
+        ("10.1001/a.b", "a.b", True),
+        ("a.png.jpg", "a.png", True),
+        ("xa", "a", False),
+        (".jpg", "a.jpg", False),
+    ],
+)
+def test_suffixes(key, id, same):
+    """The suffix of an image file that decides, or a part of a name that is cut off as one."""
+    assert named([key], id) == ({key} if same else set())
+
+
+PART = st.sampled_from(["a", "b", "a.png", "b.jpg", "x.y", "a.png.jpg"])
+PATHS = st.lists(st.lists(PART, min_size=1, max_size=3).map("/".join), unique=True, max_size=8)
+
+
+def bare(name: str) -> str:
+    return name.rsplit(".", 1)[0] if name.endswith((".png", ".jpg")) else name
+
+
+def fits(name: str, id: str) -> bool:
+    """By parts and not by letters: the id's parts are the last of the name."""
+    size, ends = id.count("/") + 1, {n[-4:] for n in (name, id) if n != bare(n)}
+    last = bare(name).split("/")[-size:]
+    return last == id.split("/") or (len(ends) < 2 and last == bare(id).split("/"))
+
+
+@given(PATHS, st.lists(PART, min_size=1, max_size=3).map("/".join))
+def test_an_id_names_one_image_or_none(names, id):
+    """More images left out than are listed, fewer, or a choice among several."""
+    likely = [name for name in names if fits(name, id)]
+    whole = [name for name in likely if bare(name) in (id, bare(id))]
+    wanted = [id] if id in names else whole or likely
+    if len(wanted) > 1:
+        with pytest.raises(ValueError, match="may be any of"):
+            named(names, id)
+    else:
+        assert named(names, id) == set(wanted)
+
+
+@given(PATHS, st.data())
+def test_a_list_of_keys_names_these(names, data):
+    """Keys of which one is the end of another: the shorter one names both, or none."""
+    ids = data.draw(st.sets(st.sampled_from(names))) if names else set()
+    assert named(names, *ids) == ids
+
+
+def test_ids_of_no_image(tmp_path):
+    """A list of another corpus that leaves out nothing, silently; an empty one refused."""
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"\xef\xbb\xbf# from an audit\r\none\tremark\r\ntwo\r\n")
+    ids = read_exclusions(path)
+    assert ids == {"one", "two"}
+    assert unmatched(path, ids, {"one"}, "a.png") == ["two"]
+    assert say_unmatched(path, ids, ["two"]) == f"{path}: 1 of 2 ids name no image: two"
+    with pytest.raises(ValueError, match=r"x\.txt: none of its 2 ids is an image, e\.g\. 'one'"):
+        unmatched(path, ids, set(), "a.png")
+    assert unmatched(path, set(), set(), "a.png") == []
