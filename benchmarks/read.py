@@ -213,20 +213,21 @@ def main(argv: list[str] | None = None) -> int:
             prepare_shards(items[:64], Path(folder) / "one", "raw", px)
             folders = many_corpora(Path(folder) / "one" / "train", args.files)
             tokenizer = load_tokenizer(Path(folder) / "one" / "tokenizer")
-            for name in ("many_warm", "many_cold"):
-                readers[name] = shard_batches(config, folders, tokenizer)
+            many = shard_batches(config, folders, tokenizer)
         for name, reader in readers.items():
             rate(reader, batch, args.seconds / 2)  # warms up, and fills the page cache
             rates[name] = []
-        if args.files:
-            rate(readers["many_warm"], batch, 20 * args.seconds)  # maps all, fills the cache
         for number in range(args.rounds):
             for name, reader in readers.items():
-                if name == "many_cold":
-                    empty_cache(folders)
                 rates[name].append(rate(reader, batch, args.seconds))
             shown = {name: round(values[-1]) for name, values in rates.items()}
             print(f"round {number + 1}: {shown}", file=sys.stderr)
+        if args.files:  # one kind after the other, since the second empties the first one's cache
+            rate(many, batch, 20 * args.seconds)  # maps all, fills the cache
+            rates["many_warm"] = [rate(many, batch, args.seconds) for _ in range(args.rounds)]
+            for _ in range(args.rounds):
+                empty_cache(folders)
+                rates.setdefault("many_cold", []).append(rate(many, batch, args.seconds))
     best = {name: max(values) for name, values in rates.items()}
     result = {
         "config": Path(args.config).name,

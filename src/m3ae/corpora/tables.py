@@ -133,6 +133,7 @@ def _read_delimited(header: _Header, drops: Drops, delimiter: str) -> Iterator[R
             first = file.readline()
             # Spreadsheets write the separator of their country, whatever the ending.
             marks = [delimiter, *(mark for mark in ",;\t" if mark != delimiter)]
+            marks = [mark for mark in marks if _cells(first, mark)] or marks[:1]
             delimiter = max(marks, key=lambda mark: header.likeness(_cells(first, mark)))
             file.seek(0)
             # strict: else a quote that is never closed swallows rows without a word.
@@ -153,8 +154,12 @@ def _read_delimited(header: _Header, drops: Drops, delimiter: str) -> Iterator[R
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    """The cells of a line without outer white space."""
-    return [name.strip() for cells in csv.reader([line], delimiter=delimiter) for name in cells]
+    """The cells of a line without outer white space; none where it is not separated by that."""
+    try:
+        reader = csv.reader([line], delimiter=delimiter, strict=True)
+        return [name.strip() for cells in reader for name in cells]
+    except csv.Error:
+        return []
 
 
 def _read_json_lines(header: _Header, drops: Drops) -> Iterator[Row]:
