@@ -2,6 +2,9 @@
 
 import os
 import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -37,3 +40,29 @@ def usable_cores(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
             if quota != "max":
                 cores = min(cores, int(quota) // int(period))
     return max(1, cores)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """ValueError where another process of this machine is in such a block for the folder.
+
+    The lock leaves no file, and ends with its process however that ends.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on every platform
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        said = "another process is at work in it; wait for it, or give another folder"
+        raise ValueError(f"{folder}: {said}") from error
+    except OSError as error:
+        print(f"warning: {folder} cannot be locked ({error}): start one process", file=sys.stderr)
+    try:
+        yield
+    finally:
+        os.close(descriptor)

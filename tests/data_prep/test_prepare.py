@@ -23,6 +23,7 @@ from m3ae.corpora import prepare as prepare_module
 from m3ae.data.images import decode, resize_crop
 from m3ae.data.shards import Shards
 from m3ae.data.texts import encode, load_tokenizer, train_wordpiece
+from m3ae.processes import alone_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -461,3 +462,61 @@ def test_tokens_are_those_of_the_tokenizer(tmp_path):
         ids, words = split.tokens(i)
         assert (ids.tolist(), words.tolist()) == encode(tokenizer, [split.text(i)])[0]
         assert len(ids) > 4
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_images_that_came_later(tmp_path, chunks_of_four, monkeypatch, capsys, finished):
+    """A download that went on: what was missing stays so for good, though the file is there."""
+    images = {f"ROCO_{k:05d}": as_bytes(picture(k)) for k in range(10)}
+    late = {"ROCO_00001", "ROCO_00002", "ROCO_00009"}
+    whole = write_roco(tmp_path / "whole", images)
+    assert run(whole, tmp_path / "wanted") == 0
+    raw = write_roco(tmp_path / "raw", {k: None if k in late else v for k, v in images.items()})
+    if not finished:  # interrupted when all chunks were there
+        monkeypatch.setattr(prepare_module, "seal", lambda value: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(raw, tmp_path / "out")
+        monkeypatch.undo()
+        monkeypatch.setattr(chunks.Settings, "chunk_images", property(lambda self: 4))
+    else:
+        assert run(raw, tmp_path / "out") == 0
+        assert Shards(tmp_path / "out/train").num_images == 7
+        before = everything(tmp_path / "out")
+        capsys.readouterr()
+        assert run(raw, tmp_path / "out") == 0 and everything(tmp_path / "out") == before
+        assert "already prepared with these options" in capsys.readouterr().out
+    middle = tmp_path / ("out/train" if finished else "out/train.partial")
+    untouched = (middle / "shard-00002.safetensors").stat().st_mtime_ns  # of ROCO_00004-7
+    for key in late:
+        (raw / "train/radiology/images" / f"{key}.jpg").write_bytes(images[key])
+    assert run(raw, tmp_path / "out") == 0
+    assert ("3 images that were missing have come" in capsys.readouterr().out) == finished
+    assert everything(tmp_path / "out") == everything(tmp_path / "wanted")
+    assert (tmp_path / "out/train/shard-00002.safetensors").stat().st_mtime_ns == untouched
+    assert verify.main([str(tmp_path / "out")]) == 0
+
+
+def test_a_finished_split_of_other_files(tmp_path, capsys):
+    """ "already prepared" said of another corpus in --raw, and nothing of that."""
+    assert run(ten(tmp_path / "raw"), tmp_path / "out") == 0
+    before = everything(tmp_path / "out")
+    other = write_roco(tmp_path / "other", {f"ROCO_{k:05d}": as_bytes(picture(k)) for k in (1, 2)})
+    assert run(other, tmp_path / "out") == 0
+    assert "made from other files, names or texts than --raw has now" in capsys.readouterr().err
+    assert everything(tmp_path / "out/train").keys() == {
+        name.removeprefix("train/") for name in before if name.startswith("train/")
+    }
+
+
+def test_two_launches(tmp_path):
+    """Two commands that write to one folder, of which one ends with shards of neither."""
+    raw, out = ten(tmp_path / "raw"), tmp_path / "out"
+    out.mkdir()
+    with alone_in(out):
+        command = [sys.executable, "data_prep/roco.py", "--raw", f"{raw}", "--out", f"{out}"]
+        second = subprocess.run(
+            [*command, "--px", "16", "--workers", "0"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert second.returncode == 1 and "another process is at work in it" in second.stderr
+        assert not list(out.iterdir())
+    assert run(raw, out) == 0

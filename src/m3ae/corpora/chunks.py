@@ -203,8 +203,9 @@ def _finish_shard(shard: _Shard, settings: Settings, lengths: Counter) -> dict[s
 Chunk = tuple[int, list[Item], str]  # number, items, digest of their keys, texts and fields
 
 
-def _chunks(items: Iterable[Item], size: int) -> Iterator[Chunk]:
-    iterator = iter(items)
+def chunks_of(items: Iterable[Item], settings: Settings) -> Iterator[Chunk]:
+    """The items in the portions that are prepared one by one."""
+    iterator, size = iter(items), settings.chunk_images
     for index in range(10**9):
         chunk = list(islice(iterator, size))
         if not chunk:
@@ -213,8 +214,23 @@ def _chunks(items: Iterable[Item], size: int) -> Iterator[Chunk]:
         yield index, chunk, hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _finished(folder: Path, index: int, digest: str) -> dict[str, Any] | None:
-    """The result of a chunk that an earlier run finished and whose files are there, or None."""
+def come_back(items: list[Item], result: dict[str, Any], settings: Settings) -> int:
+    """How many files that were missing when a chunk was prepared are there now."""
+    missing = result["dropped"].get("image: missing", {"count": 0})["count"]
+    if not missing:
+        return 0
+    looked_for = (item for item in items if clean(item, settings.min_words, Drops()))
+    still = sum(isinstance(i.image, Path) and not i.image.is_file() for i in looked_for)
+    return max(0, missing - still) if any(isinstance(i.image, Path) for i in items) else 0
+
+
+def _finished(
+    folder: Path, index: int, items: list[Item], digest: str, settings: Settings
+) -> dict[str, Any] | None:
+    """The result of a chunk that an earlier run finished and whose files are there, or None.
+
+    None too where images that it lacked have come since.
+    """
     path = chunk_path(folder, index)
     if not path.exists():
         return None
@@ -224,7 +240,7 @@ def _finished(folder: Path, index: int, digest: str) -> dict[str, Any] | None:
         raise ValueError(f"{said}; delete this folder to start again")
     wanted = {folder / file["name"]: file["bytes"] for file in result["files"]}
     whole = all(p.is_file() and p.stat().st_size == size for p, size in wanted.items())
-    return result if whole else None
+    return result if whole and not come_back(items, result, settings) else None
 
 
 def run_chunks(
@@ -235,8 +251,8 @@ def run_chunks(
     with tqdm(desc=folder.stem, unit=" images") as bar:
 
         def pending() -> Iterator[Chunk]:
-            for index, chunk, digest in _chunks(items, settings.chunk_images):
-                if done := _finished(folder, index, digest):
+            for index, chunk, digest in chunks_of(items, settings):
+                if done := _finished(folder, index, chunk, digest, settings):
                     results[index] = done
                     bar.initial += done["images"]
                     bar.update(done["images"])

@@ -21,9 +21,18 @@ from typing import Any
 
 from m3ae.command import parser_for
 from m3ae.config import TEXT_TOKENS
-from m3ae.corpora.chunks import Settings, chunk_path, clean, run_chunks, tokenize
+from m3ae.corpora.chunks import (
+    Settings,
+    chunk_path,
+    chunks_of,
+    clean,
+    come_back,
+    run_chunks,
+    tokenize,
+)
 from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.shard_writer import seal
+from m3ae.corpora.verification import read_chunks
 from m3ae.data import shards
 from m3ae.data.exclusions import (
     IMAGE_FILES,
@@ -33,7 +42,7 @@ from m3ae.data.exclusions import (
     unmatched,
 )
 from m3ae.files import file_sha256, is_unicode, redecoded, replacing, write_json
-from m3ae.processes import usable_cores
+from m3ae.processes import alone_in, usable_cores
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
 _IF_GIVEN = ("columns", "group", "text_encoding")  # else shards say no more than before them
@@ -220,6 +229,18 @@ def prepare(
         raise ValueError(f"--px {args.px} --workers {args.workers}: out of range")
     redecoded("\udc80", args.text_encoding)  # a wrong name is an error now, not after hours
     args.out.mkdir(parents=True, exist_ok=True)
+    with alone_in(args.out):
+        return _prepare(splits, dropped, args, source, kind, facts)
+
+
+def _prepare(
+    splits: Splits,
+    dropped: dict[str, Drops],
+    args: argparse.Namespace,
+    source: str,
+    kind: str,
+    facts: dict[str, Any] | None,
+) -> dict[str, Any]:
     excluded, exclusion_counts = _find_excluded(splits, args.exclude)
     tokenizer, made = _tokenizer(args, splits, excluded)
     window, fields = tuple(args.window) if args.window else None, kind == shards.WITH_FIELDS
@@ -244,7 +265,7 @@ def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prepare_split(
-    items: Iterator[Item],
+    items: Iterable[Item],
     final: Path,
     facts: dict[str, Any],
     settings: Settings,
@@ -256,8 +277,10 @@ def _prepare_split(
     partial, wanted = partial_folder(final), _decisive(facts)
     if final.exists():
         _same_or_raise(final, _decisive(shards.read_manifest(final)), wanted)
-        print(f"{final}: already prepared with these options; delete it to do it again")
-        return
+        items = list(items)
+        if not _missing_came(items, final, settings):
+            print(f"{final}: already prepared with these options; delete it to do it again")
+            return
     partial.mkdir(exist_ok=True)
     begun = partial / "options.json"
     if begun.exists():
@@ -288,6 +311,30 @@ def _prepare_split(
     os.replace(partial, final)
 
 
+def _missing_came(items: list[Item], final: Path, settings: Settings) -> bool:
+    """Whether images that a finished split lacks have come since; it is then a begun one again.
+
+    Says where it was made from other files than there are now.
+    """
+    try:
+        record = read_chunks(final)
+    except FileNotFoundError:  # of an earlier version
+        return False
+    parts, back = list(chunks_of(items, settings)), {}
+    others = [digest for _, _, digest in parts] != [chunk["digest"] for chunk in record["chunks"]]
+    if others:
+        said = "made from other files, names or texts than --raw has now; delete it to do it again"
+        print(f"warning: {final}: {said}", file=sys.stderr)
+        return False
+    for (index, some, _), chunk in zip(parts, record["chunks"], strict=True):
+        if count := come_back(some, chunk, settings):
+            back[index] = count
+    if back:
+        print(f"{final}: {sum(back.values())} images that were missing have come; taken in")
+        reopen(final, record, set(), back)
+    return bool(back)
+
+
 def _note_files(items: Iterable[Item], files: dict[str, str]) -> Iterator[Item]:
     """The items as they are; `files` gets the file of each whose key is another name."""
     for item in items:
@@ -313,11 +360,14 @@ def say_missing(raw: Path, splits: Container[str]) -> None:
         print(f"{raw}: no split {split} in it, it is left out")
 
 
-def reopen(final: Path, record: dict[str, Any], broken: set[str]) -> tuple[int, int]:
-    """Turn a finished split into a begun one without the chunks that have a file in `broken`.
+def reopen(
+    final: Path, record: dict[str, Any], broken: Container[str], numbers: Container[int] = ()
+) -> tuple[int, int]:
+    """Turn a finished split into a begun one without some chunks.
 
-    `record`: of `verification.read_chunks`. Returns the numbers of these chunks and of all. The
-    preparation command then makes them again; where this is interrupted, it can be repeated.
+    Those that have a file in `broken`, or whose number is in `numbers`. `record`: of
+    `verification.read_chunks`. Returns the numbers of these chunks and of all. The preparation
+    command then makes them again; where this is interrupted, it can be repeated.
     """
     partial = partial_folder(final)
     if partial.exists():
@@ -327,7 +377,7 @@ def reopen(final: Path, record: dict[str, Any], broken: set[str]) -> tuple[int, 
     write_json(final / "options.json", _decisive(record["facts"]))
     for index, chunk in enumerate(record["chunks"]):
         path = chunk_path(final, index)
-        if any(file["name"] in broken for file in chunk["files"]):
+        if index in numbers or any(file["name"] in broken for file in chunk["files"]):
             path.unlink(missing_ok=True)
             lost += 1
         else:
