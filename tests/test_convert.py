@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -220,12 +221,15 @@ def hub(monkeypatch):
     server.server_close()
 
 
-def test_an_upload(work, run, hub):
-    """A file that stays behind, or an upload whose card has something open."""
+def test_an_upload(work, run, hub, monkeypatch):
+    """A file that stays behind, a card with something open, a traceback without the hub."""
     card = ["--data", "ROCO and MedICaT", "--licence", "apache-2.0"]
     code, said = run("pretrained.ckpt", *card, "--push", "someone/model")
     assert code == 0, said
     assert hub == {path.name: path.read_bytes() for path in (work / "out").iterdir()}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, error = run("pretrained.ckpt", *card, "--push", "someone/model", out="again")
+    assert code == 2 and re.search("error: .*offline", error) and error.count("error: ") == 1
     text = hub["README.md"].decode()
     assert "Not stated" not in text and 'from_pretrained("someone/model")' in text
     assert "license: apache-2.0" in text and "Pre-trained on ROCO and MedICaT." in text

@@ -20,6 +20,7 @@ from m3ae.downstream.model import Downstream, write_facts
 from m3ae.downstream.trained import find_checkpoint, load_trained
 from m3ae.models import build_model
 from m3ae.scoring.predictions import read_predictions
+from tests.models.test_weight_files import cached
 from tests.recipe import ROOT
 
 SIZES = """
@@ -480,6 +481,20 @@ def test_mistakes(corpus, models, capsys, args, message):
     code, _, err = run(capsys, *filled)
     assert code == 2 and message in err and err.count("error: ") == 1
     assert not Path("x").exists()
+
+
+def test_a_hub_id(models, corpus, tmp_path, monkeypatch, capsys):
+    """A hub id whose weights are read, its facts and tokeniser only looked for in a folder."""
+    folder = cached(tmp_path, monkeypatch)
+    shutil.copytree(models / "vqa/best-paper", folder, dirs_exist_ok=True)
+    answers = []
+    for model in ("someone/model", str(models / "vqa/best-paper")):
+        code, out, err = run(
+            capsys, "--model", model, "--image", corpus / "raw/0.png", *ASK, "--json"
+        )
+        assert code == 0, err
+        answers.append(json.loads(out))
+    assert answers[0]["score"] == answers[1]["score"]
 
 
 def test_damaged_facts(models, tmp_path, capsys, corpus):

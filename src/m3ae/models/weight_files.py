@@ -50,14 +50,15 @@ def unwrapped(content: Mapping[str, Any], source: str) -> State:
     A prefix goes where all names have it. Raises ValueError where there is no tensor, or a whole
     pickled model.
     """
-    while name := next((name for name in _WRAPPINGS if _is_wrapping(content.get(name))), None):
+    while name := next((name for name in _WRAPPINGS if _wraps(content.get(name))), None):
         if isinstance(content[name], _Inert):
             raise ValueError(f"{source}: {_pickled(name)}")
-        # Other weights, such as an average's or a student's; not numbers and settings.
-        if others := sorted(str(k) for k, x in content.items() if k != name and _is_wrapping(x)):
+        # These may be weights too, an average's or a student's.
+        beside = (key for key, x in content.items() if key != name and isinstance(x, Mapping))
+        if others := sorted(map(str, beside)):
             log.info("%s: read %s, not %s", source, name, ", ".join(others))
         content = content[name]
-    state = {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
+    state = {str(key): tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
     if not state:
         raise ValueError(f"{source}: no tensors in it; a file of a model's state_dict is needed")
     while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None):
@@ -65,7 +66,7 @@ def unwrapped(content: Mapping[str, Any], source: str) -> State:
     return state
 
 
-def _is_wrapping(value: object) -> bool:
+def _wraps(value: object) -> bool:
     return isinstance(value, Mapping | _Inert)
 
 
