@@ -1,11 +1,12 @@
 r"""Your own images and texts -> shards.
 
-A table FILE (.csv, .tsv, .jsonl or .parquet; cells between commas, semicolons or tabs) with the
-columns `image` and `text`, and if you like `split` (default: train) and `id`; a table that calls
-them otherwise is read with --columns, e.g. image=filename "text=clinical notes". `image` is a path
-below --raw, and rows with the same one in a split are several texts of it; in a parquet file it may
-also be the image itself (binary, or a struct with `bytes`), and then each row is an image of its
-own.
+A table FILE (.csv, .tsv, .jsonl or .parquet; cells between commas, semicolons or tabs), or several
+of them, a pattern ("data/*.parquet") or a folder of the hub's parquet files, with the columns
+`image` and `text`, and if you like `split` (default: train) and `id`; a table that calls them
+otherwise is read with --columns, e.g. image=filename "text=clinical notes". `image` is a path below
+--raw, however it is written, and rows with the same one in a split are several texts of it; in a
+parquet file it may also be the image itself (binary, or a struct with `bytes`), and then each row
+is an image of its own. An `id` that several images have names none of them: their paths do.
 
 --test-share and --valid-share draw splits by image, or with --group COLUMN by patient, study or
 case: rows with the same cell stay together. A column `split` is checked for images, and groups,
@@ -22,56 +23,38 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from m3ae.command import run
-from m3ae.corpora.items import Drops, Item, Stored
+from m3ae.corpora.items import Item, Stored
+from m3ae.corpora.own_table import SPLIT_AND_ID, OwnTable, add_table_options, read_own_table
 from m3ae.corpora.prepare import corpus_parser, prepare
-from m3ae.corpora.splits import (
-    ORDER,
-    Groups,
-    add_table_options,
-    check_undrawn,
-    name_unused,
-    read_fractions,
-)
-from m3ae.corpora.tables import (
-    Row,
-    cell,
-    read_column_names,
-    read_table,
-    shared_images,
-    split_and_image,
-)
-from m3ae.files import need
-
-OPTIONAL = ("split", "id")
+from m3ae.corpora.splits import ORDER, Groups, check_undrawn, read_fractions
+from m3ae.corpora.tables import cell, shared_images, split_and_image
 
 
-def read_items(
-    rows: Iterable[Row], file: str, raw: Path, drops: Drops, groups: Groups
-) -> dict[str, list[Item]]:
+def read_items(table: OwnTable) -> dict[str, list[Item]]:
     """Items by split; rows with the same image are one item, which the first row's id names.
 
-    An id of several images names none of them. `groups` gets theirs.
+    An id of several images names none of them.
     """
     found: dict[str, dict[str, tuple[str, Path | Stored, list[str]]]] = {}
-    for number, row in rows:
+    for where, _, row in table.rows:
         try:
-            split, image, stored = split_and_image(row)
+            split, image, stored = split_and_image(row, table.raw)
             text, key = cell(row, "text"), cell(row, "id") or image
-            group = groups.read(row)
+            group = table.groups.read(row)
             if not text:
                 raise ValueError("no text")
         except ValueError as error:
-            drops.add(f"row: {error}", f"{file}: row {number}")
+            table.drops.add(f"row: {error}", where)
             continue
-        first = (key, stored or raw / image, [])
+        first = (key, stored or table.raw / image, [])
         found.setdefault(split, {}).setdefault(image, first)[2].append(text)
-        groups.add(split, image, group)
+        table.groups.add(split, image, group)
     items: dict[str, list[Item]] = {}
     for split, some in found.items():
         images = Counter(key for key, *_ in some.values())
         if shared := [key for key, count in images.items() if count > 1]:
             said = f"{len(shared)} ids of split {split} are of several images, e.g. {shared[0]}"
-            print(f"note: {file}: {said}; their files name these images", file=sys.stderr)
+            print(f"note: {table.name}: {said}; their files name these images", file=sys.stderr)
         items[split] = [
             Item(key if images[key] == 1 else image, place, tuple(texts), image)
             for image, (key, place, texts) in some.items()
@@ -92,26 +75,19 @@ def draw_splits(
 
 def make_shards(args: argparse.Namespace) -> None:
     """The whole work."""
-    path, drops = need(args.table, "a table of images and texts"), Drops()
-    need(args.raw, "the folder that image paths start from")
-    groups, fractions = Groups(args.group), read_fractions(args)
-    names = read_column_names(args.columns, ("image", "text", *OPTIONAL))
-    needed = ("image", "text", *((args.group,) if args.group else ()))
-    rows = list(read_table(path, needed, drops, OPTIONAL, names, args.text_encoding))
-    splits = read_items(rows, path.name, args.raw, drops, groups)
+    fractions, source = read_fractions(args), args.table[0].name
+    table = read_own_table(args, ("image", "text"), SPLIT_AND_ID)
+    splits = read_items(table)
     if not splits:
-        raise ValueError(f"{path}: no usable row: {drops.as_dict()}")
+        raise ValueError(f"{table.name}: no usable row: {table.drops.as_dict()}")
     if fractions:
-        check_undrawn(path, splits)
-        splits = draw_splits(splits["train"], groups, fractions, args.seed)
-    columns = dict.fromkeys(name for _, row in rows for name in row)
-    unused = [name for name in columns if name not in (*needed, *OPTIONAL)]
-    name_unused(path.name, unused, args.group)
+        check_undrawn(table.name, splits)
+        splits = draw_splits(splits["train"], table.groups, fractions, args.seed)
     shared_images({split: [item.image_id for item in items] for split, items in splits.items()})
     if not fractions:  # these decide nothing here, so the shards do not record them
         del args.group, args.test_share, args.valid_share, args.seed
-    dropped, facts = {next(iter(splits)): drops}, groups.facts() or None
-    prepare(splits, dropped, args, source=path.name, facts=facts)
+    dropped, facts = {next(iter(splits)): table.drops}, table.groups.facts() or None
+    prepare(splits, dropped, args, source=source, facts=facts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

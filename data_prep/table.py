@@ -1,21 +1,23 @@
 r"""Your own images with questions, or with classes -> shards.
 
-A table FILE (.csv, .tsv, .jsonl or .parquet; cells between commas, semicolons or tabs), one row a
-question:
+A table FILE (.csv, .tsv, .jsonl or .parquet; cells between commas, semicolons or tabs), or several
+of them, a pattern ("data/*.parquet") or a folder of the hub's parquet files, one row a question:
 
-    image     path relative to --raw; in a parquet file also the image itself (binary, or a struct
-              with `bytes`), and then each row is an image of its own
+    image     path below --raw, however it is written; in a parquet file also the image itself
+              (binary, or a struct with `bytes`), and then each row is an image of its own
     question  the words
     answer    the words, or a number
     type      open or closed; without it an answer that is yes or no is closed, any other open
-    split     e.g. train, valid, test; without it train, or see --test-share
+    split     e.g. train, valid, test; without it what a name such as test-00000-of-00002.parquet
+              of several files says, else train, or see --test-share
     id        of the question, unique for its image; without it the row's number, from 1
     question_type   categories of your own, for the table of results
 
 The last four may be absent or empty; columns beyond these are ignored and named in the report. A
 table that calls them otherwise is read with --columns, e.g. image=filename "answer=Final answer".
-Rows that cannot be used are left out and counted, also for an answer such as the letter A, of which
-no word is left once it is normalised (no articles, no punctuation).
+Rows that cannot be used are left out and counted. Answers are normalised (no articles, no
+punctuation); one that has nothing left then, such as the letter A of a multiple choice, stays as it
+is in lower case, and is counted.
 
 With --classes COLUMN[,COLUMN] the rows are texts with classes: columns image, text and those; a
 row whose cell is empty has no class of that column.
@@ -32,34 +34,20 @@ example: python data_prep/table.py --table questions.csv --raw images --out data
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from m3ae.command import run
 from m3ae.corpora import questions
-from m3ae.corpora.items import Drops, Stored
+from m3ae.corpora.items import Stored
+from m3ae.corpora.own_table import SPLIT_AND_ID, OwnTable, add_table_options, read_own_table
 from m3ae.corpora.prepare import corpus_parser
 from m3ae.corpora.questions import ANSWER_TYPES, Question, Splits
-from m3ae.corpora.splits import (
-    ORDER,
-    Groups,
-    add_table_options,
-    check_undrawn,
-    name_unused,
-    read_fractions,
-)
-from m3ae.corpora.tables import (
-    Row,
-    cell,
-    read_column_names,
-    read_table,
-    shared_images,
-    split_and_image,
-)
-from m3ae.files import need
+from m3ae.corpora.splits import ORDER, Groups, check_undrawn, read_fractions
+from m3ae.corpora.tables import cell, shared_images, split_and_image
+from m3ae.scoring.answers import answer_label, keeps_its_form
 
-OPTIONAL = ("split", "id")
 OPTIONAL_FOR_QUESTIONS = ("type", "question_type")
 
 
@@ -76,8 +64,7 @@ def make_question(row: dict[str, Any], number: int, image: str, classes: Sequenc
         raise ValueError("no answer" if text else "no question")
     said, category = cell(row, "type").lower(), cell(row, "question_type")
     fields = questions.task_fields(name, answer, said, category)
-    if not fields["label"]:
-        raise ValueError("no word is left of the answer, normalised")
+    fields["label"] = answer_label(answer)
     if not fields["answer_type"]:
         fields["answer_type"] = "closed" if fields["label"] in ("yes", "no") else "open"
     if fields["answer_type"] not in ANSWER_TYPES:
@@ -85,33 +72,31 @@ def make_question(row: dict[str, Any], number: int, image: str, classes: Sequenc
     return Question(image, text, fields)
 
 
-def read_questions(
-    rows: Iterable[Row], file: str, classes: Sequence[str], drops: Drops, groups: Groups
-) -> tuple[Splits, dict[str, Stored]]:
-    """Questions by split, in order, and stored images by name; `groups` gets theirs.
+def read_questions(table: OwnTable, classes: Sequence[str]) -> tuple[Splits, dict[str, Stored]]:
+    """Questions by split, in order, and stored images by name.
 
     Rows that cannot be used are counted, and repetitions of a key IMAGE/ID in a split.
     """
     splits: Splits = {}
     stored: dict[str, Stored] = {}
     known: set[tuple[str, str]] = set()
-    for number, row in rows:
-        where = f"{file}: row {number}"
+    for where, number, row in table.rows:
         try:
-            split, name, image = split_and_image(row)
-            question, group = make_question(row, number, name, classes), groups.read(row)
+            split, name, image = split_and_image(row, table.raw)
+            question, group = make_question(row, number, name, classes), table.groups.read(row)
         except ValueError as error:
-            drops.add(f"row: {error}", where)
+            table.drops.add(f"row: {error}", where)
             continue
         key = (split, f"{question.image}/{question.fields['question_id']}")
         if key in known:
-            drops.add("row: id occurs twice for its image, first one kept", f"{where}: {key[1]}")
+            reason = "row: id occurs twice for its image, first one kept"
+            table.drops.add(reason, f"{where}: {key[1]}")
             continue
         known.add(key)
         if image is not None:
             stored[question.image] = image
         splits.setdefault(split, []).append(question)
-        groups.add(split, question.image, group)
+        table.groups.add(split, question.image, group)
     order = [*(split for split in ORDER if split in splits), *splits]
     return {split: splits[split] for split in dict.fromkeys(order)}, stored
 
@@ -137,63 +122,64 @@ def count_splits(splits: Splits, classes: Sequence[str]) -> dict[str, Any]:
     return counts
 
 
+def count_as_written(splits: Splits) -> int:
+    """Questions whose answer has no word left when normalised, so that it stays as it is."""
+    asked = [question.fields["label"] for some in splits.values() for question in some]
+    return sum(map(keeps_its_form, asked))
+
+
 def read_classes(names: str | None) -> list[str]:
     """The class columns asked for; raises ValueError where a name cannot be one."""
     classes = [name.strip() for name in names.split(",")] if names is not None else []
     for name in classes:
-        if name in ("", "image", "text", "question_id", *OPTIONAL) or classes.count(name) > 1:
+        if name in ("", "image", "text", "question_id", *SPLIT_AND_ID) or classes.count(name) > 1:
             why = "cannot be a column of classes, or is there twice"
             raise ValueError(f"--classes {names}: {name!r} {why}")
     return classes
 
 
 def find_splits(
-    path: Path, args: argparse.Namespace, classes: Sequence[str], drops: Drops, groups: Groups
-) -> tuple[Splits, dict[str, Stored], list[str]]:
-    """`read_questions` of the table, drawn where asked for, and the columns that are ignored."""
-    needed = ("image", "text", *classes) if classes else ("image", "question", "answer")
-    optional = OPTIONAL if classes else (*OPTIONAL, *OPTIONAL_FOR_QUESTIONS)
-    names = read_column_names(args.columns, (*needed, *optional))
-    needed += (groups.column,) if groups.column else ()
-    table = read_table(path, needed, drops, optional, names, args.text_encoding)
-    fractions, rows = read_fractions(args), list(table)
-    columns = dict.fromkeys(name for _, row in rows for name in row)
-    ignored = [name for name in columns if name not in (*needed, *optional)]
-    splits, stored = read_questions(rows, path.name, classes, drops, groups)
+    table: OwnTable, args: argparse.Namespace, classes: Sequence[str]
+) -> tuple[Splits, dict[str, Stored]]:
+    """`read_questions` of the table, drawn where asked for."""
+    fractions = read_fractions(args)
+    splits, stored = read_questions(table, classes)
     if not splits:
-        raise ValueError(f"{path}: no usable row: {drops.as_dict()}")
+        raise ValueError(f"{table.name}: no usable row: {table.drops.as_dict()}")
     if fractions:
-        check_undrawn(path, splits)
-        splits = draw_splits(splits["train"], groups, fractions, args.seed)
+        check_undrawn(table.name, splits)
+        splits = draw_splits(splits["train"], table.groups, fractions, args.seed)
     every = [question.fields for some in splits.values() for question in some]
     for name in classes:
         if all(fields[name] is None for fields in every):
-            raise ValueError(f"{path}: column {name!r} is empty in every usable row")
-    name_unused(path.name, ignored, groups.column)
+            raise ValueError(f"{table.name}: column {name!r} is empty in every usable row")
     if "train" not in splits:
-        print(f"warning: {path.name} has no split train, only {', '.join(splits)}", file=sys.stderr)
-    return splits, stored, ignored
+        said = f"{table.name} has no split train, only {', '.join(splits)}"
+        print(f"warning: {said}", file=sys.stderr)
+    return splits, stored
 
 
 def make_shards(args: argparse.Namespace) -> None:
     """The whole work."""
-    path, drops = need(args.table, "a table of images and questions"), Drops()
-    need(args.raw, "the folder that image paths start from")
-    classes = read_classes(args.classes)
-    groups = Groups(args.group)
-    splits, stored, ignored = find_splits(path, args, classes, drops, groups)
+    classes, source = read_classes(args.classes), args.table[0].stem
+    needed = ("image", "text", *classes) if classes else ("image", "question", "answer")
+    optional = SPLIT_AND_ID if classes else (*SPLIT_AND_ID, *OPTIONAL_FOR_QUESTIONS)
+    table = read_own_table(args, needed, optional)
+    splits, stored = find_splits(table, args, classes)
     shared = shared_images({split: [q.image for q in some] for split, some in splits.items()})
-    facts: dict[str, Any] = {"corpus": count_splits(splits, classes), "ignored_columns": ignored}
-    facts |= {"images_in_two_splits": len(shared), **groups.facts()}
+    facts: dict[str, Any] = {"corpus": count_splits(splits, classes)}
+    facts |= {"ignored_columns": table.unused, "images_in_two_splits": len(shared)}
+    facts |= table.groups.facts()
 
     def place(name: str) -> Path | Stored:
         return stored.get(name) or args.raw / name
 
     items = {split: questions.to_items(some, place, str) for split, some in splits.items()}
-    corpus = questions.Parsed(path.stem, splits, items, {next(iter(splits)): drops}, facts)
+    corpus = questions.Parsed(source, splits, items, {next(iter(splits)): table.drops}, facts)
     if classes:
         questions.prepare_classes(corpus, args, classes)
     else:
+        facts["answers_as_written"] = count_as_written(splits)
         questions.prepare_questions(corpus, args, type_order=None)
 
 

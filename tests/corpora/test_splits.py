@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3ae.corpora.splits import Groups, add_table_options, name_unused, read_fractions
+from m3ae.corpora.own_table import add_table_options, name_unused
+from m3ae.corpora.splits import Groups, read_fractions
 
 ROWS = st.lists(st.tuples(st.sampled_from("abcdefghij"), st.sampled_from(["", *"ABCDE"])))
 PARTS = st.dictionaries(st.sampled_from(["test", "valid"]), st.sampled_from([0.1, 0.3, 0.45]))

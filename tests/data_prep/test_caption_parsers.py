@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from data_prep import medicat, pairs, roco, roco_retrieval, rocov2
 from m3ae.corpora.items import Drops, Item
+from m3ae.corpora.own_table import OwnTable
 from m3ae.corpora.papers import medicat_dois, papers_by_doi, roco_papers
-from m3ae.corpora.splits import Groups
 from m3ae.corpora.stored import InParquet, InZip, parquet_pairs
-from m3ae.corpora.tables import read_table
+from m3ae.corpora.tables import Row, read_table
 from tests.data_prep.test_corpora import save_image
 
 MANY = settings(max_examples=2000, database=None)
@@ -297,6 +297,12 @@ def test_medicat_lines(base, stream, everything, held_out, rule):
 # ------------------------------------------------------------------ a user's table
 
 
+def own_table(path: Path, rows: Iterable[Row], drops: Drops) -> OwnTable:
+    """Rows of a table in the folder --raw."""
+    placed = [(f"{path.name}: row {number}", number, row) for number, row in rows]
+    return OwnTable(path.name, path.parent, placed, drops=drops)
+
+
 def check_items(items: dict[str, list[Item]], rows: int, drops: Drops, raw: Path) -> None:
     """Every row is a text of an item, or counted; images and splits stay where they belong."""
     texts = [item.texts for found in items.values() for item in found]
@@ -325,7 +331,7 @@ def test_csv_and_tsv_of_pairs(base, stream, header, separator):
     path, drops, no_rows = write(base, name, data), Drops(), Drops()
     try:
         found = list(read_table(path, ("image", "text"), no_rows, ("split", "id")))
-        items = pairs.read_items(found, name, base / "raw", drops, Groups(None))
+        items = pairs.read_items(own_table(path, found, drops))
     except ValueError as error:
         assert name in str(error)
         return
@@ -341,7 +347,7 @@ def test_jsonl_of_pairs(base, stream):
     path, drops = write(base, "pairs.jsonl", data), Drops()
     rows = read_table(path, ("image", "text"), drops, ("split", "id"))
     try:
-        items = pairs.read_items(rows, path.name, base / "raw", drops, Groups(None))
+        items = pairs.read_items(own_table(path, rows, drops))
     except ValueError as error:
         assert "pairs.jsonl: no column '" in str(error)
         return
@@ -381,7 +387,7 @@ def test_parquet_of_pairs_and_of_the_hub(base, stream):
     try:
         drops = Drops()
         rows = read_table(path, ("image", "text"), drops, ("split", "id"))
-        items = pairs.read_items(rows, path.name, base / "raw", drops, Groups(None))
+        items = pairs.read_items(own_table(path, rows, drops))
         check_items(items, 2, drops, base / "raw")
     except ValueError as error:
         assert "pairs.parquet" in str(error)

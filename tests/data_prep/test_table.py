@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_prep import table
 from m3ae.corpora.items import Drops
+from m3ae.corpora.own_table import OwnTable
 from m3ae.corpora.splits import Groups
 from m3ae.corpora.tables import read_table
 from m3ae.corpora.verification import verify
@@ -107,13 +108,14 @@ def test_questions_of_every_kind_of_table(tmp_path, raw, kind, capsys):
         "a.png/1": ("Is it there?", "Yes", "yes", "closed", ""),
         "a.png/2": ('Where, "roughly"?', "The left lung.", "left lung", "open", ""),
         "sub/c.png/q7": ("How many?", "two", "2", "closed", "count"),
+        "a.png/11": ("Which letter?", "A", "a", "open", ""),
         "b.png/4": ("Why?", "tumour", "tumour", "open", ""),
         "b.png/5": ("Is it?", "no", "no", "open", ""),
     }
     assert list(test) == ["b.png/4", "b.png/5"]
     assert json.loads((out / "answers.json").read_text()) == {
-        "paper": ["2", "left lung", "no", "tumour", "x", "yes"],
-        "train": ["2", "left lung", "x", "yes"],
+        "paper": ["2", "a", "left lung", "no", "tumour", "x", "yes"],
+        "train": ["2", "a", "left lung", "x", "yes"],
     }
     dropped = Shards(out / "train").manifest["report"]["dropped"]
     assert {reason: entry["count"] for reason, entry in dropped.items()} == {
@@ -122,7 +124,6 @@ def test_questions_of_every_kind_of_table(tmp_path, raw, kind, capsys):
         "row: no answer": 1,
         "row: no image": 1,
         "row: unknown type, neither open nor closed": 1,
-        "row: no word is left of the answer, normalised": 1,
         "row: id occurs twice for its image, first one kept": 1,
         "row: a split is named by letters, digits, _ and -": 1,
         "image: missing": 1,
@@ -131,7 +132,8 @@ def test_questions_of_every_kind_of_table(tmp_path, raw, kind, capsys):
     assert dropped["row: no answer"]["examples"] == [f"mine.{kind}: row 8"]
     report = json.loads((out / "report.json").read_text())
     assert report["corpus"]["test"] == {"images": 1, "questions": 2, "closed": 0, "open": 2}
-    assert report["answers"]["train"] == {"answers": 4, "test_coverage": 0.0}
+    assert report["answers"]["train"] == {"answers": 5, "test_coverage": 0.0}
+    assert report["answers_as_written"] == 1
     assert report["ignored_columns"] == ["note"] and report["images_in_two_splits"] == 0
     assert "not used: note" in capsys.readouterr().err
     assert verify(out / "train") == [] and verify(out / "test") == []
@@ -296,9 +298,9 @@ COLUMNS = ("image", "question", "answer", "type", "split", "id", "question_type"
 def test_any_rows_are_used_or_counted(rows, with_classes):
     """A row that ends the run, is lost uncounted, leads outside, or comes twice by its key."""
     classes, drops = (["organ"], Drops()) if with_classes else ([], Drops())
-    splits, stored = table.read_questions(
-        enumerate(rows, start=1), "x.jsonl", classes, drops, Groups(None)
-    )
+    placed = [("x.jsonl", number, row) for number, row in enumerate(rows, start=1)]
+    given = OwnTable("x.jsonl", Path("raw"), placed, drops=drops)
+    splits, stored = table.read_questions(given, classes)
     kept = [(split, question) for split, some in splits.items() for question in some]
     assert len(kept) + sum(drops.counts.values()) == len(rows) and not stored
     keys = [(split, question.image, question.fields["question_id"]) for split, question in kept]
@@ -323,7 +325,10 @@ def test_any_bytes_are_a_table_or_an_error(data, ending):
         drops = Drops()
         try:
             found = read_table(path, ("image", "question", "answer"), drops, ("id",))
-            splits, _ = table.read_questions(found, path.name, [], drops, Groups(None))
+            rows = [(path.name, number, row) for number, row in found]
+            splits, _ = table.read_questions(
+                OwnTable(path.name, Path("raw"), rows, drops=drops), []
+            )
         except ValueError as error:
             assert str(path) in str(error)
             return

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3ae.scoring.answers import accepted_answers, normalise_answer
+from m3ae.scoring.answers import (
+    accepted_answers,
+    answer_label,
+    keeps_its_form,
+    normalise_answer,
+)
 from tests.recipe import GOLDEN
 
 RECORDED = json.loads((GOLDEN / "golden_normalize_word.json").read_text())
@@ -73,3 +78,13 @@ def test_accepted_answers_of_anything(answer):
         assert forms == {whole}
     for part in answer.split("#"):
         assert not normalise_answer(part) or normalise_answer(part) in forms
+
+
+def test_an_answer_without_a_word_keeps_its_form():
+    """The letter A of a multiple choice, or an article, with no label; a blank one given one."""
+    assert [answer_label(answer) for answer in ("A", "B", "The  AN", "A mass", "")] == [
+        *("a", "b", "the an", "mass"),
+        "",
+    ]
+    kept = {label: keeps_its_form(label) for label in ("a", "the an", "()", "", "mass", None)}
+    assert kept == {"a": True, "the an": True, "()": True, "": False, "mass": False, None: False}

@@ -449,3 +449,17 @@ def test_right_answers_are_those_that_count():
     for said in ("lung", "spine", "lung spine"):
         right = is_right({**row, "prediction": said}, "strict")
         assert right == (said in right_answers(row, "strict"))
+
+
+@pytest.mark.parametrize("protocol", ["paper", "strict"])
+def test_letters_of_a_multiple_choice(protocol):
+    """The letter A never right, or as right as any article; a label of before refused."""
+    row = {"id": "x/1", "type": "open", "answer": "A", "label": "a"}
+    rows = complete([{**row, "prediction": said} for said in ("a", "A", "the", "b", "")], "x")
+    assert [is_right(row, protocol) for row in rows] == [True, True, False, False, False]
+    assert {row["label"] for row in rows} == {"a"}
+    assert right_answers(rows[0], protocol) == {"a"}
+    (before,) = complete([{**row, "label": "", "prediction": ""}], "x")
+    assert is_right(before, protocol) and before["label"] == ""
+    with pytest.raises(ValueError, match="is not the answer normalised"):
+        complete([{**row, "label": "the"}], "x")

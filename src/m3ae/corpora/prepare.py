@@ -84,10 +84,16 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     for name, value in sorted(vars(args).items()):
         if name in _NOT_OPTIONS or (name in _IF_GIVEN and value is None):
             continue
-        if isinstance(value, Path):
-            value = f"{value.name} {file_sha256(value)[:16]}" if value.is_file() else value.name
-        options[name] = value
+        many = isinstance(value, list) and all(isinstance(part, Path) for part in value)
+        options[name] = [*map(_plain, value)] if many else _plain(value)
     return options
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as JSON has it."""
+    if not isinstance(value, Path):
+        return value
+    return f"{value.name} {file_sha256(value)[:16]}" if value.is_file() else value.name
 
 
 def compare(found: dict[str, Any], wanted: dict[str, Any], names: Iterable[str]) -> str:

@@ -4,33 +4,14 @@ A group is what one row of the table has in common with others of a patient, a s
 """
 
 import argparse
-import re
-import shlex
-import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from m3ae.corpora.tables import cell, shared_images
 from m3ae.data.sampler import SUBSET, keyed
 
 ORDER = ("train", "valid", "test")  # first in the report, others as they come
-_LIKE_GROUPS = re.compile(r"(patient|subject|study|case)", re.IGNORECASE)
-
-
-def add_table_options(parser: argparse.ArgumentParser) -> None:
-    """The options of a user's own table: the file, its columns, and how splits are drawn."""
-    add = parser.add_argument
-    add("--table", type=Path, required=True, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet")
-    columns = "what the table calls a column, e.g. image=filename; others keep their names"
-    add("--columns", nargs="+", metavar="NAME=COLUMN", help=columns)
-    group = "column of the patient, study or case: what it joins is drawn into one split"
-    add("--group", metavar="COLUMN", help=group)
-    part = "part of the images that becomes the test split, where the table has no splits"
-    add("--test-share", type=float, metavar="X", help=part)
-    add("--valid-share", type=float, metavar="X", help="the same for the valid split")
-    add("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
 
 
 def read_fractions(args: argparse.Namespace) -> dict[str, float]:
@@ -42,21 +23,11 @@ def read_fractions(args: argparse.Namespace) -> dict[str, float]:
     return parts
 
 
-def check_undrawn(path: Path, splits: Iterable[str]) -> None:
+def check_undrawn(table: str, splits: Iterable[str]) -> None:
     """Raise ValueError where a table has splits of its own, so that none can be drawn."""
     if list(splits) != ["train"]:
-        has = f"{path}: has a column split ({', '.join(splits)})"
+        has = f"{table}: has a column split ({', '.join(splits)})"
         raise ValueError(f"{has}; give no --test-share or --valid-share")
-
-
-def name_unused(file: str, unused: Sequence[str], group: str | None) -> None:
-    """Name on stderr the columns of a table that nothing reads, and which look like groups."""
-    if unused:
-        print(f"note: columns of {file} not used: {', '.join(unused)}", file=sys.stderr)
-    alike = [name for name in unused if _LIKE_GROUPS.match(name)]
-    if alike and group is None:
-        keeps = f"--group {shlex.quote(alike[0])} keeps what it joins in one split"
-        print(f"note: {file} has a column {', '.join(alike)}: {keeps}", file=sys.stderr)
 
 
 class Groups:

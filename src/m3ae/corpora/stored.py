@@ -178,11 +178,12 @@ class InParquet:
     row_group: int
     row: int
     column: str = ""
+    prefix: str = ""  # where several files have one name
 
     @property
     def name(self) -> str:
         """FILE-ROWGROUP-ROW."""
-        return f"{self.file.stem}-{self.row_group}-{self.row}"
+        return f"{self.prefix}{self.file.stem}-{self.row_group}-{self.row}"
 
     @property
     def where(self) -> str:

@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import math
+import os
 import re
 import sys
 import zlib
@@ -12,10 +13,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from m3ae.corpora.items import Drops, Stored, is_inside
+from m3ae.corpora.items import Drops, Stored
 from m3ae.corpora.stored import InParquet, column_names, holds_images, parquet_rows
 from m3ae.files import is_unicode, redecoded
 
@@ -221,7 +222,30 @@ def cell(row: dict[str, Any], name: str) -> str:
     return text
 
 
-def split_and_image(row: dict[str, Any]) -> tuple[str, str, Stored | None]:
+def path_below(raw: Path, name: str) -> str:
+    """Where a file lies below --raw, however it is written; ValueError where it lies elsewhere.
+
+    With backslashes, as an absolute path, or by way of `..`.
+    """
+    if "\0" in name or re.match(r"[A-Za-z]:[\\/]", name):
+        raise ValueError("image leads outside --raw")
+    if "\\" in name and not (raw / name).is_file():
+        name = name.replace("\\", "/")
+    path = os.path.normpath(name)
+    if os.path.isabs(path):
+        places = (os.path.abspath(raw), os.path.realpath(raw))
+        found = [os.path.relpath(path, place) for place in places]
+        path = next((part for part in found if not _leads_out(part)), path)
+    if _leads_out(path):
+        raise ValueError("image leads outside --raw")
+    return path
+
+
+def _leads_out(path: str) -> bool:
+    return path in (".", "..") or path.startswith(("../", "/"))
+
+
+def split_and_image(row: dict[str, Any], raw: Path) -> tuple[str, str, Stored | None]:
     """A row's split (default: train), its image's name, and the image if the table holds it.
 
     Raises ValueError as `cell` does, also where the image leads out of --raw.
@@ -234,9 +258,7 @@ def split_and_image(row: dict[str, Any]) -> tuple[str, str, Stored | None]:
     name = cell(row, "image")
     if not name:
         raise ValueError("no image")
-    if not is_inside(name):
-        raise ValueError("image leads outside --raw")
-    return split, str(PurePosixPath(name)), None
+    return split, path_below(raw, name), None
 
 
 def shared_images(images: dict[str, Iterable[str]], what: str = "images") -> set[str]:

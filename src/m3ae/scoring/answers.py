@@ -49,6 +49,19 @@ def normalise_answer(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+def answer_label(answer: str) -> str:
+    """The answer normalised; one that has nothing left then, as the letter A, in lower case alone.
+
+    That is the label of users' own questions. The benchmarks have none of such answers.
+    """
+    return normalise_answer(answer) or " ".join(answer.lower().split())
+
+
+def keeps_its_form(label: str | None) -> bool:
+    """Whether a label is one that `answer_label` did not normalise."""
+    return bool(label) and not normalise_answer(label)
+
+
 @functools.lru_cache(100_000)
 def accepted_answers(answer: str) -> frozenset[str]:
     """The normalised answers that count as right under the strict protocol (VQA-Med-2019).

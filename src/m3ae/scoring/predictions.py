@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from m3ae.files import is_unicode, replacing
-from m3ae.scoring.answers import accepted_answers, normalise_answer
+from m3ae.scoring.answers import accepted_answers, answer_label, keeps_its_form, normalise_answer
 from m3ae.scoring.protocols import protocols_of, select_rows
 
 Row = dict[str, Any]
@@ -240,6 +240,8 @@ def complete(rows: Rows, name: str) -> list[Row]:
             raise ValueError(f"{name}: {what}; give the prepared split with --data")
         if answered and "type" in row:
             label = normalise_answer(row.get("answer", row.get("label")))
+            own = answer_label(row.get("answer", row.get("label")))
+            label = own if row.get("label") == own else label
             if "answer" in row and row.get("label", label) != label:
                 what = f"{name}: {row['id']!r}: label {row['label']!r}"
                 raise ValueError(f"{what} is not the answer normalised, {label!r}")
@@ -252,8 +254,9 @@ def is_right(row: Row, protocol: str) -> bool:
     """Whether a row of `complete` is right; ValueError where it does not tell.
 
     paper: the normalised prediction is the label. The other protocols accept any of
-    `accepted_answers`. Of classes: the names are equal. No prediction (None) is wrong. Without
-    a prediction, or an answer to compare it with, the row's `right` says it.
+    `accepted_answers`. A label that `answer_label` left as it is asks for that alone. Of classes:
+    the names are equal. No prediction (None) is wrong. Without a prediction, or an answer to
+    compare it with, the row's `right` says it.
     """
     prediction, known = row.get("prediction"), reference(row)
     if ("prediction" not in row or known is None) and "right" in row:
@@ -266,6 +269,8 @@ def is_right(row: Row, protocol: str) -> bool:
         return False
     if "type" not in row:
         return prediction == known
+    if keeps_its_form(known):
+        return answer_label(prediction) == known
     if protocol == "paper":
         return normalise_answer(prediction) == known
     if "answer" not in row:
@@ -281,8 +286,9 @@ def reference(row: Row) -> str | None:
 
 def right_answers(row: Row, protocol: str) -> set[str]:
     """The normalised answers that count as right under a protocol, or the class's name."""
-    if protocol == "paper" or "type" not in row or "answer" not in row:
-        return {reference(row)}
+    known = reference(row)
+    if protocol == "paper" or "type" not in row or "answer" not in row or keeps_its_form(known):
+        return {known}
     return set(accepted_answers(row["answer"]))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from m3ae.scoring.answers import normalise_answer
+from m3ae.scoring.answers import answer_label, keeps_its_form, normalise_answer
 from m3ae.scoring.measures import (
     OWN,
     VALUE,
@@ -90,7 +90,8 @@ def measure_relaxed(
 
 def _of_row(row: Row, protocol: str) -> tuple[float, float, float, float]:
     """The measures of a row in the order of `DEFINITIONS`, each the best of the right answers."""
-    said = normalise_answer(row["prediction"] or "")
+    form = answer_label if keeps_its_form(row["label"]) else normalise_answer
+    said = form(row["prediction"] or "")
     of_answers = [token_measures(said, answer) for answer in right_answers(row, protocol)]
     recall, f1, bleu = map(max, zip(*of_answers, strict=True))
     return recall, f1, bleu, float(yes_or_no(row["prediction"] or "") == row["label"])
