@@ -6,6 +6,7 @@ Run through the ROCO script, whose raw layout is the simplest.
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -520,3 +521,37 @@ def test_two_launches(tmp_path):
         assert second.returncode == 1 and "another process is at work in it" in second.stderr
         assert not list(out.iterdir())
     assert run(raw, out) == 0
+
+
+def test_a_report_adds_up(tmp_path, capsys):
+    """Images that are excluded, or whose key occurs twice, in no "of"; texts of a form that nobody
+    filled in; splits in the order of the alphabet."""
+    images = {f"ROCO_{k:05d}": as_bytes(picture(k)) for k in range(16)}
+    captions = "".join(
+        f"ROCO_{k:05d}\t{'Replace this description' if k < 12 else f'Axial CT of case {k}'}\n"
+        for k in range(16)
+    )
+    raw = write_roco(tmp_path / "raw", images | {"ROCO_00015": None}, captions.encode())
+    for split in ("test", "validation"):
+        shutil.copytree(raw / "train", raw / split)
+    (tmp_path / "list").write_text("ROCO_00013\nROCO_00014\n")
+    assert run(raw, tmp_path / "out", "--exclude", str(tmp_path / "list")) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert list(report["splits"]) == ["train", "valid", "test"]
+    for split in report["splits"].values():
+        counts, found = split["counts"], split["report"]
+        assert (found["images_seen"], found["texts_seen"]) == (16, 16)
+        lost = {reason: entry["count"] for reason, entry in found["dropped"].items()}
+        assert counts["images"] + sum(n for why, n in lost.items() if why[:6] == "image:") == 16
+        assert counts["texts"] + sum(n for why, n in lost.items() if why[:5] == "text:") == 16
+        assert found["repeated_texts"] == [["Replace this description", 12]]
+    said = capsys.readouterr()
+    assert said.out.count("12 texts read: Replace this description") == 3
+    assert "/16 [" in said.err  # of the progress bar
+
+
+def test_texts_that_differ_are_not_named(tmp_path):
+    """A report of ordinary captions that is another than before."""
+    assert run(ten(tmp_path / "raw"), tmp_path / "out") == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert "repeated_texts" not in report["splits"]["train"]["report"]

@@ -244,11 +244,14 @@ def _finished(
 
 
 def run_chunks(
-    items: Iterable[Item], folder: Path, settings: Settings, workers: int
+    items: Iterable[Item], folder: Path, settings: Settings, workers: int, total: int | None = None
 ) -> list[dict[str, Any]]:
-    """Prepare every chunk that is not there yet; returns the results in input order."""
+    """Prepare every chunk that is not there yet; returns the results in input order.
+
+    total: how many items there are at most, for the progress bar.
+    """
     results: dict[int, dict[str, Any]] = {}
-    with tqdm(desc=folder.stem, unit=" images") as bar:
+    with tqdm(desc=folder.stem, unit=" images", total=total) as bar:
 
         def pending() -> Iterator[Chunk]:
             for index, chunk, digest in chunks_of(items, settings):

@@ -14,8 +14,8 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Container, Iterable, Iterator, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from m3ae.corpora.chunks import (
 )
 from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.shard_writer import seal
+from m3ae.corpora.splits import ORDER
 from m3ae.corpora.verification import read_chunks
 from m3ae.data import shards
 from m3ae.data.exclusions import (
@@ -47,6 +48,7 @@ from m3ae.processes import alone_in, usable_cores
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
 _IF_GIVEN = ("columns", "group", "text_encoding")  # else shards say no more than before them
 CHUNKS = "chunks.json"
+REPEATED = 10  # times that a text occurs, from which on it is named
 
 Splits = dict[str, Iterable[Item]]
 
@@ -193,23 +195,27 @@ def _select(
     items: Iterable[Item],
     excluded: Container[tuple[str, ...]],
     args: argparse.Namespace,
-    drops: Drops,
+    left_out: Drops,
 ) -> Iterator[Item]:
     """The items to prepare: excluded ones and repeated keys left out, at most --limit of them."""
     known: set[str] = set()
     for item in items:
         if args.limit is not None and len(known) >= args.limit:
             return
+        why = ""
         if item.names in excluded:
-            drops.add("image: in the --exclude list", item.key)
+            why = "in the --exclude list"
         elif not is_unicode("".join(item.names)):
-            drops.add("image: key not UTF-8", item.key)
+            why = "key not UTF-8"
         elif item.key in known:
-            drops.add("image: key occurs twice, first one kept", item.key)
-        else:
-            known.add(item.key)
-            texts = tuple(redecoded(text, args.text_encoding) for text in item.texts)
-            yield replace(item, texts=texts) if texts != item.texts else item
+            why = "key occurs twice, first one kept"
+        if why:
+            left_out.add(f"image: {why}", item.key)
+            left_out.add("text: its image was left out", item.key, len(item.texts))
+            continue
+        known.add(item.key)
+        texts = tuple(redecoded(text, args.text_encoding) for text in item.texts)
+        yield replace(item, texts=texts) if texts != item.texts else item
 
 
 def prepare(
@@ -257,11 +263,29 @@ def _prepare(
     for name in (name for name in splits if name in (args.split or splits)):
         drops = Drops()
         drops.merge(dropped.get(name, Drops()).as_dict())
-        kept = _select(splits[name], excluded, args, drops)
-        _prepare_split(kept, args.out / name, entries, settings, drops, args.workers, tokenizer)
+        left_out = Drops()
+        kept = _select(splits[name], excluded, args, left_out)
+        work = _Work(kept, drops, left_out, args.workers, _total(splits[name], args.limit))
+        _prepare_split(work, args.out / name, entries, settings, tokenizer)
     if exclusion_counts:
         facts = {**(facts or {}), **exclusion_counts}
     return write_report(args.out, source, facts)
+
+
+@dataclass
+class _Work:
+    """A split's items, what the parser and `_select` left out of it, and how it is worked on."""
+
+    items: Iterable[Item]
+    drops: Drops
+    left_out: Drops  # filled while the items are run through
+    workers: int
+    total: int | None  # items at most, for the progress bar
+
+
+def _total(items: Iterable[Item], limit: int | None) -> int | None:
+    known = len(items) if isinstance(items, Sized) else None
+    return min(filter(None, (known, limit)), default=None)
 
 
 def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
@@ -271,20 +295,14 @@ def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prepare_split(
-    items: Iterable[Item],
-    final: Path,
-    facts: dict[str, Any],
-    settings: Settings,
-    drops: Drops,
-    workers: int,
-    tokenizer: Any,
+    work: _Work, final: Path, facts: dict[str, Any], settings: Settings, tokenizer: Any
 ) -> None:
     """Bring one split from nothing, from a part or from a whole to `final`."""
     partial, wanted = partial_folder(final), _decisive(facts)
     if final.exists():
         _same_or_raise(final, _decisive(shards.read_manifest(final)), wanted)
-        items = list(items)
-        if not _missing_came(items, final, settings):
+        work.items = list(work.items)
+        if not _missing_came(work.items, final, settings):
             print(f"{final}: already prepared with these options; delete it to do it again")
             return
     partial.mkdir(exist_ok=True)
@@ -298,11 +316,16 @@ def _prepare_split(
             path = partial / f"tokenizer-{facts['tokenizer']['fingerprint']}.json"
             settings = replace(settings, tokenizer=_save_tokenizer(tokenizer, path))
         files: dict[str, str] = {}
-        results = run_chunks(_note_files(items, files), partial, settings, workers)
-        manifest = {**facts, **_summary(results, drops, settings), "chunks": CHUNKS}
+        texts: Counter[str] = Counter()
+        items = _noted(work.items, files, texts)
+        results = run_chunks(items, partial, settings, work.workers, work.total)
+        manifest = {**facts, **_summary(results, work, settings), "chunks": CHUNKS}
         if not manifest["counts"]["images"]:
             shutil.rmtree(partial)
-            raise ValueError(f"{final}: no image is left to prepare: {_first_drops(drops)}")
+            raise ValueError(f"{final}: no image is left to prepare: {_first_drops(work.drops)}")
+        often = [[text, n] for text, n in texts.most_common(5) if n >= REPEATED]
+        if often and not settings.fields:  # the same question is asked of many images
+            manifest["report"]["repeated_texts"] = often
         for path in partial.glob("chunks*.json"):  # of a repair
             path.unlink()
         if files:
@@ -341,11 +364,12 @@ def _missing_came(items: list[Item], final: Path, settings: Settings) -> bool:
     return bool(back)
 
 
-def _note_files(items: Iterable[Item], files: dict[str, str]) -> Iterator[Item]:
+def _noted(items: Iterable[Item], files: dict[str, str], texts: Counter[str]) -> Iterator[Item]:
     """The items as they are; `files` gets the file of each whose key is another name."""
     for item in items:
         if len(item.names) > 1:
             files[item.key] = item.image_id
+        texts.update(item.texts)
         yield item
 
 
@@ -411,16 +435,25 @@ def _first_drops(drops: Drops) -> str:
     return "; ".join(sorted(found)) or "the corpus is empty"
 
 
-def _summary(results: list[dict[str, Any]], drops: Drops, settings: Settings) -> dict[str, Any]:
-    """counts, files and report of a split's manifest from the results of its chunks."""
-    notes, lengths = Drops(), Counter()
+def _summary(results: list[dict[str, Any]], work: _Work, settings: Settings) -> dict[str, Any]:
+    """counts, files and report of a split's manifest from the results of its chunks.
+
+    What was seen is what was prepared, what chunks dropped, and what `_select` left out.
+    """
+    drops, notes, lengths = work.drops, Drops(), Counter()
+    drops.merge(work.left_out.as_dict())
+    left = {f"{what}s": 0 for what in ("image", "text")}
+    for reason, count in work.left_out.counts.items():
+        left[f"{reason.partition(':')[0]}s"] += count
     for result in results:
         drops.merge(result["dropped"])
         notes.merge(result["notes"])
         lengths.update(dict(result["lengths"]))
     files = [file for result in results for file in result["files"]]
     counts = {what: sum(file[what] for file in files) for what in ("images", "texts")}
-    report = {f"{what}_seen": sum(result[what] for result in results) for what in counts}
+    report: dict[str, Any] = {
+        f"{what}_seen": sum(result[what] for result in results) + left[what] for what in counts
+    }
     report |= {"dropped": drops.as_dict(), "notes": notes.as_dict()}
     report["text_lengths"] = length_statistics(lengths, settings.tokenizer is not None)
     return {"counts": counts, "files": files, "report": report}
@@ -453,7 +486,8 @@ def write_report(out: Path, source: str, facts: dict[str, Any] | None = None) ->
     if facts is None and (out / "report.json").exists():
         facts = json.loads((out / "report.json").read_text(encoding="utf-8"))
     report: dict[str, Any] = {**(facts or {}), "source": source, "splits": {}}
-    for split in finished_splits(out):
+    rank = {name: number for number, name in enumerate(ORDER)}
+    for split in sorted(finished_splits(out), key=lambda path: rank.get(path.name, len(rank))):
         manifest = shards.read_manifest(split)
         kept = ("counts", "encoding", "px", "tokenizer", "options", "report")
         report["splits"][split.name] = {name: manifest[name] for name in kept}
@@ -466,6 +500,8 @@ def write_report(out: Path, source: str, facts: dict[str, Any] | None = None) ->
         for what in ("dropped", "notes"):
             for reason, entry in seen[what].items():
                 print(f"    {what} {entry['count']:>7}  {reason}  (e.g. {entry['examples'][0]})")
+        for text, count in seen.get("repeated_texts", ()):
+            print(f"    {count} texts read: {text[:80]}")
         print(f"    text lengths: {seen['text_lengths']}")
     for name, value in (facts or {}).items():
         if name not in ("source", "splits"):
