@@ -21,6 +21,17 @@ def need(path: Path, what: str, *others: Path) -> Path:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError in the block that names no file, as of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+@contextmanager
 def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     """A file to be written and closed in the block, which then takes the place of `path`.
 
@@ -30,11 +41,12 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     here, me = hashlib.sha256(machine().encode()).hexdigest()[:8], os.getpid()
     temporary = path.with_name(f"{path.name}.{here}-{me}-{started(me)}.tmp")  # others may write too
     try:
-        yield temporary
-        if sync:
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            if sync:
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -24,7 +24,8 @@ def body(config, processes, dry_run):
 
 train = {{"threads": 1, "device": "cpu", "timeout_minutes": 5.0}}
 train = SimpleNamespace(**train, tf32=True, deterministic=False)
-sys.exit(run_script("", lambda *_: SimpleNamespace(train=train), body, ["--config", "x"]))
+config = SimpleNamespace(train=train, output="run")
+sys.exit(run_script("", lambda *_: config, body, ["--config", "x"]))
 """
 
 

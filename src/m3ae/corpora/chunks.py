@@ -28,7 +28,7 @@ from tqdm import tqdm
 from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.shard_writer import ShardWriter, ragged, ragged_tokens, shard_name
 from m3ae.data.images import ImageError, decode, resize_crop, resize_shorter, resized_size, to_array
-from m3ae.files import is_unicode, write_json
+from m3ae.files import is_unicode, naming, write_json
 
 _SHARD_BYTES = 256 * 2**20
 _JPEG_SIDE = 65500  # the longest that libjpeg writes
@@ -129,6 +129,13 @@ def prepare_chunk(
     items: list[Item], index: int, folder: Path, settings: Settings, digest: str
 ) -> dict[str, Any]:
     """Write the shards of one chunk (a grey and a colour one for raw) and, last, its JSON."""
+    with naming(chunk_path(folder, index)):
+        return _write_chunk(items, index, folder, settings, digest)
+
+
+def _write_chunk(
+    items: list[Item], index: int, folder: Path, settings: Settings, digest: str
+) -> dict[str, Any]:
     drops, notes, lengths = Drops(), Drops(), Counter()
     shards: dict[int | None, _Shard] = {}
     files = []

@@ -69,33 +69,50 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def save_checkpoint(run: Path, step: int, trainer: Trainer, config: Any, tokenizer: Any) -> Path:
-    """Write the checkpoint of `step` finished steps; every process must call it."""
+    """Write the checkpoint of `step` finished steps; every process must call it.
+
+    OSError naming it, and the last whole one, where it cannot be written.
+    """
     processes = trainer.processes
     final = run / "checkpoints" / f"step-{step:08d}"
-    part = final.with_name(final.name + ".part")
-    if processes.first:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
     states, model = processes.gather(rng_state()), trainer.whole()
     rest = {"optimizer": gathered(trainer.optimizer.state_dict())}
     rest["scaler"] = trainer.scaler.state_dict()
+    state = {"version": VERSION, "step": step, "processes": processes.count}
     if processes.first:
-        for rank, state in enumerate(states):
-            torch.save(state, part / f"rng-{rank}.pt")
-        model.save_pretrained(part, tokenizer)
-        torch.save(rest, part / "optimizer.pt")
-        (part / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        state = {"version": VERSION, "step": step, "processes": processes.count}
-        (part / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-        for file in [*part.iterdir(), part]:
-            _sync(file)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(part, final)
-        _sync(final.parent)
+        part = final.with_name(final.name + ".part")
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            model.save_pretrained(part, tokenizer)
+            _write(part, states, rest, state, config)
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(part, final)
+            _sync(final.parent)
+        # The libraries that write raise what they like where a disk is full.
+        except Exception as error:
+            shutil.rmtree(part, ignore_errors=True)
+            why = " ".join(str(error).split())[:200]
+            kept = checkpoints(run)
+            last = f"the last whole one is {kept[-1]}" if kept else "there is none before it"
+            raise OSError(f"{final}: cannot be written ({why}); {last}") from error
         for old in checkpoints(run)[: -config.train.keep_checkpoints]:
             shutil.rmtree(old)
     processes.wait()
     return final
+
+
+def _write(
+    part: Path, states: list[Any], rest: dict[str, Any], state: dict[str, Any], config: Any
+) -> None:
+    """All of a checkpoint but the model, synced with what is there."""
+    for rank, one in enumerate(states):
+        torch.save(one, part / f"rng-{rank}.pt")
+    torch.save(rest, part / "optimizer.pt")
+    (part / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (part / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+    for file in [*part.iterdir(), part]:
+        _sync(file)
 
 
 def _sync(path: Path) -> None:

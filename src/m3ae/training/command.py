@@ -4,9 +4,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from m3ae.command import parser_for
 from m3ae.config import to_yaml
+from m3ae.files import naming
 from m3ae.installation import check_installation
 from m3ae.training.distributed import join_processes, world_size
 from m3ae.training.logs import start_logging
@@ -38,7 +40,8 @@ def run_script(description: str, load: Callable, body: Callable, argv: Sequence[
         set_arithmetic(train.tf32, train.deterministic)
         with join_processes(train.threads, train.device, train.timeout_minutes) as processes:
             start_logging(processes.first)
-            body(config, processes, args.dry_run)
+            with naming(Path(config.output)):
+                body(config, processes, args.dry_run)
     except BaseException as error:
         mistake = isinstance(error, ValueError | OSError)
         if mistake:

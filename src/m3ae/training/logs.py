@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from m3ae.config import to_yaml
 from m3ae.data.contents import contents
-from m3ae.files import write_json, write_text
+from m3ae.files import naming, write_json, write_text
 from m3ae.processes import usable_cores
 from m3ae.strict_yaml import flat
 from m3ae.training.distributed import Processes
@@ -71,7 +71,7 @@ class RunLog:
         if not self.active:
             return
         line = json.dumps({"kind": kind, "step": step} | values, allow_nan=False)
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
         numbers = {
             f"{kind}/{key}": value
