@@ -98,7 +98,10 @@ def find_splits(args: argparse.Namespace, dropped: dict[str, Drops]) -> dict[str
         for folder in [folder for folder in folders if folder.is_dir()][:1]:
             file = f"roco_{'val' if split == 'valid' else split}_references.jsonl"
             references = args.references and args.references / file
-            splits[split] = read_split(folder, references, dropped[split])
+            parts = (folder / "captions.txt", folder / "images", references or folder)
+            asked_for = split in (args.split or SPLIT_NAMES)
+            if asked_for or all(part.exists() for part in parts):
+                splits[split] = read_split(folder, references, dropped[split])
     if splits:
         return splits
     hub = parquet_splits(args.raw)

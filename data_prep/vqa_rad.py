@@ -15,7 +15,9 @@ of all rows, OUT/leaked_questions.txt lists those: question_id, tab, image, tab,
 
 Where the official file is not in DIR, others will do, with null for `framed` and `leaked`:
 
-    trainset.json and testset.json of the MEVF code, with the folder of images (or `images`)
+    trainset.json and testset.json of the MEVF code, with the folder of images (or `images`).
+        `framed` is known where phrase_type says `frame`, and then only frames may be leaked. Other
+        corpora and splits go about in this form: what is unlike VQA-RAD's is named and reported
     the hub's parquet copy (image, question, answer; 1,793 + 451 rows, no framed ones). The key of
         an image is from the sha256 of its bytes; closed is what is answered by yes or no. With
         --official FILE (the official json) its rows are joined to the official ones by the text of
@@ -26,9 +28,10 @@ example: python data_prep/vqa_rad.py --raw vqa_rad --out data/vqa_rad --tokenize
 
 import argparse
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -46,6 +49,8 @@ from m3ae.scoring.answers import normalise_answer
 OFFICIAL, MEVF = "VQA_RAD Dataset Public.json", ("trainset.json", "testset.json")
 IMAGES = "VQA_RAD Image Folder"
 LEAKED = "leaked_questions.txt"
+MEVF_ROWS, MOST_IMAGES = {"train": 3064, "test": 451}, 315
+VQA_MED_TYPES = {"MODALITY", "PLANE", "ORGAN", "ABNORMALITY"}
 PHRASES = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
 KEYS = ("image_name", "question", "answer_type", "phrase_type")
 
@@ -54,13 +59,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Corpus:
-    """Questions by split, and their images; `joined`: counts of `join`, {} without --official."""
+    """Questions by split, and their images; `joined`: counts of `join`, {} without --official.
+
+    `unlike`: what tells that the files are not those of VQA-RAD, or not all of them; `other`:
+    whether they are of another corpus or split.
+    """
 
     splits: Splits
     place: Place
     image_files: int
     copy: bool = False
     joined: dict[str, Any] = field(default_factory=dict)
+    unlike: tuple[str, ...] = ()
+    other: bool = False
 
 
 def frame_of(row: dict[str, Any]) -> str:
@@ -102,11 +113,34 @@ def read_mevf(raw: Path, drops: Drops) -> Splits:
     """Questions by split of trainset.json and testset.json; a repeated qid gets a number."""
     splits: Splits = {}
     for split, name in zip(("train", "test"), MEVF, strict=True):
-        flag = None if split == "train" else False
         path = need(raw / name, "a question file of the MEVF code")
         rows = questions.checked_rows(path, KEYS, drops, repeated=True)
-        splits[split] = [make_question(row, flag, flag) for row in rows]
+        frames = [row["phrase_type"].lower() == "frame" for row in rows]
+        splits[split] = []
+        for row, frame in zip(rows, frames, strict=True):
+            framed = frame if split == "test" or any(frames) else None
+            # A frame's own text is its question here; whether of a test row, nothing says.
+            question = make_question(row, False, False if framed is False else None)
+            question.fields["framed"] = framed
+            splits[split].append(question)
     return splits
+
+
+def unlike_published(splits: Splits) -> tuple[list[str], bool]:
+    """What of MEVF files is not as in VQA-RAD's, and whether they are another corpus or split."""
+    tested = sum(PHRASES.get(q.fields["phrase_type"]) == "test" for q in splits["train"])
+    images = {question.image for question in chain(*splits.values())}
+    types = {q.fields["question_type"].upper() for q in chain(*splits.values())} - {""}
+    found = {
+        f"{tested} rows of {MEVF[0]} are test rows by their phrase_type, none should be": tested,
+        f"{len(images)} images, VQA-RAD has {MOST_IMAGES}": len(images) > MOST_IMAGES,
+        "their question types are those of VQA-Med-2019": bool(types) and types <= VQA_MED_TYPES,
+    }
+    unlike = [said for said, is_so in found.items() if is_so]
+    for name, (split, rows) in zip(MEVF, MEVF_ROWS.items(), strict=True):
+        if len(splits[split]) != rows:
+            unlike.append(f"{len(splits[split])} rows in {name}, {rows} expected")
+    return unlike, any(found.values())
 
 
 @dataclass
@@ -234,7 +268,12 @@ def read_corpus(raw: Path, official: Path | None, drops: Drops) -> Corpus:
     if official is None and (raw / OFFICIAL).exists():
         corpus = in_folder(raw, read_official(raw / OFFICIAL, found))
     elif official is None and (raw / MEVF[0]).exists():
-        corpus = in_folder(raw, read_mevf(raw, found))
+        splits = read_mevf(raw, found)
+        unlike, other = unlike_published(splits)
+        corpus = replace(in_folder(raw, splits), unlike=tuple(unlike), other=other)
+        if unlike:
+            said = f"{MEVF[0]} and {MEVF[1]} are not VQA-RAD's as published"
+            print(f"warning: {raw}: {said}: {'; '.join(unlike)}", file=sys.stderr)
     elif parquet_splits(raw):
         corpus = read_copy(raw, official, found)
     else:
@@ -272,13 +311,18 @@ def count_corpus(corpus: Corpus) -> dict[str, Any]:
     sets: dict[str, int] = {"copy" if corpus.copy else "paper": len(train)}
     framed = leaked = None
     if all(question.fields["framed"] is not None for question in train):
-        framed, leaked = len(train) - len(asked), sum(bool(q.fields["leaked"]) for q in train)
-        sets |= {"strict": len(train) - leaked, "unframed": len(asked)}
+        framed = len(train) - len(asked)
+        if all(question.fields["leaked"] is not None for question in train):
+            leaked = sum(question.fields["leaked"] for question in train)
+            sets["strict"] = len(train) - leaked
+        sets["unframed"] = len(asked)
     parts = {"all": train + test, "train": asked, "test": test}
     images = {name: len({question.image for question in part}) for name, part in parts.items()}
     counts = {"image_files": corpus.image_files, "images_asked_about": images}
     counts |= {"training_sets": sets, "framed": framed, "leaked": leaked}
     counts["test"] = questions.count_types(test)
+    if corpus.unlike:
+        counts["unlike_published"] = list(corpus.unlike)
     return counts | ({"joined": corpus.joined} if corpus.joined else {})
 
 
@@ -290,7 +334,8 @@ def make_shards(args: argparse.Namespace) -> None:
     to_items = partial(questions.to_items, place=corpus.place, key_of=image_key)
     items = {split: to_items(some) for split, some in splits.items()}
     both = dict.fromkeys(splits, drops)
-    questions.prepare_questions(questions.Parsed("VQA-RAD", splits, items, both, facts), args)
+    source = "VQA-RAD, another split or corpus" if corpus.other else "VQA-RAD"
+    questions.prepare_questions(questions.Parsed(source, splits, items, both, facts), args)
     if all(question.fields["leaked"] is not None for question in splits["train"]):
         write_text(args.out / LEAKED, "".join(leaked_lines(splits["train"])))
 

@@ -150,6 +150,16 @@ def test_columns_of_other_names(tmp_path):
             list(read_table(path, ("image", "text"), Drops(), ("split",), wrong))
 
 
+def test_a_latin_1_table(tmp_path):
+    """A header or a cell of an older spreadsheet that no name of a column fits."""
+    path, names = tmp_path / "x.csv", {"text": "Gr\u00f6\u00dfe"}
+    path.write_bytes("image;Gr\u00f6\u00dfe\na.png;5 \u00b5m\n".encode("latin-1"))
+    ((_, row),) = read_table(path, ("image", "text"), Drops(), names=names, encoding="latin-1")
+    assert row == {"image": "a.png", "text": "5 \u00b5m"}
+    with pytest.raises(ValueError, match="no column"):
+        list(read_table(path, ("image", "text"), Drops(), names=names))
+
+
 def test_pairs_of_names():
     """A name misspelt, given twice or without a column that is taken for no option at all."""
     known = ("image", "text")

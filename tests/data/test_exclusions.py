@@ -1,12 +1,14 @@
 """Which images the ids of an exclusion list name."""
 
+import shutil
 from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3ae.data.exclusions import find_listed, read_exclusions, say_unmatched, unmatched
+from m3ae.data.exclusions import find_listed, listed, read_exclusions, say_unmatched, unmatched
+from m3ae.data.shards import Shards
 
 TREE = [f"patient{p}/study{s}/view{v}.jpg" for p, s, v in product("12", "12", "12")]
 
@@ -20,7 +22,8 @@ def test_equal_file_names_are_told_apart():
     """An id of one patient's view that names another's, or all, or none."""
     one = TREE[5]
     assert named(TREE, one) == named(TREE, one.removesuffix(".jpg")) == named(TREE, "./" + one)
-    assert named(TREE, one) == {one}
+    assert named(TREE, one) == named(TREE, one.replace("/", "\\")) == {one}
+    assert named(["a\\b.png", "c/b.png"], "a\\b.png") == {"a\\b.png"}
     assert named(TREE, "patient3/study1/view1.jpg", "iew1", "images/" + one) == set()
     for id in ("view1", "view1.jpg", "study2/view1", "study2/view1.jpg"):
         with pytest.raises(
@@ -83,6 +86,15 @@ def test_a_list_of_keys_names_these(names, data):
     """Keys of which one is the end of another: the shorter one names both, or none."""
     ids = data.draw(st.sets(st.sampled_from(names))) if names else set()
     assert named(names, *ids) == ids
+
+
+def test_damaged_names_of_files(shards, tmp_path):
+    """A traceback that names no file, or a list that is obeyed in part."""
+    folder = tmp_path / "train"
+    shutil.copytree(shards / "train", folder)
+    (folder / "images.json").write_text('{"a": ')
+    with pytest.raises(ValueError, match=r"train/images\.json: damaged"):
+        listed(Shards(folder), {"a"})
 
 
 def test_ids_of_no_image(tmp_path):

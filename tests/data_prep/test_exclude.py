@@ -6,11 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import audit, medicat, mimic_cxr, pairs, roco, rocov2, slake, table, tokens
+from data_prep import (
+    audit,
+    medicat,
+    melinda,
+    mimic_cxr,
+    pairs,
+    roco,
+    rocov2,
+    slake,
+    table,
+    tokens,
+    vqa_med_2019,
+    vqa_rad,
+)
 from m3ae.data.datasets import Pairs
 from m3ae.data.exclusions import image_keys, listed, read_exclusions
 from m3ae.data.shards import Shards
 from tests.data_prep.test_corpora import SMALL, dropped, save_image
+from tests.data_prep.test_vqa import rad_row
 
 VIEWS = [f"patient{p}/study{s}/view1.jpg" for p in (1, 2) for s in (1, 2, 3)]
 
@@ -87,6 +101,35 @@ def write_mimic(raw: Path) -> list[str]:
     return []
 
 
+def write_vqa_rad(raw: Path) -> list[str]:
+    rows = [rad_row(k, f"synpic{k}", "Is it?", "Yes", answer_type="CLOSED") for k in range(6)]
+    rows.append(rad_row(9, "synpic0", "Was it?", "No", phrase_type="test_para"))
+    for k in range(6):
+        save_image(raw / vqa_rad.IMAGES / f"synpic{k}.jpg", k)
+    (raw / vqa_rad.OFFICIAL).write_text(json.dumps(rows))
+    return []
+
+
+def write_vqa_med(raw: Path) -> list[str]:
+    base = raw / vqa_med_2019.TRAINING
+    for k in range(6):
+        save_image(base / "Train_images" / f"synpic{k}.jpg", k)
+    (base / "QAPairsByCategory").mkdir()
+    lines = "".join(f"synpic{k}|which one?|organ of number {k}\n" for k in range(6))
+    (base / "QAPairsByCategory" / "C3_Organ_train.txt").write_text(lines)
+    return ["--as", "captions", "--categories", "organ", "--held-out", "0"]
+
+
+def write_melinda(raw: Path) -> list[str]:
+    head = "figure_file,caption,i_meth,p_meth,i_meth_label,p_meth_label\n"
+    rows = [f"f/{k}.png,a caption,x,y,z,w\n" for k in range(6)]
+    for k in range(6):
+        save_image(raw / "melinda_images" / "f" / f"{k}.png", k)
+    for name, some in (("train", rows), ("dev", rows[:1]), ("test", rows[:1])):
+        (raw / f"{name}.csv").write_text(head + "".join(some))
+    return []
+
+
 CORPORA = {
     table: write_questions,
     pairs: write_pairs,
@@ -95,6 +138,9 @@ CORPORA = {
     rocov2: write_rocov2,
     medicat: write_medicat,
     mimic_cxr: write_mimic,
+    vqa_rad: write_vqa_rad,
+    vqa_med_2019: write_vqa_med,
+    melinda: write_melinda,
 }
 
 

@@ -239,3 +239,21 @@ def test_an_id_of_several_images(tmp_path, capsys):
     assert dropped(split) == {}
     said = "1 ids of split train are of several images, e.g. p0; their files name these images"
     assert said in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ parts of a corpus
+
+
+def test_roco_without_the_captions_of_train(tmp_path, capsys):
+    """A split that is whole refused, as another one that nobody asked for is not."""
+    raw = tmp_path / "raw"
+    write_roco(raw, ["ROCO_00000.jpg", "ROCO_00001.jpg"])
+    (raw / "train").rename(raw / "val")
+    (raw / "train" / "radiology" / "images").mkdir(parents=True)
+    where = ["--raw", str(raw), "--out", str(tmp_path / "out"), *SMALL]
+    assert roco.main([*where, "--split", "valid"]) == 0
+    assert len(texts_of(Shards(tmp_path / "out" / "valid"))) == 2
+    assert roco.main(where) == 1
+    assert "train/radiology/captions.txt: not there" in capsys.readouterr().err
+    assert roco.main([*where, "--split", "train"]) == 1
+    assert "train/radiology/captions.txt: not there" in capsys.readouterr().err

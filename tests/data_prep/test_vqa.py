@@ -627,3 +627,74 @@ def test_names_that_lead_elsewhere(name):
     """An image name from a downloaded file that reads any file of the machine."""
     assert not is_inside(name)
     assert is_inside("xmlab1/source.jpg") and is_inside("synpic1.jpg")
+
+
+# ------------------------------------------------------------------ files in the MEVF form
+
+
+def write_mevf(raw: Path, train: list[dict], test: list[dict]) -> None:
+    write_rad(raw, [])
+    (raw / vqa_rad.OFFICIAL).unlink()
+    (raw / "trainset.json").write_text(json.dumps(train))
+    (raw / "testset.json").write_text(json.dumps(test))
+
+
+def test_rad_mevf_frames(tmp_path, capsys):
+    """Frames that are taken for questions of their own; rows said not to be leaked that may be."""
+    frame = rad_row(3, "synpic2", "Where is/are the mass?", "right lung", phrase_type="frame")
+    write_mevf(tmp_path / "raw", [*RAD_ROWS[:3], frame], RAD_ROWS[3:])
+    splits = prepare_with(vqa_rad, tmp_path / "raw", tmp_path / "out")
+    rows = fields_of(splits["train"])
+    flags = {key: (row["framed"], row["leaked"]) for key, row in rows.items()}
+    assert flags == {
+        "synpic1/0": (False, False),
+        "synpic1/1": (False, False),
+        "synpic2/2": (False, False),
+        "synpic2/3": (True, None),
+    }
+    assert rows["synpic2/3"]["text"] == "Where is/are the mass?"
+    assert not any(row["framed"] for row in fields_of(splits["test"]).values())
+    answers = json.loads((tmp_path / "out" / "answers.json").read_text())
+    assert "right lung" in answers["paper"] and "right lung" not in answers["train"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["corpus"]
+    assert report["training_sets"] == {"paper": 4, "unframed": 3}
+    assert report["framed"] == 1 and report["leaked"] is None
+    assert not (tmp_path / "out" / "leaked_questions.txt").exists()
+    assert splits["train"].manifest["source"] == "VQA-RAD"
+    assert report["unlike_published"] == [
+        "4 rows in trainset.json, 3064 expected",
+        "2 rows in testset.json, 451 expected",
+    ]
+
+
+MED_ROWS = [rad_row(k, f"synpic{k}", "Which?", "ct", question_type="modality") for k in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "train, message",
+    [
+        ([RAD_ROWS[0], RAD_ROWS[4]], "1 rows of trainset.json are test rows by their phrase_type"),
+        (MED_ROWS, "their question types are those of VQA-Med-2019"),
+        ([rad_row(k, f"x{k}", "Is it?", "no") for k in range(316)], "318 images, VQA-RAD has 315"),
+    ],
+)
+def test_rad_mevf_files_of_something_else(tmp_path, capsys, train, message):
+    """A random split, or another corpus, reported as a result on VQA-RAD."""
+    write_mevf(tmp_path / "raw", train, MED_ROWS[:1] if train is MED_ROWS else RAD_ROWS[3:])
+    more = ["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), *SMALL]
+    assert vqa_rad.main([*more, "--split", "test"]) == 0
+    error = capsys.readouterr().err
+    assert f"warning: {tmp_path / 'raw'}: trainset.json and testset.json are not VQA-RAD's" in error
+    assert message in error and "3064 expected" in error
+    source = Shards(tmp_path / "out" / "test").manifest["source"]
+    assert source == "VQA-RAD, another split or corpus"
+
+
+def test_rad_mevf_counts_as_published_are_not_remarked(capsys):
+    """A warning about the very files that everybody has."""
+    row = {"phrase_type": "freeform", "question_type": "PRES"}
+    splits = {
+        split: [Question(f"{k % 313}.jpg", "Is it?", row) for k in range(count)]
+        for split, count in (("train", 3064), ("test", 451))
+    }
+    assert vqa_rad.unlike_published(splits) == ([], False)

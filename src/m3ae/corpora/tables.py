@@ -63,7 +63,7 @@ def read_table(
     wanted = {name: (names or {}).get(name, name) for name in (*columns, *optional)}
     asked = {name: wanted[name] for name in wanted if name in columns or name in (names or {})}
     others = [column for column in wanted.values() if column not in asked.values()]
-    header = _Header(path, asked, others, hint=names is not None)
+    header = _Header(path, asked, others, hint=names is not None, encoding=encoding)
     ending = "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:])
     if ending.lower() in _DELIMITERS:
         rows = _read_delimited(header, drops, _DELIMITERS[ending.lower()])
@@ -100,6 +100,15 @@ class _Header:
     needed: dict[str, str]
     optional: list[str]
     hint: bool  # whether --columns is there to be named
+    encoding: str | None  # of names that are not UTF-8
+
+    def cells(self, line: str, delimiter: str) -> list[str]:
+        """The names in a line, without outer white space; none where that does not separate it."""
+        rows = csv.reader([line], delimiter=delimiter, strict=True)
+        try:
+            return [redecoded(name.strip(), self.encoding) for cells in rows for name in cells]
+        except csv.Error:
+            return []
 
     def likeness(self, has: Sequence[str]) -> tuple[int, int]:
         """How many of the needed columns are there; without any, how many are there at all."""
@@ -134,12 +143,12 @@ def _read_delimited(header: _Header, drops: Drops, delimiter: str) -> Iterator[R
             first = file.readline()
             # Spreadsheets write the separator of their country, whatever the ending.
             marks = [delimiter, *(mark for mark in ",;\t" if mark != delimiter)]
-            marks = [mark for mark in marks if _cells(first, mark)] or marks[:1]
-            delimiter = max(marks, key=lambda mark: header.likeness(_cells(first, mark)))
+            marks = [mark for mark in marks if header.cells(first, mark)] or marks[:1]
+            delimiter = max(marks, key=lambda mark: header.likeness(header.cells(first, mark)))
             file.seek(0)
             # strict: else a quote that is never closed swallows rows without a word.
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            has = [name.strip() for name in next(reader, [])]
+            has = [redecoded(name.strip(), header.encoding) for name in next(reader, [])]
             header.check(has)
             for number, cells in enumerate((cells for cells in reader if cells), start=1):
                 line = reader.line_num
@@ -152,15 +161,6 @@ def _read_delimited(header: _Header, drops: Drops, delimiter: str) -> Iterator[R
         raise ValueError(f"{path}: after line {line}: {error}; repair or download it") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: damaged ({error}); download it again") from error
-
-
-def _cells(line: str, delimiter: str) -> list[str]:
-    """The cells of a line without outer white space; none where it is not separated by that."""
-    try:
-        reader = csv.reader([line], delimiter=delimiter, strict=True)
-        return [name.strip() for cells in reader for name in cells]
-    except csv.Error:
-        return []
 
 
 def _read_json_lines(header: _Header, drops: Drops) -> Iterator[Row]:

@@ -33,9 +33,15 @@ def image_keys(split: Shards) -> list[str]:
 
 
 def image_names(split: Shards) -> list[tuple[str, ...]]:
-    """The names of every image of a split: its key and, where it was another one, its file's."""
+    """The names of every image of a split: its key and, where it was another one, its file's.
+
+    Raises ValueError where the file of the latter is damaged.
+    """
     path = split.folder / IMAGE_FILES
-    files = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        files = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); copy it again") from error
     return [(key, files[key]) if key in files else (key,) for key in image_keys(split)]
 
 
@@ -71,8 +77,9 @@ def find_listed(
     """
     wanted: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for name in ids:
-        whole = name.removeprefix("./")
-        for path, suffix in {_cut_suffix(whole), (whole, "")}:  # a.png of a.png or of a.png.jpg
+        plain = name.replace("\\", "/").removeprefix("./")
+        # a.png may be one of a.png.jpg, too, and backslashes are some file's own.
+        for path, suffix in {_cut_suffix(name), _cut_suffix(plain), (plain, "")}:
             wanted[path].append((name, suffix))
     hits: dict[str, list[tuple[int, str, int]]] = defaultdict(list)
     for number, names in enumerate(images):
