@@ -33,6 +33,25 @@ def test_equal_file_names_are_told_apart():
     assert named([*TREE, "view1.jpg"], "view1") == {"view1.jpg"}
 
 
+def test_a_key_that_is_another_images_file():
+    """Rows numbered 1, 2, ... beside files of other numbers, and the wrong image left out."""
+    images = [("1", "a/2.png"), ("2", "a/1.png"), ("3", "a/3.png"), ("4", "b/5.png")]
+
+    def numbers(id: str) -> list[int]:
+        return find_listed(images, {id}, "list.txt").get(id, [])
+
+    for id in ("1", "2", "1.png", "2.png"):
+        with pytest.raises(ValueError, match=f"id '{id}' .* may be any of 2 images, e.g. '.'"):
+            numbers(id)
+    assert [numbers(id) for id in ("a/1.png", "3", "3.png", "4", "5", "9")] == [
+        *([1], [2], [2], [3], [3]),
+        [],
+    ]
+    assert find_listed([("x", "f.png"), ("y", "f.png")], {"f"}, "") == {"f": [0, 1]}
+    with pytest.raises(ValueError, match="may be any of 2 images"):
+        find_listed([("a.png", "b.png"), ("b.png", "a.png")], {"a.png"}, "")
+
+
 @pytest.mark.parametrize(
     "key, id, same",
     [

@@ -73,7 +73,7 @@ def find_listed(
     """Numbers of the images that each id names, of ids that name one; `images`: their names.
 
     A name that is the id goes before one that only ends like it. Raises ValueError, with `where`,
-    for an id that different names end like.
+    for an id that may be different images, be it one by its key and another by its file.
     """
     wanted: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for name in ids:
@@ -81,24 +81,30 @@ def find_listed(
         # a.png may be one of a.png.jpg, too, and backslashes are some file's own.
         for path, suffix in {_cut_suffix(name), _cut_suffix(plain), (plain, "")}:
             wanted[path].append((name, suffix))
-    hits: dict[str, list[tuple[int, str, int]]] = defaultdict(list)
+    # Of each id, by kind of name (key or file) and rank: the names that fit, with their images.
+    hits: dict[str, dict[tuple[int, int], dict[str, set[int]]]] = defaultdict(dict)
     for number, names in enumerate(images):
-        for name in names:
+        for kind, name in enumerate(names):
             path, suffix = _cut_suffix(name)
             for ending in _endings(path):
                 for listed_id, listed_suffix in wanted.get(ending, ()):
                     if suffix == listed_suffix or not (suffix and listed_suffix):
                         rank = 0 if name == listed_id else 1 if ending == path else 2
-                        hits[listed_id].append((rank, name, number))
+                        fits = hits[listed_id].setdefault((kind, rank), {})
+                        fits.setdefault(name, set()).add(number)
     found: dict[str, list[int]] = {}
-    for listed_id, some in hits.items():
-        best = min(rank for rank, *_ in some)
-        meant = sorted({name for rank, name, _ in some if rank == best})
-        if len(meant) > 1:
-            could = f"may be any of {len(meant)} images, e.g. {meant[0]!r} and {meant[1]!r}"
+    for listed_id, fits in hits.items():
+        # The lowest rank of a kind comes last.
+        best = {kind: fits[kind, rank] for kind, rank in sorted(fits, reverse=True)}
+        if (1, 0) in fits and (0, 0) not in fits:
+            best = {1: fits[1, 0]}  # the very file
+        meant = [(name, numbers) for some in best.values() for name, numbers in some.items()]
+        if any(numbers != meant[0][1] for _, numbers in meant):
+            some = sorted(name for name, _ in meant)
+            could = f"may be any of {len(some)} images, e.g. {some[0]!r} and {some[1]!r}"
             said = f"{where}: id {listed_id!r} of an exclusion list {could}"
-            raise ValueError(f"{said}; list it with its folders and suffix")
-        found[listed_id] = sorted({number for rank, _, number in some if rank == best})
+            raise ValueError(f"{said}; list it with its folders and suffix (audit.py --ids path)")
+        found[listed_id] = sorted(meant[0][1])
     return found
 
 
