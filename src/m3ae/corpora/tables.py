@@ -103,9 +103,12 @@ class _Header:
     encoding: str | None  # of names that are not UTF-8
 
     def cells(self, line: str, delimiter: str) -> list[str]:
-        """The names in a line, without outer white space."""
-        rows = csv.reader([line], delimiter=delimiter)
-        return [redecoded(name.strip(), self.encoding) for cells in rows for name in cells]
+        """The names in a line, without outer white space; none where something else cuts it."""
+        try:
+            (names,) = csv.reader([line], delimiter=delimiter, strict=True)
+        except (csv.Error, ValueError):  # the real reading says what is wrong with the file
+            return []
+        return [redecoded(name.strip(), self.encoding) for name in names]
 
     def likeness(self, has: Sequence[str]) -> tuple[int, int]:
         """How many of the needed columns are there; without any, how many are there at all."""
@@ -225,7 +228,7 @@ def path_below(raw: Path, name: str) -> str:
     """
     if "\0" in name or re.match(r"[A-Za-z]:[\\/]", name):
         raise ValueError("image leads outside --raw")
-    if "\\" in name and not (raw / name).is_file():
+    if "\\" in name and not os.path.isfile(raw / name):
         name = name.replace("\\", "/")
     path = os.path.normpath(name)
     if os.path.isabs(path):
