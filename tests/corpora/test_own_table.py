@@ -35,6 +35,7 @@ def test_paths_as_people_write_them(raw):
     assert path_below(raw, "odd\\c.png") == "odd\\c.png"
     assert path_below(raw, "t1:30.png") == "t1:30.png"
     assert path_below(raw, "..hidden/a..png") == "..hidden/a..png"
+    assert path_below(raw, "a\\" + "b" * 999) == "a/" + "b" * 999  # longer than names may be
 
 
 @pytest.mark.parametrize(

@@ -103,12 +103,12 @@ class _Header:
     encoding: str | None  # of names that are not UTF-8
 
     def cells(self, line: str, delimiter: str) -> list[str]:
-        """The names in a line, without outer white space; none where that does not separate it."""
-        rows = csv.reader([line], delimiter=delimiter, strict=True)
+        """The names in a line, without outer white space; none where something else cuts it."""
         try:
-            return [redecoded(name.strip(), self.encoding) for cells in rows for name in cells]
-        except csv.Error:
+            (names,) = csv.reader([line], delimiter=delimiter, strict=True)
+        except (csv.Error, ValueError):  # the real reading says what is wrong with the file
             return []
+        return [redecoded(name.strip(), self.encoding) for name in names]
 
     def likeness(self, has: Sequence[str]) -> tuple[int, int]:
         """How many of the needed columns are there; without any, how many are there at all."""
@@ -229,7 +229,7 @@ def path_below(raw: Path, name: str) -> str:
     """
     if "\0" in name or re.match(r"[A-Za-z]:[\\/]", name):
         raise ValueError("image leads outside --raw")
-    if "\\" in name and not (raw / name).is_file():
+    if "\\" in name and not os.path.isfile(raw / name):
         name = name.replace("\\", "/")
     path = os.path.normpath(name)
     if os.path.isabs(path):
