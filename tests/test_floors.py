@@ -10,7 +10,7 @@ import m3ae
 
 SRC = Path(m3ae.__file__).parent
 FLOORS = (
-    {"files", "processes", "drawing", "command", "config", "strict_yaml", "installation"},
+    {"files", "processes", "hub", "drawing", "command", "config", "strict_yaml", "installation"},
     {"scoring"},
     {"data"},
     {"corpora"},
@@ -23,9 +23,9 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms that may know less than all that is below them.
 MAY_KNOW = {
     "scoring": {"files"},
-    "data": {"files", "config"},
+    "data": {"files", "config", "hub"},
     "corpora": {"files", "processes", "command", "config", "data", "scoring.answers"},
-    "models": {"config", "files", "strict_yaml", "data.masking"},
+    "models": {"config", "files", "hub", "strict_yaml", "data.masking"},
     "training": {
         *("config", "files", "processes", "strict_yaml", "installation", "command"),
         *("data.sampler", "data.contents"),

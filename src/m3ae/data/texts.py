@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from m3ae.config import TextEncoderConfig
 from m3ae.data.masking import NOT_SCORED
+from m3ae.hub import ask_hub
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
     folder = Path(name_or_folder)
     if (folder / "vocab.txt").is_file() and not _says_its_kind(folder):
         return _read_vocabulary(folder)
+    if not folder.exists():
+        ask_hub()
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder), use_fast=True)
     except (OSError, ValueError) as error:

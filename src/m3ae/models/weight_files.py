@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from m3ae.hub import ask_hub
+
 log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
@@ -93,6 +95,7 @@ def find_file(source: str | Path, *names: str) -> Path | None:
     from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    ask_hub()
     unknown = []
     for name in names:
         try:
