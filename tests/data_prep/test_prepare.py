@@ -15,6 +15,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -548,6 +549,13 @@ def test_a_report_adds_up(tmp_path, capsys):
     said = capsys.readouterr()
     assert said.out.count("12 texts read: Replace this description") == 3
     assert "/16 [" in said.err  # of the progress bar
+
+
+def test_a_manifest_says_what_made_it(tmp_path):
+    """Pixels that another version resizes otherwise, and no way to tell which one it was."""
+    assert run(ten(tmp_path / "raw"), tmp_path / "out") == 0
+    made = Shards(tmp_path / "out/train").manifest["made_with"]
+    assert made == {"pillow": PIL.__version__, "numpy": np.__version__}
 
 
 def test_texts_that_differ_are_not_named(tmp_path):

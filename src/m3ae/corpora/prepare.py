@@ -19,6 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL
+
 from m3ae.command import parser_for
 from m3ae.config import TEXT_TOKENS
 from m3ae.corpora.chunks import (
@@ -260,6 +263,7 @@ def _prepare(
     entries = {"format": shards.FORMAT, "version": shards.VERSION, "kind": kind, "source": source}
     entries |= {"encoding": args.encoding, "px": args.px, "tokenizer": made}
     entries["options"] = options_of(args)
+    entries["made_with"] = {"pillow": PIL.__version__, "numpy": np.__version__}
     for name in (name for name in splits if name in (args.split or splits)):
         drops = Drops()
         drops.merge(dropped.get(name, Drops()).as_dict())
