@@ -106,8 +106,7 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
     if not step:
         standardise_head(model, rows, config, processes, precision)
     record_run(run, config, facts, processes)
-    tracker = start_tracker(train.tracker, config, processes)
-    run_log = RunLog(run, step, processes.first, tracker)
+    run_log = RunLog(run, step, processes.first, start_tracker(train.tracker, config, processes))
     best = best_epochs(read_history(run, processes), protocols, config) if step else {}
 
     # ---------------------------------------------------------------- loop
@@ -120,19 +119,24 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
             loop.log(run_log)
         if loop.due(per_epoch * config.eval.every):
             epoch = step // per_epoch
-            started, measures = time.perf_counter(), evaluation.run(epoch)
-            seconds = round(time.perf_counter() - started, 2)  # for which training waited
-            run_log.write("eval", step, epoch=epoch, **measures, seconds=seconds)
-            log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4f}" for k, v in measures.items()))
+            measures = evaluated(evaluation, epoch, step, run_log)
             for name in keep_best(best, measures, epoch, protocols, config):
                 save_best(run / f"best-{name}", trainer, config, tokenizer, answers, known, epoch)
         if loop.due(per_epoch * train.checkpoint_every):
             save_checkpoint(run, step, trainer, config, tokenizer)
 
     # ---------------------------------------------------------------- final evaluation
-    selected = {name: epoch for name, (_, epoch) in best.items()}
-    evaluation.finish(selected, read_history(run, processes))
+    evaluation.finish({n: epoch for n, (_, epoch) in best.items()}, read_history(run, processes))
     run_log.close()
+
+
+def evaluated(evaluation: Evaluation, epoch: int, step: int, run_log: RunLog) -> dict[str, float]:
+    """The measures of an epoch, logged with the seconds for which training waited."""
+    started, measures = time.perf_counter(), evaluation.run(epoch)
+    seconds = round(time.perf_counter() - started, 2)
+    run_log.write("eval", step, epoch=epoch, **measures, seconds=seconds)
+    log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4f}" for k, v in measures.items()))
+    return measures
 
 
 def read_protocols(config: FinetuneConfig, name: str) -> list[Protocol]:

@@ -72,8 +72,7 @@ def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> Non
     # ---------------------------------------------------------------- resume
     step = resume(run, trainer, config)
     record_run(run, config, facts, processes)
-    tracker = start_tracker(train.tracker, config, processes)
-    run_log = RunLog(run, step, processes.first, tracker)
+    run_log = RunLog(run, step, processes.first, start_tracker(train.tracker, config, processes))
     if step == 0:
         if frozen := ", ".join(model.unreached()):
             log.info("no loss reaches, so frozen: %s", frozen)
