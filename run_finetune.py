@@ -10,9 +10,7 @@
 import dataclasses
 import logging
 import math
-import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,21 +21,23 @@ from m3ae.data.shards import Shards, read_manifest
 from m3ae.data.texts import check_tokenizer, load_tokenizer
 from m3ae.downstream.config import FinetuneConfig, load_finetune_config
 from m3ae.downstream.data import Questions, read_splits, train_loader
+from m3ae.downstream.epochs import Epochs, read_history
 from m3ae.downstream.evaluation import Evaluation
 from m3ae.downstream.frozen import encode_frozen, standardise_head
-from m3ae.downstream.model import Downstream, Init, build_downstream, read_init, write_facts
+from m3ae.downstream.model import Downstream, Init, build_downstream, read_init
 from m3ae.downstream.selection import read_fields, same_rows
 from m3ae.models.heads import start_answer_head
 from m3ae.models.param_groups import param_groups
 from m3ae.scoring.protocols import Protocol, protocols_of
-from m3ae.training.checkpoint import finished, resume, save_checkpoint
+from m3ae.training.checkpoint import finished, resume
 from m3ae.training.command import run_script
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer
-from m3ae.training.logs import RunLog, log_facts, read_log, record_run, start_tracker
-from m3ae.training.loop import Loop
+from m3ae.training.logs import RunLog, log_facts, record_run, start_tracker
+from m3ae.training.loop import Loop, due_at
 from m3ae.training.optim import build_optimizer
 from m3ae.training.precision import resolve_precision
+from m3ae.training.saving import Saver
 
 log = logging.getLogger("m3ae")
 
@@ -107,36 +107,30 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
         standardise_head(model, rows, config, processes, precision)
     record_run(run, config, facts, processes)
     run_log = RunLog(run, step, processes.first, start_tracker(train.tracker, config, processes))
-    best = best_epochs(read_history(run, processes), protocols, config) if step else {}
+    epochs, every = Epochs(evaluation, tokenizer, run_log, per_epoch), per_epoch * config.eval.every
+    if step:
+        for epoch, measures in read_history(evaluation).items():
+            epochs.note(epoch, measures)
+        if due_at(step, plan.steps, every) and not processes.any(run_log.has("eval", step)):
+            epochs.end(step)  # it was broken off
 
     # ---------------------------------------------------------------- loop
     loader = train_loader(config, rows, plan, processes, step)
-    key, skip = (lambda index: rows.pairs[index].key), train.skip_non_finite
-    loop = Loop(trainer, loader, plan, config.optim, step, key, skip)
-    for step, batches in loop:
-        trainer.train_step(batches)
-        if loop.due(train.log_every, per_epoch):
-            loop.log(run_log)
-        if loop.due(per_epoch * config.eval.every):
-            epoch = step // per_epoch
-            measures = evaluated(evaluation, epoch, step, run_log)
-            for name in keep_best(best, measures, epoch, protocols, config):
-                save_best(run / f"best-{name}", trainer, config, tokenizer, answers, known, epoch)
-        if loop.due(per_epoch * train.checkpoint_every):
-            save_checkpoint(run, step, trainer, config, tokenizer)
+    saver = Saver(run, trainer, config, tokenizer)
+    with Loop(saver, loader, plan, step, lambda index: rows.pairs[index].key) as loop:
+        for step, batches in loop:
+            trainer.train_step(batches)
+            if loop.due(train.log_every, per_epoch):
+                loop.log(run_log)
+            if loop.due(per_epoch * train.checkpoint_every):
+                saver.save(step)
+            if loop.due(every):
+                epochs.end(step)
 
     # ---------------------------------------------------------------- final evaluation
-    evaluation.finish({n: epoch for n, (_, epoch) in best.items()}, read_history(run, processes))
+    best = {name: epoch for name, (_, epoch) in epochs.best.items()}
+    evaluation.finish(best, read_history(evaluation))
     run_log.close()
-
-
-def evaluated(evaluation: Evaluation, epoch: int, step: int, run_log: RunLog) -> dict[str, float]:
-    """The measures of an epoch, logged with the seconds for which training waited."""
-    started, measures = time.perf_counter(), evaluation.run(epoch)
-    seconds = round(time.perf_counter() - started, 2)
-    run_log.write("eval", step, epoch=epoch, **measures, seconds=seconds)
-    log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4f}" for k, v in measures.items()))
-    return measures
 
 
 def read_protocols(config: FinetuneConfig, name: str) -> list[Protocol]:
@@ -206,73 +200,6 @@ def tokenizer_source(config: FinetuneConfig, init: Init) -> str:
     if source is None:
         raise ValueError("data.tokenizer: set it, since neither init nor the text encoder has one")
     return source
-
-
-def read_history(run: Path, processes: Processes) -> dict[int, dict[str, float]]:
-    """The measures of every epoch so far, from the first process's log."""
-    lines = processes.from_first(read_log(run, "eval") if processes.first else None)
-    return {line["epoch"]: line for line in lines}
-
-
-def best_epochs(
-    history: dict[int, dict[str, float]], protocols: list[Protocol], config: FinetuneConfig
-) -> dict[str, tuple[float, int]]:
-    """Value and number of the best epoch so far under each protocol."""
-    best: dict[str, tuple[float, int]] = {}
-    for epoch, measures in history.items():
-        keep_best(best, measures, epoch, protocols, config)
-    return best
-
-
-def keep_best(
-    best: dict[str, tuple[float, int]],
-    measures: dict[str, float],
-    epoch: int,
-    protocols: list[Protocol],
-    config: FinetuneConfig,
-) -> list[str]:
-    """Note an epoch under each protocol where it is the best so far; returns their names."""
-    improved = []
-    for rules in protocols:
-        value = measures[f"{rules.select}/{rules.name}/{config.eval.metric}"]
-        value = -value if config.eval.metric == "loss" else value
-        if rules.name not in best or value > best[rules.name][0]:
-            best[rules.name] = (value, epoch)
-            improved.append(rules.name)
-    return improved
-
-
-def save_best(
-    folder: Path,
-    trainer: Trainer,
-    config: FinetuneConfig,
-    tokenizer: object,
-    answers: list[str],
-    known: dict[str, set[str]],
-    epoch: int,
-) -> None:
-    """The model of the best epoch so far, as `python -m m3ae.predict` reads it."""
-    if not trainer.processes.first:
-        return
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    trainer.model.save_pretrained(part, tokenizer)
-    write_facts(
-        part,
-        task=config.task,
-        field=config.data.field,
-        answers=answers,
-        known={name: sorted(labels) for name, labels in known.items()},
-        protocol=config.protocol,
-        source=read_manifest(Path(config.data.train))["source"],
-        image_px=config.data.image_px,
-        text_length=config.data.text_length,
-        image=config.data.image,
-        head=dataclasses.asdict(config.head),
-        epoch=epoch,
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
 
 
 if __name__ == "__main__":

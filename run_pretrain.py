@@ -12,25 +12,27 @@ from pathlib import Path
 
 import torch
 
+from m3ae.checkpoints import last_checkpoint
 from m3ae.config import Config, load_config
 from m3ae.data.datasets import EvalBatches, Pairs, eval_batches, train_loader
 from m3ae.data.sampler import Plan
 from m3ae.data.texts import check_tokenizer, load_tokenizer
-from m3ae.files import last_checkpoint, write_json
+from m3ae.files import write_json
 from m3ae.models import build_model
 from m3ae.models.param_groups import param_groups
 from m3ae.pretraining import cost
 from m3ae.pretraining.evaluation import ThreeArms
 from m3ae.pretraining.reconstruction import draw_reconstructions
 from m3ae.reports.pretraining import write_report
-from m3ae.training.checkpoint import finished, resume, save_checkpoint
+from m3ae.training.checkpoint import finished, resume
 from m3ae.training.command import run_script
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer, evaluate, summarise, to_device
 from m3ae.training.logs import RunLog, log_facts, record_run, start_tracker
-from m3ae.training.loop import Loop
+from m3ae.training.loop import Loop, due_at
 from m3ae.training.optim import build_optimizer
 from m3ae.training.precision import resolve_precision
+from m3ae.training.saving import Saver
 from m3ae.training.sharding import shard
 
 log = logging.getLogger("m3ae")
@@ -73,24 +75,25 @@ def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> Non
     step = resume(run, trainer, config)
     record_run(run, config, facts, processes)
     run_log = RunLog(run, step, processes.first, start_tracker(train.tracker, config, processes))
-    if step == 0:
-        if frozen := ", ".join(model.unreached()):
-            log.info("no loss reaches, so frozen: %s", frozen)
-            run_log.write("note", 0, message=f"no loss reaches, so frozen: {frozen}")
-        held_out_losses(config, trainer, held_out, run_log, 0)
+    if (frozen := ", ".join(model.unreached())) and step == 0:
+        log.info("no loss reaches, so frozen: %s", frozen)
+        run_log.write("note", 0, message=f"no loss reaches, so frozen: {frozen}")
+    evaluated = processes.any(run_log.has("eval", step))  # else it was broken off
+    if not evaluated and (step == 0 or due_at(step, plan.steps, config.eval.every)):
+        held_out_losses(config, trainer, held_out, run_log, step)
 
     # ---------------------------------------------------------------- loop
     loader = train_loader(config, pairs, plan, processes.rank, step, processes.device)
-    key, skip = (lambda index: pairs[index].key), train.skip_non_finite
-    loop = Loop(trainer, loader, plan, config.optim, step, key, skip)
-    for step, batches in loop:
-        trainer.train_step(batches)
-        if loop.due(train.log_every):
-            loop.log(run_log, facts["gflop_per_sample"])
-        if loop.due(config.eval.every):
-            held_out_losses(config, trainer, held_out, run_log, step)
-        if loop.due(train.checkpoint_every):
-            save_checkpoint(run, step, trainer, config, tokenizer)
+    saver = Saver(run, trainer, config, tokenizer)
+    with Loop(saver, loader, plan, step, lambda index: pairs[index].key) as loop:
+        for step, batches in loop:
+            trainer.train_step(batches)
+            if loop.due(train.log_every):
+                loop.log(run_log, facts["gflop_per_sample"])
+            if loop.due(train.checkpoint_every):
+                saver.save(step)
+            if loop.due(config.eval.every):
+                held_out_losses(config, trainer, held_out, run_log, step)
 
     # ---------------------------------------------------------------- final evaluation
     result, started = {"step": step}, time.perf_counter()

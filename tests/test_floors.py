@@ -10,7 +10,8 @@ import m3ae
 
 SRC = Path(m3ae.__file__).parent
 FLOORS = (
-    {"files", "processes", "hub", "drawing", "command", "config", "strict_yaml", "installation"},
+    {"files", "checkpoints", "processes", "hub", "drawing", "command", "config", "strict_yaml"}
+    | {"installation"},
     {"scoring"},
     {"data"},
     {"corpora"},
@@ -23,11 +24,12 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms that may know less than all that is below them.
 MAY_KNOW = {
     "scoring": {"files"},
-    "data": {"files", "config", "hub"},
+    "data": {"files", "checkpoints", "config", "hub", "processes"},
     "corpora": {"files", "processes", "command", "config", "data", "scoring.answers"},
-    "models": {"config", "files", "hub", "strict_yaml", "data.masking"},
+    "models": {"config", "checkpoints", "files", "hub", "strict_yaml", "data.masking"},
     "training": {
-        *("config", "files", "processes", "strict_yaml", "installation", "command"),
+        *("config", "files", "checkpoints", "processes"),
+        *("strict_yaml", "installation", "command"),
         *("data.sampler", "data.contents"),
     },
 }

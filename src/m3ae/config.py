@@ -185,6 +185,9 @@ class TrainConfig:
     log_every: int
     checkpoint_every: int
     keep_checkpoints: int
+    keep_every: int
+    keep_best: bool
+    on_save_error: Literal["stop", "continue"]
     tracker: Literal["trackio", "wandb"] | None
 
 
@@ -277,7 +280,7 @@ _RULES = (
     (
         "is negative",
         lambda x: x >= 0,
-        """seed workers skip_non_finite every samples final_samples pictures weight depth
+        """seed workers skip_non_finite keep_every every samples final_samples pictures weight depth
         decoder_depth pad_id lr fusion_lr_scale head_lr_scale end_lr_scale power weight_decay""",
     ),
     (

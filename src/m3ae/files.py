@@ -91,17 +91,3 @@ def redecoded(text: str, encoding: str | None) -> str:
         raise ValueError(f"{encoding}: no encoding of texts, such as latin-1 or cp1252") from error
     except UnicodeError:
         return text
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    found = (run / "checkpoints").glob("step-*")
-    return sorted(path for path in found if path.suffix != ".part")
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """The last checkpoint of a run folder; a folder of weights, or a hub id, is itself."""
-    saved = checkpoints(folder)
-    if (folder / "checkpoints").is_dir() and not saved:
-        raise FileNotFoundError(f"{folder}/checkpoints: no whole checkpoint in it yet")
-    return saved[-1] if saved else folder

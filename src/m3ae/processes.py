@@ -1,11 +1,31 @@
-"""Processes: which machine this is, whether a process of it lives, how many cores it may use."""
+"""Processes: which machine this is, whether one lives, its cores, its signals."""
 
+import faulthandler
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# What asks a run to end (schedulers send it before they take the machine), and what asks a process
+# for the stacks of its threads; not on every platform.
+STOP_SIGNALS = [getattr(signal, x) for x in ("SIGTERM", "SIGUSR1") if hasattr(signal, x)]
+STACKS = getattr(signal, "SIGUSR2", None)
+
+
+def show_stacks_on_signal() -> None:
+    """From now on `STACKS` writes the stacks of this process's threads to stderr."""
+    if STACKS:
+        faulthandler.register(STACKS, file=2)
+
+
+def start_loading(_: int) -> None:
+    """For the start of a data-loading process: whether it ends is for its parent to say."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    show_stacks_on_signal()
 
 
 def machine() -> str:

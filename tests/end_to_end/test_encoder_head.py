@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 
 import run_finetune
 from m3ae import features, predict
+from m3ae.checkpoints import checkpoints
 from m3ae.data.datasets import Pairs
 from m3ae.models.heads import EncoderHead
 from m3ae.scoring.predictions import read_predictions
-from m3ae.training.checkpoint import checkpoints
 from m3ae.training.logs import read_log
+from tests.end_to_end.conftest import stop_after_saving
 from tests.end_to_end.test_finetune import scores
 
 HEAD = "head={reads: encoders, image_blocks: [1], width: 32, loss: cross_entropy}"
@@ -85,16 +86,10 @@ def test_every_text_counts_once(tune, monkeypatch):
 def test_resumed_while_the_encoders_train(tune, tmp_path, monkeypatch):
     """Inputs standardised anew by encoders that have moved since the start."""
     assert tune(HEAD, name="whole") == 0
-    real = run_finetune.save_checkpoint
-
-    def save_and_stop(*args, **kwargs):
-        real(*args, **kwargs)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run_finetune, "save_checkpoint", save_and_stop)
+    stop_after_saving(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):
         tune(HEAD, name="cut")
-    monkeypatch.setattr(run_finetune, "save_checkpoint", real)
+    monkeypatch.undo()
     assert tune(HEAD, name="cut") == 0
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
@@ -140,6 +135,7 @@ def test_a_folder_of_before_there_were_heads(tune, tmp_path, questions):
     assert tune("train.epochs=1") == 0
     best = tmp_path / "run/best-strict"
     facts = json.loads((best / "downstream.json").read_text())
+    (best / "state.json").unlink()
     assert facts.pop("head")["reads"] == "fusion"
     (best / "downstream.json").write_text(json.dumps(facts))
     assert tune(f"init={best}", "eval_only=true", name="check") == 0

@@ -13,18 +13,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import run_finetune
 import run_pretrain
+from m3ae.checkpoints import checkpoints
 from m3ae.config import load_config
 from m3ae.data.datasets import Pairs
 from m3ae.data.questions import read_questions
 from m3ae.data.shards import Shards
-from m3ae.downstream import evaluation
 from m3ae.downstream.trained import load_trained
 from m3ae.models import build_model
 from m3ae.scoring.predictions import read_predictions, read_trained_on, write_trained_on
-from m3ae.training.checkpoint import checkpoints
 from m3ae.training.logs import read_log
+from tests.end_to_end.conftest import stop_after_saving
 from tests.recipe import ROOT
 
 
@@ -202,45 +201,10 @@ def test_interrupted_at_the_very_end(tune, tmp_path, monkeypatch):
     """A final evaluation that cannot be repeated, or is of the last weights and not the best."""
     assert tune("train.epochs=3", "protocol=strict", name="whole") == 0
 
-    def stop(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    real = evaluation.write_json
-    monkeypatch.setattr(evaluation, "write_json", stop)
-    with pytest.raises(KeyboardInterrupt):
-        tune("train.epochs=3", "protocol=strict", name="cut")
-    monkeypatch.setattr(evaluation, "write_json", real)
-    assert tune("train.epochs=3", "protocol=strict", name="cut") == 0
-    assert scores(tmp_path / "whole") == scores(tmp_path / "cut")
-    best = json.loads((tmp_path / "cut/best-strict/downstream.json").read_text())["epoch"]
-    assert scores(tmp_path / "cut")["strict"]["epoch"] == best
-    # Weights of another epoch than the log's best are not taken for it.
-    facts = tmp_path / "cut/best-strict/downstream.json"
-    facts.write_text(facts.read_text().replace(f'"epoch": {best}', '"epoch": 9'))
-    (tmp_path / "cut/evaluation.json").unlink()
-    assert tune("train.epochs=3", "protocol=strict", name="cut") == 2
-
-
-def test_resumed_is_uninterrupted(tune, tmp_path, monkeypatch):
-    """Anything of the loop, the order or the selection that a checkpoint forgets."""
-    assert tune("train.epochs=3", name="whole") == 0
-
-    def stop(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    real = run_finetune.save_checkpoint
-    calls = []
-
-    def save_twice(*args, **kwargs):
-        real(*args, **kwargs)
-        calls.append(1)
-        if len(calls) == 2:
-            stop()
-
-    monkeypatch.setattr(run_finetune, "save_checkpoint", save_twice)
+    stop_after_saving(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         tune("train.epochs=3", name="cut")
-    monkeypatch.setattr(run_finetune, "save_checkpoint", real)
+    monkeypatch.undo()
     assert tune("train.epochs=3", name="cut") == 0
     one, two = (
         load_file(checkpoints(tmp_path / name)[-1] / "model.safetensors")

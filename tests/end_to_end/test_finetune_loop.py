@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from m3ae.checkpoints import checkpoints
 from m3ae.data.shards import Shards
 from m3ae.models import switches
 from m3ae.scoring.predictions import read_trained_on
-from m3ae.training.checkpoint import checkpoints
 from m3ae.training.logs import read_log
 
 

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 import run_finetune
 import run_pretrain
+from m3ae.checkpoints import checkpoints
 from m3ae.data.datasets import Pairs
 from m3ae.data.texts import load_tokenizer
 from m3ae.downstream.config import load_finetune_config
@@ -13,10 +14,10 @@ from m3ae.downstream.data import Questions
 from m3ae.downstream.frozen import FrozenFeatures
 from m3ae.downstream.model import build_downstream, read_init
 from m3ae.scoring.predictions import read_predictions
-from m3ae.training.checkpoint import checkpoints
 from m3ae.training.distributed import Processes
 from m3ae.training.logs import read_log
 from tests.conftest import SMALL
+from tests.end_to_end.conftest import stop_after_saving
 from tests.end_to_end.test_finetune import scores
 from tests.recipe import ROOT
 
@@ -67,16 +68,10 @@ def test_features_computed_once_change_nothing(tune, tmp_path, monkeypatch, imag
 def test_resumed_with_frozen_encoders(tune, tmp_path, monkeypatch):
     """An optimiser whose state is matched with other parameters, or features that differ."""
     assert tune(ENCODERS, name="whole") == 0
-    real = run_finetune.save_checkpoint
-
-    def save_and_stop(*args, **kwargs):
-        real(*args, **kwargs)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run_finetune, "save_checkpoint", save_and_stop)
+    stop_after_saving(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):
         tune(ENCODERS, name="cut")
-    monkeypatch.setattr(run_finetune, "save_checkpoint", real)
+    monkeypatch.undo()
     assert tune(ENCODERS, name="cut") == 0
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())

@@ -9,7 +9,7 @@ import pytest
 
 import run_pretrain
 from data_prep import roco
-from m3ae.files import checkpoints
+from m3ae.checkpoints import checkpoints
 from tests.data_prep.test_prepare import ten
 from tests.recipe import ROOT
 

@@ -1,6 +1,7 @@
 """The loop of the run scripts, on a model that is a single number."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from m3ae.training.engine import Trainer
 from m3ae.training.logs import RunLog, read_log
 from m3ae.training.loop import Loop
 from m3ae.training.optim import build_optimizer
+from m3ae.training.saving import Saver
 from tests.recipe import tiny_config
 from tests.training.test_distributed import ALONE
 
-OPTIM = tiny_config("optim.warmup_frac=0", "optim.lr=0.1").optim
+CONFIG = tiny_config("optim.warmup_frac=0", "optim.lr=0.1")
 
 
 class Number(nn.Module):
@@ -41,7 +43,7 @@ def loop_of(values: list[float], step: int = 0, micro: int = 1, processes=ALONE)
     """One sample a micro-batch, `micro` a step."""
     model = Number()
     group = {"name": "all", "params": list(model.parameters()), "lr_scale": 1.0}
-    optimizer = build_optimizer([group], OPTIM)
+    optimizer = build_optimizer([group], CONFIG.optim)
     trainer = Trainer(model, optimizer, processes, "fp32", None)
     batches = [
         {"index": torch.tensor([number]), "value": torch.tensor([value])}
@@ -49,7 +51,8 @@ def loop_of(values: list[float], step: int = 0, micro: int = 1, processes=ALONE)
     ]
     plan = Plan(len(values), len(values) // micro, micro, 1, 1)
     loader = loader_from(batches, step * micro, 0, processes.device)
-    return Loop(trainer, loader, plan, OPTIM, step, "sample-{}".format)
+    saver = Saver(Path("nowhere"), trainer, CONFIG, None)
+    return Loop(saver, loader, plan, step, "sample-{}".format)
 
 
 def steps_of(loop: Loop) -> Iterator[int]:
@@ -138,7 +141,7 @@ def test_a_failed_step_is_repeated_as_it_was(where):
     loop = loop_of([3.0] * 12)
     loop.trainer.model = loop.trainer.parallel = model = Fragile(where)
     optimizer = build_optimizer(
-        [{"name": "all", "params": list(model.parameters()), "lr_scale": 1.0}], OPTIM
+        [{"name": "all", "params": list(model.parameters()), "lr_scale": 1.0}], CONFIG.optim
     )
     loop.trainer.optimizer = optimizer
     with pytest.raises(ValueError, match="not finite at step") as error:

@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from m3ae.checkpoints import newest_whole
 from m3ae.data.shards import read_manifest
-from m3ae.files import checkpoints, file_sha256
+from m3ae.files import file_sha256
 
 FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".json", ".txt", ".tsv")
 
@@ -31,8 +32,7 @@ def content_of(path: str | None) -> str | None:
     if path is None:
         return None
     place = Path(path)
-    if saved := checkpoints(place):
-        place = saved[-1]
+    place = newest_whole(place) or place
     if place.is_dir():
         if any(place.glob("shard-*")) and not (place / "manifest.json").is_file():
             return None  # a split that is being prepared, or was broken off

@@ -34,6 +34,7 @@ from m3ae.data.texts import (
     ordinary_ids,
     special_ids,
 )
+from m3ae.processes import start_loading
 
 log = logging.getLogger(__name__)
 
@@ -337,5 +338,6 @@ def _loader(dataset: Dataset, items: range, workers: int, device: torch.device) 
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
+        worker_init_fn=start_loading,
         generator=torch.Generator().manual_seed(0),  # leaves the global one alone
     )

@@ -69,6 +69,8 @@ class DownstreamTrain:
     log_every: int
     checkpoint_every: int
     keep_checkpoints: int
+    keep_every: int
+    on_save_error: Literal["stop", "continue"]
     tracker: Literal["trackio", "wandb"] | None
 
 

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from m3ae.checkpoints import last_checkpoint
 from m3ae.config import Architecture, load_config
 from m3ae.downstream.config import PAPER_HEAD, FinetuneConfig, HeadConfig
 from m3ae.downstream.retrieval import retrieval_scores
-from m3ae.files import last_checkpoint, write_json
+from m3ae.files import write_json
 from m3ae.models.heads import (
     HEADS,
     AnswerHead,

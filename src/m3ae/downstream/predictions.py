@@ -40,7 +40,8 @@ def predict(
     """
     rows, logits = [], []
     own = eval_batches(data, processes.rank, processes.count, workers, processes.device)
-    for batch in tqdm(own, desc=title, unit="batch", disable=not title):
+    rounds = processes.rounds(own)
+    for batch in tqdm(rounds, desc=title, total=len(own), unit="batch", disable=not title):
         rows.append(batch["index"].numpy())
         logits.append(scores_of(model, batch, processes.device, precision))
     mine = (np.concatenate(rows), np.concatenate(logits)) if rows else None

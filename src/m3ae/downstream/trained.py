@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from m3ae.checkpoints import last_checkpoint
 from m3ae.config import TEXT_TOKENS
 from m3ae.data.shards import read_manifest
 from m3ae.data.texts import load_tokenizer, most_tokens
 from m3ae.downstream.model import FACTS, build_fine_tuned, read_facts
-from m3ae.files import last_checkpoint
 from m3ae.models.m3ae import M3AE
 from m3ae.models.pretrained import at_size, fine_tuned_heads, load_strictly, read_pretrained
 from m3ae.scoring.predictions import PROTOCOLS

@@ -284,9 +284,14 @@ class M3AE(nn.Module):
         """Take the weights of such a folder, whose sizes must be this model's; strict."""
         pretrained.load_strictly(self, pretrained.read_pretrained(folder)[1], str(folder))
 
-    def save_pretrained(self, path: str | Path, tokenizer: object = None) -> None:
-        """Weights (safetensors), config.json, model card and, if given, the tokeniser."""
-        pretrained.save_pretrained(self, path, tokenizer)
+    def save_pretrained(
+        self, path: str | Path, tokenizer: object = None, state: pretrained.State | None = None
+    ) -> None:
+        """Weights (safetensors), config.json, model card and, if given, the tokeniser.
+
+        state: a copy of `state_dict` to be written instead of what the model has now.
+        """
+        pretrained.save_pretrained(self, path, tokenizer, state)
 
 
 def build_model(config: Config) -> M3AE:

@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from m3ae.checkpoints import check_folder, last_checkpoint
 from m3ae.config import Architecture
-from m3ae.files import last_checkpoint, replacing, write_json
+from m3ae.files import replacing, write_json
 from m3ae.models.heads import HEADS
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
@@ -305,11 +306,17 @@ _FINE_TUNED = """`downstream.json` says what the outputs of its head mean. `M3AE
 """
 
 
-def save_pretrained(model: nn.Module, path: str | Path, tokenizer: Any = None) -> None:
-    """Write model.safetensors, config.json, README.md and the tokeniser into folder `path`."""
+def save_pretrained(
+    model: nn.Module, path: str | Path, tokenizer: Any = None, state: State | None = None
+) -> None:
+    """Write model.safetensors, config.json, README.md and the tokeniser into folder `path`.
+
+    state: a copy of the model's `state_dict` on the CPU, to be written instead of what it has now.
+    """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    if state is None:
+        state = {k: tensor.detach().cpu().contiguous() for k, tensor in model.state_dict().items()}
     with replacing(path / "model.safetensors") as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
     config = {"format": "m3ae", "version": 1, "model": dataclasses.asdict(model.config)}
@@ -326,7 +333,11 @@ def save_pretrained(model: nn.Module, path: str | Path, tokenizer: Any = None) -
 
 
 def read_pretrained(path_or_hub_id: str | Path) -> tuple[Architecture, State]:
-    """Config and weights of a folder that `save_pretrained` wrote, or of such a hub repository."""
+    """Config and weights of a folder that `save_pretrained` wrote, or of such a hub repository.
+
+    ValueError where a file of a checkpoint is not the one that was written.
+    """
+    check_folder(Path(path_or_hub_id))
     place = find_file(path_or_hub_id, "config.json")
     if place is None:
         wrong = "has no config.json: not a folder of save_pretrained"

@@ -1,21 +1,8 @@
-"""Checkpoints: folders that hold all that the next step depends on.
-
-    checkpoints/step-00002000/
-        model.safetensors, config.json, tokeniser   what model.save_pretrained writes
-        optimizer.pt, rng-0.pt, rng-1.pt, ...        tensors and plain values (weights_only)
-        state.json                                   step, processes, format
-        config.yaml                                  the resolved config
-
-A folder is written under a temporary name, synced and renamed: it is whole or not there. The first
-process alone writes and reads, so that hosts need not share a disk.
-"""
+"""Going on from a checkpoint that `saving` wrote, or a word why not."""
 
 import json
 import logging
-import os
 import random
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +10,27 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map_only
 
+from m3ae.checkpoints import newest_whole, read_state, step_of
 from m3ae.config import to_yaml
 from m3ae.data.contents import contents
 from m3ae.data.sampler import DROPOUT, keyed
-from m3ae.files import checkpoints
 from m3ae.strict_yaml import flat, parse
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer
-from m3ae.training.sharding import copy_from, gathered, spread
+from m3ae.training.sharding import copy_from, spread
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # 1: moments of queries, keys and values apart
+# 1: moments of queries, keys and values apart; 2: no digests
+VERSION = 3
 # What may differ between a run and its continuation: it changes the training by rounding at most
 # (`model.share` also by the draws of dropout).
 FREE_KEYS = """
 output model.share model.compile model.activation_checkpointing data.workers
 train.batch_per_process train.threads train.device train.tf32 train.deterministic
 train.timeout_minutes train.skip_non_finite train.shard train.log_every
-train.checkpoint_every train.keep_checkpoints train.tracker eval.every eval.pictures
+train.checkpoint_every train.keep_checkpoints train.keep_every train.keep_best train.on_save_error
+train.tracker eval.every eval.pictures
 """.split()
 
 
@@ -68,69 +57,15 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, words.numpy().astype(np.uint32), position, has_gauss, cached))
 
 
-def save_checkpoint(run: Path, step: int, trainer: Trainer, config: Any, tokenizer: Any) -> Path:
-    """Write the checkpoint of `step` finished steps; every process must call it.
-
-    OSError naming it, and the last whole one, where it cannot be written.
-    """
-    processes = trainer.processes
-    final = run / "checkpoints" / f"step-{step:08d}"
-    states, model = processes.gather(rng_state()), trainer.whole()
-    rest = {"optimizer": gathered(trainer.optimizer.state_dict())}
-    rest["scaler"] = trainer.scaler.state_dict()
-    state = {"version": VERSION, "step": step, "processes": processes.count}
-    if processes.first:
-        part = final.with_name(final.name + ".part")
-        try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            model.save_pretrained(part, tokenizer)
-            _write(part, states, rest, state, config)
-            shutil.rmtree(final, ignore_errors=True)
-            os.rename(part, final)
-            _sync(final.parent)
-        # The libraries that write raise what they like where a disk is full.
-        except Exception as error:
-            shutil.rmtree(part, ignore_errors=True)
-            why = " ".join(str(error).split())[:200]
-            kept = checkpoints(run)
-            last = f"the last whole one is {kept[-1]}" if kept else "there is none before it"
-            raise OSError(f"{final}: cannot be written ({why}); {last}") from error
-        for old in checkpoints(run)[: -config.train.keep_checkpoints]:
-            shutil.rmtree(old)
-    processes.wait()
-    return final
-
-
-def _write(
-    part: Path, states: list[Any], rest: dict[str, Any], state: dict[str, Any], config: Any
-) -> None:
-    """All of a checkpoint but the model, synced with what is there."""
-    for rank, one in enumerate(states):
-        torch.save(one, part / f"rng-{rank}.pt")
-    torch.save(rest, part / "optimizer.pt")
-    (part / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    (part / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
-    for file in [*part.iterdir(), part]:
-        _sync(file)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def resume(run: Path, trainer: Trainer, config: Any) -> int:
-    """Restore all from the run's last checkpoint, if any; returns the number of finished steps.
+    """Restore all from the run's newest whole checkpoint; returns the number of finished steps.
 
-    The first process chooses and reads it; every process must call this. On another number of
-    processes than wrote it the batches and the model go on, dropout's draws begin anew. Raises
-    ValueError when the config is not the checkpoint's.
+    The first process reads it; every process must call this. On another number of processes than
+    wrote it the batches and the model go on, dropout's draws begin anew. Raises ValueError when the
+    config is not the checkpoint's, or another host has a newer one.
     """
     processes = trainer.processes
+    _check_hosts(run, processes)
     whole = processes.share(_read(run, trainer, config) if processes.first else None)
     if whole is None:
         return 0
@@ -152,6 +87,16 @@ def resume(run: Path, trainer: Trainer, config: Any) -> int:
     return step
 
 
+def _check_hosts(run: Path, processes: Processes) -> None:
+    """ValueError where a host has a newer checkpoint than the first process: ranks may move."""
+    saved = newest_whole(run) if processes.local_rank == 0 else None
+    steps = processes.gather(step_of(saved) if saved else 0)
+    if steps[0] < max(steps):
+        there = f"the host of process {steps.index(max(steps))} has step {max(steps)}"
+        here = f"that of the first process step {steps[0]}"
+        raise ValueError(f"{run}: {there}, {here}; give hosts one folder, or copy it there")
+
+
 def _moments_spread(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """An optimiser's state with what has the shape of its parameter in shares as that is."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -167,18 +112,16 @@ def _moments_spread(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
 
 def _read(run: Path, trainer: Trainer, config: Any) -> dict[str, Any] | None:
     """All that is in the run's last checkpoint, its weights already in the model; None: no one."""
-    if not (saved := checkpoints(run)):
+    if not (path := newest_whole(run)):
         return None
-    path = saved[-1]
-    state = _undamaged(path / "state.json", lambda file: json.loads(file.read_text()))
+    state = read_state(path)
     if state["version"] != VERSION:
         told = f"version {state['version']}, this code resumes {VERSION}"
         raise ValueError(f"{path}: {told}; init={path} output=... starts from its weights")
     check_same_config(path, config, state["step"])
-    _undamaged(path / "model.safetensors", lambda file: trainer.model.load_weights(file.parent))
-    whole = _undamaged(path / "optimizer.pt", _tensors)
-    ranks = range(state["processes"])
-    states = [_undamaged(path / f"rng-{rank}.pt", _tensors) for rank in ranks]
+    trainer.model.load_weights(path)
+    whole = _tensors(path / "optimizer.pt")
+    states = [_tensors(path / f"rng-{rank}.pt") for rank in range(state["processes"])]
     log.info("resuming from %s", path)
     return whole | {
         "step": state["step"],
@@ -189,21 +132,6 @@ def _read(run: Path, trainer: Trainer, config: Any) -> dict[str, Any] | None:
 
 def _tensors(file: Path) -> Any:
     return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _undamaged(file: Path, read: Callable[[Path], Any]) -> Any:
-    """What `read` makes of a file of a checkpoint; ValueError naming it where that fails.
-
-    The libraries that read it raise what they like at a file that is cut or altered.
-    """
-    try:
-        return read(file)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        on = f"delete {file.parent} to go on from the checkpoint before"
-        raise ValueError(f"{file}: damaged ({why}); {on}") from error
 
 
 def finished(run: Path, config: Any, processes: Processes, steps: int = 0) -> bool:

@@ -13,14 +13,16 @@ from m3ae.installation import check_installation
 from m3ae.training.distributed import join_processes, world_size
 from m3ae.training.logs import start_logging
 from m3ae.training.precision import set_arithmetic
+from m3ae.training.stopping import STOPPED, StoppedError
 
 
 def run_script(description: str, load: Callable, body: Callable, argv: Sequence[str] | None) -> int:
     """Read the arguments, load the config, join the processes and run.
 
     load(path, overrides) gives a config, body(config, processes, dry_run) is the run. Returns the
-    exit status: 2 for a user's mistake, which ends in one line on stderr. One of several processes
-    does not return after an error: it says it and ends at once, so that torchrun ends the others.
+    exit status: 2 for a user's mistake, which ends in one line on stderr, `stopping.STOPPED` where
+    a signal asked for the end. One of several processes does not return after an error: it says it
+    and ends at once, so that torchrun ends the others.
     """
     parser = parser_for(description)
     add = parser.add_argument
@@ -43,8 +45,11 @@ def run_script(description: str, load: Callable, body: Callable, argv: Sequence[
             with naming(Path(config.output)):
                 body(config, processes, args.dry_run)
     except BaseException as error:
-        mistake = isinstance(error, ValueError | OSError)
-        if mistake:
+        status = 1
+        if isinstance(error, StoppedError):
+            status = STOPPED
+        elif isinstance(error, ValueError | OSError):
+            status = 2
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         elif world_size() > 1:
             traceback.print_exc()
@@ -52,8 +57,8 @@ def run_script(description: str, load: Callable, body: Callable, argv: Sequence[
             # An orderly end would wait for the other processes, which may wait for this one.
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(2 if mistake else 1)
-        if not mistake:
+            os._exit(status)
+        if status == 1:
             raise
-        return 2
+        return status
     return 0

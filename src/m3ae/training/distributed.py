@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from m3ae.training.stopping import Stop, StoppedError
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Processes:
     count: int
     device: torch.device
     local_count: int = 1
+    stop: Stop = field(default_factory=Stop, compare=False)
 
     @property
     def first(self) -> bool:
@@ -48,6 +51,28 @@ class Processes:
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
+
+    def any(self, holds: bool) -> bool:
+        """Whether it holds in any process, agreed on the host: no GPU is waited for."""
+        if self.count == 1:
+            return holds
+        found = torch.tensor(int(holds))
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
+
+    def go_on(self) -> None:
+        """Something is done; StoppedError in all where a signal asked any of them to end."""
+        self.stop.beat()
+        if self.any(self.stop.asked):
+            raise StoppedError
+
+    def rounds(self, batches: Any) -> Iterator[Any]:
+        """This process's batches, of which others may have more, with `go_on` before each."""
+        most, own = max(self.gather(len(batches))), iter(batches)
+        for number in range(most):
+            self.go_on()
+            if number < len(batches):
+                yield next(own)
 
     def from_first(self, value: Any) -> Any:
         """The first process's value; every process must call it."""
@@ -148,11 +173,14 @@ def join_processes(
         torch.cuda.set_device(own)
     if count > 1:
         dist.init_process_group(
-            "nccl" if gpu else "gloo",
-            timeout=timedelta(minutes=timeout_minutes),
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            # A stall shows its stacks first: see `Stop.watched`.
+            timeout=timedelta(minutes=timeout_minutes, seconds=30),
             device_id=own if gpu else None,
         )
     local_count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    yield Processes(int(os.environ.get("RANK", "0")), local_rank, count, own, local_count)
+    stop = Stop(count > 1)
+    with stop.on_signals():
+        yield Processes(int(os.environ.get("RANK", "0")), local_rank, count, own, local_count, stop)
     if count > 1:
         dist.destroy_process_group()

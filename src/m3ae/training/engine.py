@@ -4,7 +4,7 @@ The engine knows no objective: a model gives a dict with `loss`; its `counts` th
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,6 +83,7 @@ class Trainer:
                 # DDP averages over processes, but the totals already are everybody's.
                 self.scaler.scale(losses["loss"] * count).backward()
             self._add({key: value.detach() for key, value in losses.items()})
+            self.processes.stop.beat()
         self.scaler.unscale_(self.optimizer)
         trained = self.shares or self.model
         parameters = [p for p in trained.parameters() if p.grad is not None]
@@ -173,15 +174,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    model: nn.Module, batches: Iterable[dict[str, Tensor]], processes: Processes, precision: str
+    model: nn.Module, batches: Collection[dict[str, Tensor]], processes: Processes, precision: str
 ) -> Arrays:
     """Per-sample sums over a fixed set: arrays (samples,) by key, `index` sorted, no duplicates.
 
-    Every process must call it, each with its own batches.
+    Every process must call it, each with its own batches. StoppedError as `Processes.go_on`.
     """
     rows = []
     with evaluating(model):
-        for batch in batches:
+        for batch in processes.rounds(batches):
             batch = to_device(batch, processes.device)
             with autocast(processes.device, precision):
                 sums = model(batch, per_sample=True)

@@ -84,6 +84,11 @@ class RunLog:
         if self.tracker is not None and numbers:
             self.tracker.log(numbers, step=step)
 
+    def has(self, kind: str, step: int) -> bool:
+        """Whether there is a line of that kind and step."""
+        there = self.active and self.path.exists()
+        return there and any(line["step"] == step for line in read_log(self.path.parent, kind))
+
     def close(self) -> None:
         """Flush the TensorBoard events, end the tracker's run."""
         if self.board is not None:

@@ -1,6 +1,7 @@
 """The loop of both run scripts: batches, steps, log lines, the check that all was finite, speed."""
 
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from m3ae.config import OptimConfig
 from m3ae.data.sampler import Plan
-from m3ae.training.engine import Trainer
 from m3ae.training.failures import SampleId, explain, random_state
 from m3ae.training.logs import RunLog, peak_memory_gib
 from m3ae.training.optim import set_lr
+from m3ae.training.saving import Saver
+from m3ae.training.stopping import StoppedError
 
 log = logging.getLogger(__name__)
 
@@ -27,21 +28,51 @@ _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A6000
 class Loop:
     """`for step, batches in loop:` gives the micro-batches of a step and its number, from 1.
 
+    Inside `with loop:`, at whose end all that was saved is on the disk. A signal that asks the run
+    to end makes it StoppedError, after the checkpoint of the last step. Where nothing goes on for
+    `train.timeout_minutes` the process ends (see `Stop.watched`).
     The body trains on them, at the rates that are set, and then asks `due` before all else that it
     does (log lines, evaluation, checkpoints): that is in no speed, and raises ValueError naming
     samples where a loss or gradient is not finite.
-    `sample_id` names a sample by the `index` of a batch. `skip`: a step that is not finite changes
-    nothing, is noted in the log with its samples, and the run goes on, so many times; that costs a
-    wait for the device at every step.
+    `sample_id` names a sample by the `index` of a batch. With `train.skip_non_finite` a step that
+    is not finite changes nothing, is noted in the log with its samples, and the run goes on, so
+    many times; that costs a wait for the device at every step.
     """
 
-    trainer: Trainer
+    saver: Saver
     loader: DataLoader  # this process's micro-batches from `step` on; its data set holds all
     plan: Plan
-    optim: OptimConfig
     step: int
     sample_id: SampleId
-    skip: int = 0
+
+    def __post_init__(self) -> None:
+        self.trainer, config = self.saver.trainer, self.saver.config
+        self.optim, self.train, self.skip = config.optim, config.train, config.train.skip_non_finite
+
+    def __enter__(self) -> "Loop":
+        processes = self.trainer.processes
+        title = f"process {processes.rank} of {processes.count} on {socket.gethostname()}"
+        self.watch = processes.stop.watched(self.train.timeout_minutes, title)
+        self.watch.__enter__()
+        processes.stop.stage = "loop"
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        saver, processes = self.saver, self.trainer.processes
+        processes.stop.stage = "end"
+        self.watch.__exit__(None, None, None)
+        if kind is StoppedError:
+            self._check_finite()
+            if saver.saved != self.step:
+                saver.save(self.step)
+        if kind in (None, StoppedError):
+            saver.wait()
+            if error := saver.failure():
+                raise error
+            processes.wait()  # while the first one writes: torchrun ends all with the first to end
+        if kind is StoppedError:
+            log.info("asked to end: step %d is saved, the same command goes on", self.step)
+        processes.stop.stage = "outside"
 
     def __iter__(self) -> Iterator[tuple[int, list[dict[str, Tensor]]]]:
         trainer, steps = self.trainer, self.plan.steps
@@ -66,6 +97,8 @@ class Loop:
                 if self.skip and trainer.failed.item():
                     self._skip(sums)
                 self.bar.update()
+                self._check_saved()
+                trainer.processes.go_on()
                 if self.acted:
                     self._measure_anew()
 
@@ -74,13 +107,24 @@ class Loop:
 
         0 = at the end only.
         """
-        due = self.step == self.plan.steps or any(n and self.step % n == 0 for n in every)
+        due = due_at(self.step, self.plan.steps, *every)
         if due:
             self.acted = True
-            if self.trainer.failed.item() and not self.skip:
-                raise ValueError(self._not_finite())
-            self._look()
+            self._check_finite()
         return due
+
+    def _check_finite(self) -> None:
+        if self.trainer.failed.item() and not self.skip:
+            raise ValueError(self._not_finite())
+        self._look()
+
+    def _check_saved(self) -> None:
+        """Whether the last checkpoint could be written."""
+        if error := self.saver.failure():
+            if self.train.on_save_error == "stop":
+                raise error
+            log.error("%s; the run goes on (train.on_save_error)", error)
+            self.notes.append((self.step, str(error)))
 
     def log(self, run_log: RunLog, gflop: float | None = None) -> None:
         """A line of means since the last one, rates and speed; `gflop` = of a sample's step."""
@@ -141,6 +185,11 @@ class Loop:
             "Lower optim.lr, set optim.clip_norm or use train.precision=fp32; a change of these "
             "needs init=CHECKPOINT output=OTHER. train.skip_non_finite=N goes on without such steps"
         )
+
+
+def due_at(step: int, steps: int, *every: int) -> bool:
+    """Whether a step is a multiple of any of `every` (0: of none), or the last of `steps`."""
+    return step == steps or any(n and step % n == 0 for n in every)
 
 
 def peak_flops(device: torch.device) -> float | None:
