@@ -32,10 +32,13 @@ def writing(final: Path, **state: Any) -> Iterator[Path]:
     """A folder to be filled in the block, which then takes the place of `final`, synced.
 
     Under the name of `final` there is nothing, the old folder or the whole new one, with `state`
-    in its state.json. What killed processes left beside it is removed.
+    in its state.json. What a killed process left of its
+    kind (step-..., best-...) is removed.
     """
-    part = _aside(final, "part")
-    _remove(part)
+    part, kind = _aside(final, "part"), final.name.rpartition("-")[0]
+    for end in ("part", "old"):
+        for left in final.parent.glob(f"{kind}-*.{end}"):
+            _remove(left)
     try:
         part.mkdir()
         yield part
