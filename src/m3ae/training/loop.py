@@ -119,9 +119,9 @@ class Loop:
         self._look()
 
     def _check_saved(self) -> None:
-        """Whether the last checkpoint could be written."""
+        """OSError where a checkpoint could not be written, and that is to stop the run."""
         if error := self.saver.failure():
-            if self.train.on_save_error == "stop":
+            if self.train.on_save_error == "stop" or self.step == self.plan.steps:
                 raise error
             log.error("%s; the run goes on (train.on_save_error)", error)
             self.notes.append((self.step, str(error)))
