@@ -10,7 +10,7 @@ from tests.conftest import SMALL
 from tests.end_to_end.conftest import FAST
 from tests.recipe import ROOT
 
-EVERY = 20
+EVERY, EPOCHS = 20, 8
 REPORT = Path("runs/faults.jsonl")
 
 
@@ -22,6 +22,7 @@ def long_run(small_run):
         often = [
             f"train.checkpoint_every={EVERY}",
             "train.keep_checkpoints=20",
+            "eval.samples=100",
             f"eval.every={EVERY}",
             "train.log_every=1",
         ]
@@ -33,7 +34,7 @@ def long_run(small_run):
 
 @pytest.fixture()
 def long_tune(shards, questions, tmp_path):
-    """Arguments of run_finetune, an epoch of which is four steps."""
+    """Arguments of run_finetune, eight epochs of seven steps."""
 
     def arguments(*overrides: str, name: str = "run") -> list[str]:
         sizes = [line for line in SMALL if line.startswith("model.")]
@@ -44,8 +45,9 @@ def long_tune(shards, questions, tmp_path):
             f"architecture_set={json.dumps(sizes)}",
             *FAST,
             "train.log_every=1",
-            "train.epochs=16",
+            f"train.epochs={EPOCHS}",
             "train.keep_checkpoints=20",
+            "eval.samples=100",
             f"output={tmp_path / name}",
             f"data.train={questions}/train",
             f"data.test={questions}/test",

@@ -72,7 +72,7 @@ class Forked:
         codes = list(self.codes.values())
         return None if None in codes else codes
 
-    def wait(self, seconds: float = 120) -> list[int]:
+    def wait(self, seconds: float = 300) -> list[int]:
         """The exit codes once all processes have ended."""
         assert wait_for(self.poll, seconds=seconds)
         return self.poll()

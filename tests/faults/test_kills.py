@@ -12,21 +12,23 @@ import pytest
 import run_finetune
 import run_pretrain
 from m3ae.checkpoints import checkpoints
-from tests.faults.conftest import EVERY
+from tests.faults.conftest import EPOCHS, EVERY
 from tests.faults.runs import TWO, Forked, differing, last_step, phase, wait_for
 
 KILLS = 22
 
 
-def moments(run: Path, steps: int, chance: random.Random) -> Iterator[Callable[[], bool]]:
+def moments(
+    run: Path, steps: int, every: int, chance: random.Random
+) -> Iterator[Callable[[], bool]]:
     """When to kill: at the first step, then at random, in a save, an evaluation, at the last."""
     yield lambda: last_step(run) == 1
     while True:
         for _ in range(2):
             pause, began = chance.uniform(0, 2.5), time.monotonic()
             yield lambda pause=pause, began=began: time.monotonic() > began + pause
-        yield lambda: phase(run, EVERY) == "save"
-        yield lambda: phase(run, EVERY) == "evaluation"
+        yield lambda: phase(run, every) == "save"
+        yield lambda: phase(run, every) == "evaluation"
         yield lambda: last_step(run) == steps
 
 
@@ -38,19 +40,21 @@ def rewind(run: Path) -> None:
         shutil.rmtree(folder)
 
 
-def killed_often(main, arguments: list[str], run: Path, count: int, steps: int) -> Counter:
+def killed_often(
+    main: Callable, arguments: list[str], run: Path, count: int, steps: int, every: int
+) -> Counter:
     """Begin a run again and again, each time killed; what it was at then, by what it left."""
     hit = Counter()
-    for moment in moments(run, steps, random.Random(0)):
+    for moment in moments(run, steps, every, random.Random(0)):
         if sum(hit.values()) == KILLS:
             break
         if (run / "evaluation.json").exists():
             rewind(run)
         running = Forked(main, arguments, count)
-        wait_for(moment, running)
+        wait_for(moment, running, 300)
         if -9 in running.kill():
             at = {1: "first step, ", steps: "last step, "}.get(last_step(run), "")
-            hit[at + phase(run, EVERY)] += 1
+            hit[at + phase(run, every)] += 1
     assert Forked(main, arguments, count).wait() == [0] * count
     return hit
 
@@ -63,7 +67,7 @@ def test_pretraining(long_run, tmp_path, measured, processes, loaders):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     main, count = run_pretrain.main, processes
     assert Forked(main, long_run(*given, name="whole"), count).wait() == [0] * count
-    hit = killed_often(main, long_run(*given, name="cut"), cut, count, 200)
+    hit = killed_often(main, long_run(*given, name="cut"), cut, count, 200, EVERY)
     found = differing(whole, cut)
     what = f"SIGKILL, pre-training, {processes} process(es), {loaders} loading processes"
     measured(what, sum(hit.values()), f"{len(found)} differing tensors; killed at: {dict(hit)}")
@@ -76,7 +80,9 @@ def test_finetuning(long_tune, tmp_path, measured, frozen):
     given = ["train.freeze=[image_encoder, text_encoder]"] if frozen else []
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert Forked(run_finetune.main, long_tune(*given, name="whole")).wait() == [0]
-    hit = killed_often(run_finetune.main, long_tune(*given, name="cut"), cut, 1, 64)
+    steps = last_step(whole)
+    each = steps // EPOCHS
+    hit = killed_often(run_finetune.main, long_tune(*given, name="cut"), cut, 1, steps, each)
     found = differing(whole, cut)
     for name in ("predictions-strict.jsonl", "best-strict/model.safetensors"):
         found += [name] * ((whole / name).read_bytes() != (cut / name).read_bytes())
