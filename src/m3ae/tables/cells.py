@@ -31,12 +31,12 @@ PRETRAINING = "PRETRAINING"  # stands in a resolved config for the folder of the
 FREE = {
     "pretrain": """output model.compile model.activation_checkpointing data.workers train.threads
         train.device train.tf32 train.deterministic train.timeout_minutes train.skip_non_finite
-        train.shard train.log_every train.checkpoint_every train.keep_checkpoints train.tracker
-        eval.every eval.pictures""",
+        train.shard train.log_every train.checkpoint_every train.keep_checkpoints train.keep_every
+        train.keep_best train.on_save_error train.tracker eval.every eval.pictures""",
     "finetune": """output model.compile model.activation_checkpointing data.workers train.threads
         train.device train.tf32 train.deterministic train.timeout_minutes train.skip_non_finite
-        train.log_every train.checkpoint_every train.keep_checkpoints train.tracker
-        eval.top eval.samples eval.text_block eval.question_only architecture architecture_set
+        train.log_every train.checkpoint_every train.keep_checkpoints train.keep_every
+        train.on_save_error train.tracker eval.top eval.samples eval.text_block eval.question_only architecture architecture_set
         init""",
 }
 

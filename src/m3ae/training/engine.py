@@ -4,6 +4,7 @@ The engine knows no objective: a model gives a dict with `loss`; its `counts` th
 """
 
 import contextlib
+import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -30,7 +31,8 @@ class Trainer:
 
     `model` is the plain model, `parallel` what a step runs, wrapped as need be. With `shares`, a
     twin of the model of which each process has its part (`sharding.shard`), that one is trained,
-    by an optimiser of its parameters, and `whole` brings the model up to date.
+    by an optimiser of its parameters, and `whole` brings the model up to date. Who holds `still`
+    may read weights and moments: no step changes them until it is let go.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class Trainer:
     sums: dict[str, Tensor] = field(init=False, default_factory=dict)
     failed: Tensor = field(init=False)
     taken: Tensor = field(init=False)
+    still: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.parallel = self.shares or self.model
@@ -95,7 +98,8 @@ class Trainer:
         # The optimiser itself leaves everything as it is where this is 1 (as the scaler's own step
         # would, but that knows of no failure).
         self.optimizer.found_inf = torch.maximum(self.failed, (~finite).float())
-        self.optimizer.step()
+        with self.still:
+            self.optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad()
         ones = torch.ones((), device=device)

@@ -85,9 +85,10 @@ class Saver:
         if processes.first:
             self.words = self.words or _files_of(self.tokenizer)
             self.wait()
-            weights, rest = self.copy((model.state_dict(), rest))
-            given = (step, weights, rest, states)
-            self.thread = threading.Thread(target=self._write, args=given, name="checkpoint")
+            # Copied while the next step computes its gradients, which changes none of it.
+            trainer.still.acquire()
+            given = (step, model.state_dict(), rest, states)
+            self.thread = threading.Thread(target=self._copy_and_write, args=given)
             self.thread.start()
 
     def wait(self) -> None:
@@ -100,6 +101,16 @@ class Saver:
         """Why a checkpoint could not be written, naming it and the last whole one; told once."""
         error, self.error = self.error, None
         return error
+
+    def _copy_and_write(self, step: int, weights: Any, rest: Any, states: list[Any]) -> None:
+        try:
+            weights, rest = self.copy((weights, rest))
+        except Exception as error:  # no memory for it
+            self.error = OSError(f"the checkpoint of step {step} cannot be copied ({error})")
+            return
+        finally:
+            self.trainer.still.release()
+        self._write(step, weights, rest, states)
 
     def _write(self, step: int, weights: Any, rest: Any, states: list[Any]) -> None:
         final = self.run / "checkpoints" / f"step-{step:08d}"
