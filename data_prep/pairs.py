@@ -4,9 +4,10 @@ A table FILE (.csv, .tsv, .jsonl or .parquet; cells between commas, semicolons o
 of them, a pattern ("data/*.parquet") or a folder of the hub's parquet files, with the columns
 `image` and `text`, and if you like `split` (default: train) and `id`; a table that calls them
 otherwise is read with --columns, e.g. image=filename "text=clinical notes". `image` is a path below
---raw, however it is written, and rows with the same one in a split are several texts of it; in a
-parquet file it may also be the image itself (binary, or a struct with `bytes`), and then each row
-is an image of its own. An `id` that several images have names none of them: their paths do.
+--raw, however it is written, of a picture or a DICOM file, and rows with the same one in a split
+are several texts of it; in a parquet file it may also be the image itself (binary, or a struct with
+`bytes`), and then each row is an image of its own. An `id` that several images have names none of
+them: their paths do.
 
 --test-share and --valid-share draw splits by image, or with --group COLUMN by patient, study or
 case: rows with the same cell stay together. A column `split` is checked for images, and groups,

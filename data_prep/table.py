@@ -3,8 +3,9 @@ r"""Your own images with questions, or with classes -> shards.
 A table FILE (.csv, .tsv, .jsonl or .parquet; cells between commas, semicolons or tabs), or several
 of them, a pattern ("data/*.parquet") or a folder of the hub's parquet files, one row a question:
 
-    image     path below --raw, however it is written; in a parquet file also the image itself
-              (binary, or a struct with `bytes`), and then each row is an image of its own
+    image     path below --raw, however it is written, of a picture or a DICOM file; in a parquet
+              file also the image itself (binary, or a struct with `bytes`), and then each row is
+              an image of its own
     question  the words
     answer    the words, or a number
     type      open or closed; without it an answer that is yes or no is closed, any other open

@@ -27,7 +27,16 @@ from tqdm import tqdm
 
 from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.shard_writer import ShardWriter, ragged, ragged_tokens, shard_name
-from m3ae.data.images import ImageError, decode, resize_crop, resize_shorter, resized_size, to_array
+from m3ae.data.dicom import is_dicom
+from m3ae.data.images import (
+    ImageError,
+    as_png,
+    decode,
+    resize_crop,
+    resize_shorter,
+    resized_size,
+    to_array,
+)
 from m3ae.files import is_unicode, naming, write_json
 
 _SHARD_BYTES = 256 * 2**20
@@ -102,7 +111,7 @@ def _encode_image(item: Item, settings: Settings) -> tuple[np.ndarray | bytes, l
         return resize_crop(image, settings.px), notes
     if settings.encoding == "original":
         resized_size(image.size, settings.px)  # too elongated is known only after the resize
-        return data, notes
+        return as_png(image) if is_dicom(data) else data, notes  # no header gets into shards
     if max(size := resized_size(image.size, settings.px)) > _JPEG_SIDE:
         resized = f"{image.width} x {image.height} resized to {size[0]} x {size[1]}"
         raise ImageError("too elongated for JPEG", resized)

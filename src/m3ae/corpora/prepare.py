@@ -72,7 +72,8 @@ def corpus_parser(text: str | None) -> argparse.ArgumentParser:
     add("--workers", type=int, default=usable_cores(), metavar="N", help="processes; 0: none")
     add("--limit", type=int, metavar="N", help="only the first N images of each split")
     add("--split", action="append", metavar="NAME", help="only this split; may be repeated")
-    window = "grey values of 16-bit images that become 0 and 255; else these are left out"
+    window = "grey values of 16-bit images that become 0 and 255; else these are left out, and "
+    window += "DICOM has its own window"
     add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=window)
     exclude = "image ids to leave out, one a line (anything after a tab is a remark)"
     add("--exclude", type=Path, metavar="FILE", help=exclude)

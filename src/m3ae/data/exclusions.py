@@ -16,7 +16,7 @@ import numpy as np
 from m3ae.data.shards import Shards
 from m3ae.files import need
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".dcm"}
 IMAGE_FILES = "images.json"  # of a split whose keys are not the names of the images' files
 _MOST = 5  # ids named in a message
 
