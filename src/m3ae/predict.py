@@ -91,8 +91,9 @@ def answer(
 ) -> list[dict[str, Any]]:
     """What the model says of an image uint8 (C, px, px) and each text.
 
-    vqa and classification: question, prediction, score (probability 0-1: of that answer alone for
-    vqa with `head.loss: binary`, else among all), top. retrieval: text and score, a logit.
+    vqa and classes: question, prediction, score (probability 0-1: of that answer alone for vqa with
+    `head.loss: binary` and for multilabel, else among all), top. retrieval: text and score, a
+    logit.
     """
     batch = make_batch(trained, image, texts)
     if trained.task == "retrieval":  # each image with one text
@@ -217,7 +218,8 @@ def _lines(trained: Trained, results: Sequence[dict[str, Any]]) -> Iterable[str]
         yield "\n".join(f"{result['score']:+9.4f}  {result['text']}" for result in ranked)
         yield NOTE
         return
-    names = ("question", "answer") if trained.task == "vqa" else ("text", "class")
+    names = {"vqa": ("question", "answer"), "multilabel": ("text", "likeliest")}
+    names = names.get(trained.task, ("text", "class"))
     for result in results:
         lines = [f"{names[0]:<10}{result['question']}", f"{names[1]:<10}{result['prediction']}"]
         lines += [f"{100 * score:8.2f} %  {text}" for text, score in result["top"]]

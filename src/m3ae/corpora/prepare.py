@@ -49,7 +49,8 @@ from m3ae.files import file_sha256, is_unicode, redecoded, replacing, write_json
 from m3ae.processes import alone_in, usable_cores
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
-_IF_GIVEN = ("columns", "group", "text_encoding")  # else shards say no more than before them
+_IF_GIVEN = ("columns", "group", "text_encoding", "findings", "separator", "no_finding", "as")
+_IF_GIVEN += ("template",)  # else shards say no more than before them
 CHUNKS = "chunks.json"
 REPEATED = 10  # times that a text occurs, from which on it is named
 

@@ -11,7 +11,10 @@ The task fields of a question, as `Shards.fields` gives them:
 
 and what a corpus adds, e.g. `framed` of VQA-RAD. `alternatives`, where a corpus has them, are all
 answers that the strict protocol counts as right (`scoring.answers.accepted_answers`). Corpora of
-classes (MELINDA) have fields of their own.
+classes (MELINDA) have fields of their own, and tables of findings
+
+    labels         the findings of a text, a list of classes
+    unlabelled     the classes of which it says nothing, where there are some
 """
 
 import argparse

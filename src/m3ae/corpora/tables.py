@@ -23,6 +23,7 @@ from m3ae.files import is_unicode, redecoded
 Row = tuple[int, dict[str, Any]]  # number from 1, cells by column
 
 csv.field_size_limit(2**31 - 1)  # reports are longer than the 128 KiB that it allows
+_SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?[\r\n]*', re.IGNORECASE)  # Excel's own first line
 _DELIMITERS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t"}
 
 
@@ -141,17 +142,20 @@ def _read_delimited(header: _Header, drops: Drops, delimiter: str) -> Iterator[R
             _refuse_utf16(path, file.read(2))
         with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             first = file.readline()
-            # Spreadsheets write the separator of their country, whatever the ending.
-            marks = [delimiter, *(mark for mark in ",;\t" if mark != delimiter)]
-            marks = [mark for mark in marks if header.cells(first, mark)] or marks[:1]
-            delimiter = max(marks, key=lambda mark: header.likeness(header.cells(first, mark)))
-            file.seek(0)
+            said = _SEPARATOR.fullmatch(first)
+            if said:
+                delimiter = said[1]
+            else:  # spreadsheets write the separator of their country, whatever the ending
+                marks = [delimiter, *(mark for mark in ",;\t" if mark != delimiter)]
+                marks = [mark for mark in marks if header.cells(first, mark)] or marks[:1]
+                delimiter = max(marks, key=lambda mark: header.likeness(header.cells(first, mark)))
+                file.seek(0)
             # strict: else a quote that is never closed swallows rows without a word.
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             has = [redecoded(name.strip(), header.encoding) for name in next(reader, [])]
             header.check(has)
             for number, cells in enumerate((cells for cells in reader if cells), start=1):
-                line = reader.line_num
+                line = reader.line_num + bool(said)
                 if len(cells) == len(has):
                     yield number, dict(zip(has, cells, strict=True))
                 else:
