@@ -28,7 +28,7 @@ from m3ae.corpora.items import Item, Stored
 from m3ae.corpora.own_table import SPLIT_AND_ID, OwnTable, add_table_options, read_own_table
 from m3ae.corpora.prepare import corpus_parser, prepare
 from m3ae.corpora.splits import ORDER, Groups, check_undrawn, read_fractions
-from m3ae.corpora.tables import cell, shared_images, split_and_image
+from m3ae.corpora.tables import cell, image_of, shared_images, split_of
 
 
 def read_items(table: OwnTable) -> dict[str, list[Item]]:
@@ -38,14 +38,16 @@ def read_items(table: OwnTable) -> dict[str, list[Item]]:
     """
     found: dict[str, dict[str, tuple[str, Path | Stored, list[str]]]] = {}
     for where, _, row in table.rows:
+        split = image = ""
         try:
-            split, image, stored = split_and_image(row, table.raw)
+            split = split_of(row)
+            image, stored = image_of(row, table.raw)
             text, key = cell(row, "text"), cell(row, "id") or image
             group = table.groups.read(row)
             if not text:
                 raise ValueError("no text")
         except ValueError as error:
-            table.drops.add(f"row: {error}", where)
+            table.leave_out(error, where, split, image)
             continue
         first = (key, stored or table.raw / image, [])
         found.setdefault(split, {}).setdefault(image, first)[2].append(text)
@@ -80,15 +82,17 @@ def make_shards(args: argparse.Namespace) -> None:
     table = read_own_table(args, ("image", "text"), SPLIT_AND_ID)
     splits = read_items(table)
     if not splits:
-        raise ValueError(f"{table.name}: no usable row: {table.drops.as_dict()}")
+        raise table.no_usable_row()
     if fractions:
         check_undrawn(table.name, splits)
         splits = draw_splits(splits["train"], table.groups, fractions, args.seed)
-    shared_images({split: [item.image_id for item in items] for split, items in splits.items()})
+    images = {split: {item.image_id for item in items} for split, items in splits.items()}
+    shared_images(images)
+    dropped, facts = table.book(images, drawn=bool(fractions))
     if not fractions:  # these decide nothing here, so the shards do not record them
         del args.group, args.test_share, args.valid_share, args.seed
-    dropped, facts = {next(iter(splits)): table.drops}, table.groups.facts() or None
-    prepare(splits, dropped, args, source=source, facts=facts)
+    facts |= table.groups.facts()
+    prepare(splits, dropped, args, source=source, facts=facts or None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -62,7 +62,7 @@ from m3ae.corpora.own_table import SPLIT_AND_ID, OwnTable, add_table_options, re
 from m3ae.corpora.prepare import corpus_parser
 from m3ae.corpora.questions import ANSWER_TYPES, Question, Splits
 from m3ae.corpora.splits import ORDER, Groups, check_undrawn, read_fractions
-from m3ae.corpora.tables import cell, shared_images, split_and_image
+from m3ae.corpora.tables import cell, image_of, shared_images, split_of
 from m3ae.scoring.answers import answer_label, keeps_its_form
 
 OPTIONAL_FOR_QUESTIONS = ("type", "question_type")
@@ -111,17 +111,19 @@ def read_questions(
     stored: dict[str, Stored] = {}
     known: set[tuple[str, str]] = set()
     for where, number, row in table.rows:
+        split = name = ""
         try:
-            split, name, image = split_and_image(row, table.raw)
+            split = split_of(row)
+            name, image = image_of(row, table.raw)
             question = make_question(row, number, name, classes, findings)
             group = table.groups.read(row)
         except ValueError as error:
-            table.drops.add(f"row: {error}", where)
+            table.leave_out(error, where, split, name)
             continue
         key = (split, f"{question.image}/{question.fields['question_id']}")
         if key in known:
-            reason = "row: id occurs twice for its image, first one kept"
-            table.drops.add(reason, f"{where}: {key[1]}")
+            reason = "id occurs twice for its image, first one kept"
+            table.leave_out(reason, f"{where}: {key[1]}", split, name)
             continue
         known.add(key)
         if image is not None:
@@ -185,7 +187,7 @@ def find_splits(
     fractions = read_fractions(args)
     splits, stored = read_questions(table, classes, findings)
     if not splits:
-        raise ValueError(f"{table.name}: no usable row: {table.drops.as_dict()}")
+        raise table.no_usable_row()
     if fractions:
         check_undrawn(table.name, splits)
         splits = draw_splits(splits["train"], table.groups, fractions, args.seed)
@@ -217,14 +219,15 @@ def make_shards(args: argparse.Namespace) -> None:
         raise ValueError("--classes, --findings: give one of the two")
     table = read_own_table(args, *columns_of(classes, findings))
     splits, stored = find_splits(table, args, classes, findings)
-    facts: dict[str, Any] = {}
+    images = {split: {question.image for question in some} for split, some in splits.items()}
+    dropped, facts = table.book(images, drawn=bool(read_fractions(args)))
     if findings:
         named = findings.classes(splits)
         facts["findings"] = count_findings(splits, named)
         lists = label_lists(splits, named)
         if findings.kind == "questions":
             splits = {split: findings.ask(some, named) for split, some in splits.items()}
-    shared = shared_images({split: [q.image for q in some] for split, some in splits.items()})
+    shared = shared_images(images)
     facts |= {"corpus": count_splits(splits, classes)}
     facts |= {"ignored_columns": table.unused, "images_in_two_splits": len(shared)}
     facts |= table.groups.facts()
@@ -233,7 +236,7 @@ def make_shards(args: argparse.Namespace) -> None:
         return stored.get(name) or args.raw / name
 
     items = {split: questions.to_items(some, place, str) for split, some in splits.items()}
-    corpus = questions.Parsed(source, splits, items, {next(iter(splits)): table.drops}, facts)
+    corpus = questions.Parsed(source, splits, items, dropped, facts)
     if classes:
         questions.prepare_classes(corpus, args, classes)
     elif findings and findings.kind == "labels":

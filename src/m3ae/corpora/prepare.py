@@ -52,6 +52,8 @@ _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing writte
 _IF_GIVEN = ("columns", "group", "text_encoding", "findings", "separator", "no_finding", "as")
 _IF_GIVEN += ("template",)  # else shards say no more than before them
 CHUNKS = "chunks.json"
+# As what a reason counts, by the word that it begins with.
+_COUNTED_AS = {"image": "images", "text": "texts", "row": "texts"}
 REPEATED = 10  # times that a text occurs, from which on it is named
 
 Splits = dict[str, Iterable[Item]]
@@ -444,13 +446,14 @@ def _first_drops(drops: Drops) -> str:
 def _summary(results: list[dict[str, Any]], work: _Work, settings: Settings) -> dict[str, Any]:
     """counts, files and report of a split's manifest from the results of its chunks.
 
-    What was seen is what was prepared, what chunks dropped, and what `_select` left out.
+    What was seen is what was prepared, what chunks dropped, and what the parser and `_select` left
+    out: images, and texts or their rows.
     """
     drops, notes, lengths = work.drops, Drops(), Counter()
     drops.merge(work.left_out.as_dict())
-    left = {f"{what}s": 0 for what in ("image", "text")}
-    for reason, count in work.left_out.counts.items():
-        left[f"{reason.partition(':')[0]}s"] += count
+    left: Counter[str] = Counter()
+    for reason, count in drops.counts.items():
+        left[_COUNTED_AS.get(reason.partition(":")[0], "")] += count
     for result in results:
         drops.merge(result["dropped"])
         notes.merge(result["notes"])

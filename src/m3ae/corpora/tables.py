@@ -249,20 +249,26 @@ def _leads_out(path: str) -> bool:
     return path in (".", "..") or path.startswith(("../", "/"))
 
 
-def split_and_image(row: dict[str, Any], raw: Path) -> tuple[str, str, Stored | None]:
-    """A row's split (default: train), its image's name, and the image if the table holds it.
+def split_of(row: dict[str, Any]) -> str:
+    """A row's split (default: train); raises ValueError as `cell` does."""
+    split = cell(row, "split") or "train"
+    if not re.fullmatch(r"\w[\w-]*", split) or split == "tokenizer":
+        raise ValueError("a split is named by letters, digits, _ and -")
+    return split
+
+
+def image_of(row: dict[str, Any], raw: Path) -> tuple[str, Stored | None]:
+    """The name of a row's image, and the image if the table holds it.
 
     Raises ValueError as `cell` does, also where the image leads out of --raw.
     """
-    stored, split = row.get("image"), cell(row, "split") or "train"
-    if not re.fullmatch(r"\w[\w-]*", split) or split == "tokenizer":
-        raise ValueError("a split is named by letters, digits, _ and -")
+    stored = row.get("image")
     if isinstance(stored, InParquet):
-        return split, stored.name, stored
+        return stored.name, stored
     name = cell(row, "image")
     if not name:
         raise ValueError("no image")
-    return split, path_below(raw, name), None
+    return path_below(raw, name), None
 
 
 def shared_images(images: dict[str, Iterable[str]], what: str = "images") -> set[str]:
