@@ -28,7 +28,7 @@ from m3ae.corpora.items import Item, Stored
 from m3ae.corpora.own_table import SPLIT_AND_ID, OwnTable, add_table_options, read_own_table
 from m3ae.corpora.prepare import corpus_parser, prepare
 from m3ae.corpora.splits import ORDER, Groups, check_undrawn, read_fractions
-from m3ae.corpora.tables import cell, image_of, shared_images, split_of
+from m3ae.corpora.tables import cell, shared_images, split_of
 
 
 def read_items(table: OwnTable) -> dict[str, list[Item]]:
@@ -41,7 +41,7 @@ def read_items(table: OwnTable) -> dict[str, list[Item]]:
         split = image = ""
         try:
             split = split_of(row)
-            image, stored = image_of(row, table.raw)
+            image, stored = table.image(row)
             text, key = cell(row, "text"), cell(row, "id") or image
             group = table.groups.read(row)
             if not text:

@@ -62,7 +62,7 @@ from m3ae.corpora.own_table import SPLIT_AND_ID, OwnTable, add_table_options, re
 from m3ae.corpora.prepare import corpus_parser
 from m3ae.corpora.questions import ANSWER_TYPES, Question, Splits
 from m3ae.corpora.splits import ORDER, Groups, check_undrawn, read_fractions
-from m3ae.corpora.tables import cell, image_of, shared_images, split_of
+from m3ae.corpora.tables import cell, shared_images, split_of
 from m3ae.scoring.answers import answer_label, keeps_its_form
 
 OPTIONAL_FOR_QUESTIONS = ("type", "question_type")
@@ -114,7 +114,7 @@ def read_questions(
         split = name = ""
         try:
             split = split_of(row)
-            name, image = image_of(row, table.raw)
+            name, image = table.image(row)
             question = make_question(row, number, name, classes, findings)
             group = table.groups.read(row)
         except ValueError as error:

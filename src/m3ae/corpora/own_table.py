@@ -8,13 +8,13 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from m3ae.corpora.items import Drops
+from m3ae.corpora.items import Drops, Stored
 from m3ae.corpora.splits import Groups
-from m3ae.corpora.stored import SPLIT_NAMES, InParquet, parquet_splits
-from m3ae.corpora.tables import read_column_names, read_table
+from m3ae.corpora.stored import SPLIT_NAMES, InParquet, on_disk, parquet_splits
+from m3ae.corpora.tables import image_of, read_column_names, read_table
 from m3ae.files import need
 
 SPLIT_AND_ID = ("split", "id")  # columns that every such table may have
@@ -61,6 +61,21 @@ class OwnTable:
     drops: Drops = field(default_factory=Drops)
     unused: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    of_another_case: set[str] = field(default_factory=set)
+
+    def image(self, row: dict[str, Any]) -> tuple[str, Stored | None]:
+        """`tables.image_of` a row, named as the file is where that differs by case alone.
+
+        So that a.jpg and a.JPG are one image, of one split.
+        """
+        name, stored = image_of(row, self.raw)
+        if stored is None:
+            path = PurePosixPath(name)
+            found = str(path.with_name(on_disk(self.raw / name).name))
+            if found != str(path):
+                self.of_another_case.add(name)
+                return found, None
+        return name, stored
 
     def leave_out(self, reason: object, where: str, split: str, image: str) -> None:
         """Note a row that cannot be used; split, image: "" where they are not known."""
@@ -87,7 +102,11 @@ class OwnTable:
                 lost[row.split, row.image] = drops
         for (_, image), drops in lost.items():
             drops.add("image: all its rows were left out", image)
-        return dropped, {"rows_of_no_split": of_none.as_dict()} if of_none.counts else {}
+        facts = {"rows_of_no_split": of_none.as_dict()} if of_none.counts else {}
+        if self.of_another_case:
+            names = sorted(self.of_another_case)
+            facts["names_of_another_case"] = {"count": len(names), "examples": names[:20]}
+        return dropped, facts
 
     def no_usable_row(self) -> ValueError:
         """The error to raise where there is none, with what is wrong with them."""

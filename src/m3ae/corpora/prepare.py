@@ -191,7 +191,7 @@ def _find_excluded(
     names = list(dict.fromkeys(item.names for items in splits.values() for item in items))
     named = find_listed(names, ids, file)
     excluded = {names[number] for numbers in named.values() for number in numbers}
-    lost = unmatched(file, ids, named, names[0][0] if names else "")
+    lost = unmatched({file: ids}, named, names[0][0] if names else "").get(file, [])
     if lost:
         print(f"warning: --exclude {say_unmatched(file, ids, lost)}", file=sys.stderr)
     counts = {"ids": len(ids), "images": len(excluded), "ids_of_no_image": len(lost)}

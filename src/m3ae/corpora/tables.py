@@ -27,23 +27,30 @@ _SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?[\r\n]*', re.IGNORECASE)  # Excel
 _DELIMITERS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t"}
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of each line that is not blank; bad UTF-8 as lone surrogates."""
+def read_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of each line that is not blank; bad UTF-8 as lone surrogates.
+
+    encoding: of lines that are not UTF-8.
+    """
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield number, line.rstrip("\r\n")
+                yield number, redecoded(line.rstrip("\r\n"), encoding)
 
 
-def read_json_list(path: Path) -> list[Any]:
-    """The list in a JSON file; raises ValueError naming the file if it is none."""
+def read_json_list(path: Path, encoding: str | None = None) -> list[Any]:
+    """The list in a JSON file; bad UTF-8 as lone surrogates, or read in `encoding`.
+
+    Raises ValueError naming the file if it is none.
+    """
+    data = path.read_bytes()
     try:
-        rows = json.loads(path.read_bytes())
+        rows = json.loads(data.decode(json.detect_encoding(data), "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a {type(rows).__name__} where a list of questions should be")
-    return rows
+    return [_redecode(row, encoding) if isinstance(row, dict) else row for row in rows]
 
 
 def read_table(
@@ -79,7 +86,7 @@ def read_table(
     return ((number, _rename(row, wanted)) for number, row in rows)
 
 
-def _redecode(row: dict[str, Any], encoding: str) -> dict[str, Any]:
+def _redecode(row: dict[str, Any], encoding: str | None) -> dict[str, Any]:
     return {k: redecoded(v, encoding) if isinstance(v, str) else v for k, v in row.items()}
 
 
