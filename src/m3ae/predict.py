@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.prog = "python -m m3ae.predict"
     add = parser.add_argument
     add_model_arguments(parser, "run folder of a fine-tuning, or a checkpoint folder")
-    add("--image", type=Path, metavar="FILE", help="any image file that Pillow opens")
+    add("--image", type=Path, metavar="FILE", help="an image file that Pillow opens, or DICOM")
     add("--question", "--text", action="append", metavar="TEXT", help="may be repeated")
     add("--top", type=int, default=5, metavar="N", help="answers to list (default: %(default)s)")
     add("--json", action="store_true", help="print one JSON object a question")

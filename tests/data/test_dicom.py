@@ -76,6 +76,8 @@ def test_the_window_of_the_file():
     exact = grey_of(stored, **CT, WindowCenter=40, WindowWidth=80, VOILUTFunction="LINEAR_EXACT")
     assert exact == [[0, 0, 0, 64], [124, 188, 252, 255]]  # ((x - 40) / 80 + 0.5) * 255
     assert grey_of(stored, (0, 79), **CT, WindowCenter=300, WindowWidth=1500) == WINDOWED
+    with pytest.raises(ValueError, match=r"window: high \(5\) must be above low \(5\)"):
+        grey_of(stored, (5, 5))
 
 
 def test_a_falling_scale():

@@ -36,8 +36,11 @@ def read_dicom(data: bytes, window: tuple[float, float] | None) -> tuple[Image.I
     """The picture of a DICOM file as L or RGB, and notes; of several frames the middle one.
 
     Grey values go through the modality's transformation, then `window`, else the file's own window
-    or lookup table, else their range, to 0-255. Raises ImageError, and ImportError without pydicom.
+    or lookup table, else their range, to 0-255. Raises ImageError, ImportError without pydicom, and
+    ValueError for a window without width.
     """
+    if window is not None and not window[1] > window[0]:
+        raise ValueError(f"window: high ({window[1]}) must be above low ({window[0]})")
     pydicom = _pydicom()
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # they quote headers
