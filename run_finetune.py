@@ -154,7 +154,8 @@ def start_head(
     if config.train.answer_bias == "prior" and not config.eval_only:
         labels = rows.labels()
         counts = torch.tensor([labels[answer] for answer in answers])
-        start_answer_head(model.head, counts, model.exclusive and config.task == "vqa")
+        exclusive = model.exclusive and config.task == "vqa"
+        start_answer_head(model.head, counts, exclusive, len(rows))
 
 
 def facts_of(

@@ -4,9 +4,10 @@ A table FILE (.csv, .tsv, .jsonl or .parquet; cells between commas, semicolons o
 of them, a pattern ("data/*.parquet") or a folder of the hub's parquet files, with the columns
 `image` and `text`, and if you like `split` (default: train) and `id`; a table that calls them
 otherwise is read with --columns, e.g. image=filename "text=clinical notes". `image` is a path below
---raw, however it is written, and rows with the same one in a split are several texts of it; in a
-parquet file it may also be the image itself (binary, or a struct with `bytes`), and then each row
-is an image of its own. An `id` that several images have names none of them: their paths do.
+--raw, however it is written, of a picture or a DICOM file, and rows with the same one in a split
+are several texts of it; in a parquet file it may also be the image itself (binary, or a struct with
+`bytes`), and then each row is an image of its own. An `id` that several images have names none of
+them: their paths do.
 
 --test-share and --valid-share draw splits by image, or with --group COLUMN by patient, study or
 case: rows with the same cell stay together. A column `split` is checked for images, and groups,
@@ -27,7 +28,7 @@ from m3ae.corpora.items import Item, Stored
 from m3ae.corpora.own_table import SPLIT_AND_ID, OwnTable, add_table_options, read_own_table
 from m3ae.corpora.prepare import corpus_parser, prepare
 from m3ae.corpora.splits import ORDER, Groups, check_undrawn, read_fractions
-from m3ae.corpora.tables import cell, shared_images, split_and_image
+from m3ae.corpora.tables import cell, shared_images, split_of
 
 
 def read_items(table: OwnTable) -> dict[str, list[Item]]:
@@ -37,14 +38,16 @@ def read_items(table: OwnTable) -> dict[str, list[Item]]:
     """
     found: dict[str, dict[str, tuple[str, Path | Stored, list[str]]]] = {}
     for where, _, row in table.rows:
+        split = image = ""
         try:
-            split, image, stored = split_and_image(row, table.raw)
+            split = split_of(row)
+            image, stored = table.image(row)
             text, key = cell(row, "text"), cell(row, "id") or image
             group = table.groups.read(row)
             if not text:
                 raise ValueError("no text")
         except ValueError as error:
-            table.drops.add(f"row: {error}", where)
+            table.leave_out(error, where, split, image)
             continue
         first = (key, stored or table.raw / image, [])
         found.setdefault(split, {}).setdefault(image, first)[2].append(text)
@@ -79,15 +82,17 @@ def make_shards(args: argparse.Namespace) -> None:
     table = read_own_table(args, ("image", "text"), SPLIT_AND_ID)
     splits = read_items(table)
     if not splits:
-        raise ValueError(f"{table.name}: no usable row: {table.drops.as_dict()}")
+        raise table.no_usable_row()
     if fractions:
         check_undrawn(table.name, splits)
         splits = draw_splits(splits["train"], table.groups, fractions, args.seed)
-    shared_images({split: [item.image_id for item in items] for split, items in splits.items()})
+    images = {split: {item.image_id for item in items} for split, items in splits.items()}
+    shared_images(images)
+    dropped, facts = table.book(images, drawn=bool(fractions))
     if not fractions:  # these decide nothing here, so the shards do not record them
         del args.group, args.test_share, args.valid_share, args.seed
-    dropped, facts = {next(iter(splits)): table.drops}, table.groups.facts() or None
-    prepare(splits, dropped, args, source=source, facts=facts)
+    facts |= table.groups.facts()
+    prepare(splits, dropped, args, source=source, facts=facts or None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -73,12 +73,15 @@ def find_images(raw: Path, name: str) -> Path:
     )
 
 
-def read_split(captions: Path, name: str, drops: Drops) -> list[Item]:
-    """Items of one split; images that are not there are counted later, as missing."""
-    images = find_images(captions.parent, name)
+def read_split(captions: Path, name: str, drops: Drops, asked: bool = True) -> list[Item]:
+    """Items of one split; images that are not there are counted later, as missing.
+
+    Not `asked` for, it needs no images: its captions may train a tokenizer, its ids be excluded.
+    """
+    images = find_images(captions.parent, name) if asked else captions.parent / name
     zipped = images.is_file()
     members = zip_members(images, drops) if zipped else {}
-    names = FileNames(members if zipped else os.listdir(images))
+    names = FileNames(members if zipped else os.listdir(images) if asked else ())
     items = []
     for key, caption in read_captions(captions, drops).items():
         file = names.find(key) or f"{key}.jpg"
@@ -95,7 +98,8 @@ def make_shards(args: argparse.Namespace) -> None:
     for split, names in SPLIT_NAMES.items():
         tables = [(args.raw / f"{name}_captions.csv", name) for name in names]
         for path, name in [(path, name) for path, name in tables if path.is_file()][:1]:
-            splits[split] = read_split(path, name, dropped[split])
+            asked = split in (args.split or SPLIT_NAMES)
+            splits[split] = read_split(path, name, dropped[split], asked)
     if not splits:
         hub = parquet_splits(args.raw)
         splits = {split: parquet_pairs(files, dropped[split]) for split, files in hub.items()}

@@ -36,10 +36,12 @@ def make_question(row: dict[str, Any]) -> Question:
     return Question(row["img_name"], row["question"], fields)
 
 
-def read_split(path: Path, languages: Sequence[str], drops: Drops) -> list[Question]:
+def read_split(
+    path: Path, languages: Sequence[str], drops: Drops, encoding: str | None = None
+) -> list[Question]:
     """Questions of one file in these languages, in its order."""
     asked = []
-    for row in questions.checked_rows(path, KEYS, drops, blank=True):
+    for row in questions.checked_rows(path, KEYS, drops, blank=True, encoding=encoding):
         if row["q_lang"] in languages:
             asked.append(make_question(row))
         elif row["q_lang"] not in ("en", "zh"):
@@ -84,7 +86,7 @@ def make_shards(args: argparse.Namespace) -> None:
     for split, names in FILES.items():
         first, *others = (args.raw / name for name in names)
         path = need(first, " or ".join(names) + " of SLAKE", *others)
-        splits[split] = read_split(path, languages, dropped[split])
+        splits[split] = read_split(path, languages, dropped[split], args.text_encoding)
     counts = {split: questions.count_questions(asked) for split, asked in splits.items()}
     for split, asked in splits.items():
         counts[split]["blank_answers"] = sum("blank_answer" in q.fields for q in asked)

@@ -3,8 +3,9 @@ r"""Your own images with questions, or with classes -> shards.
 A table FILE (.csv, .tsv, .jsonl or .parquet; cells between commas, semicolons or tabs), or several
 of them, a pattern ("data/*.parquet") or a folder of the hub's parquet files, one row a question:
 
-    image     path below --raw, however it is written; in a parquet file also the image itself
-              (binary, or a struct with `bytes`), and then each row is an image of its own
+    image     path below --raw, however it is written, of a picture or a DICOM file; in a parquet
+              file also the image itself (binary, or a struct with `bytes`), and then each row is
+              an image of its own
     question  the words
     answer    the words, or a number
     type      open or closed; without it an answer that is yes or no is closed, any other open
@@ -22,14 +23,23 @@ is in lower case, and is counted.
 With --classes COLUMN[,COLUMN] the rows are texts with classes: columns image, text and those; a
 row whose cell is empty has no class of that column.
 
+With --findings the rows are texts with several classes each: one column of names between
+separators (`Effusion|Mass`; an empty cell, or No Finding, is none), or a column of 0 and 1 for each
+(an empty cell or -1: not said). A column `text` is read where there is one. --as questions makes a
+question of each finding, answered by yes or no; --as labels a multi-label classification
+(task=multilabel), and OUT/classes.json the list `labels`.
+
 OUT/answers.json has the sorted answers (OUT/classes.json for each column the classes): `paper`, of
 all splits, and `train`, of the training rows alone. --test-share and --valid-share draw splits by
 image, or with --group COLUMN by patient, study or case: rows with the same cell stay together. A
 column `split` is checked for images, and groups, that are in two.
 For pairs without labels, and for retrieval, see pairs.py.
 
-example: python data_prep/table.py --table questions.csv --raw images --out data/mine --px 384 \
-             --tokenizer roberta-base --valid-share 0.1 --test-share 0.2 --group patient
+examples:
+  python data_prep/table.py --table nih.csv --columns "image=Image Index" --raw images \
+      --findings "Finding Labels" --out data/nih --tokenizer roberta-base --test-share 0.2
+  python data_prep/table.py --table questions.csv --raw images --out data/mine --px 384 \
+      --tokenizer roberta-base --valid-share 0.1 --test-share 0.2 --group patient
 """
 
 import argparse
@@ -40,20 +50,38 @@ from typing import Any
 
 from m3ae.command import run
 from m3ae.corpora import questions
+from m3ae.corpora.findings import (
+    Findings,
+    add_findings_options,
+    count_findings,
+    label_lists,
+    read_findings,
+)
 from m3ae.corpora.items import Stored
 from m3ae.corpora.own_table import SPLIT_AND_ID, OwnTable, add_table_options, read_own_table
 from m3ae.corpora.prepare import corpus_parser
 from m3ae.corpora.questions import ANSWER_TYPES, Question, Splits
 from m3ae.corpora.splits import ORDER, Groups, check_undrawn, read_fractions
-from m3ae.corpora.tables import cell, shared_images, split_and_image
+from m3ae.corpora.tables import cell, shared_images, split_of
 from m3ae.scoring.answers import answer_label, keeps_its_form
 
 OPTIONAL_FOR_QUESTIONS = ("type", "question_type")
 
 
-def make_question(row: dict[str, Any], number: int, image: str, classes: Sequence[str]) -> Question:
-    """The question (or text with `classes`) of a row; ValueError says why to leave the row out."""
+def make_question(
+    row: dict[str, Any],
+    number: int,
+    image: str,
+    classes: Sequence[str],
+    findings: Findings | None = None,
+) -> Question:
+    """The question (or text with `classes`, or `findings`) of a row.
+
+    ValueError says why to leave the row out.
+    """
     name = cell(row, "id") or str(number)
+    if findings:
+        return findings.make_question(row, name, image)
     if classes:
         text, given = cell(row, "text"), {column: cell(row, column) or None for column in classes}
         if not text:
@@ -72,7 +100,9 @@ def make_question(row: dict[str, Any], number: int, image: str, classes: Sequenc
     return Question(image, text, fields)
 
 
-def read_questions(table: OwnTable, classes: Sequence[str]) -> tuple[Splits, dict[str, Stored]]:
+def read_questions(
+    table: OwnTable, classes: Sequence[str], findings: Findings | None = None
+) -> tuple[Splits, dict[str, Stored]]:
     """Questions by split, in order, and stored images by name.
 
     Rows that cannot be used are counted, and repetitions of a key IMAGE/ID in a split.
@@ -81,16 +111,19 @@ def read_questions(table: OwnTable, classes: Sequence[str]) -> tuple[Splits, dic
     stored: dict[str, Stored] = {}
     known: set[tuple[str, str]] = set()
     for where, number, row in table.rows:
+        split = name = ""
         try:
-            split, name, image = split_and_image(row, table.raw)
-            question, group = make_question(row, number, name, classes), table.groups.read(row)
+            split = split_of(row)
+            name, image = table.image(row)
+            question = make_question(row, number, name, classes, findings)
+            group = table.groups.read(row)
         except ValueError as error:
-            table.drops.add(f"row: {error}", where)
+            table.leave_out(error, where, split, name)
             continue
         key = (split, f"{question.image}/{question.fields['question_id']}")
         if key in known:
-            reason = "row: id occurs twice for its image, first one kept"
-            table.drops.add(reason, f"{where}: {key[1]}")
+            reason = "id occurs twice for its image, first one kept"
+            table.leave_out(reason, f"{where}: {key[1]}", split, name)
             continue
         known.add(key)
         if image is not None:
@@ -113,12 +146,21 @@ def draw_splits(
 
 
 def count_splits(splits: Splits, classes: Sequence[str]) -> dict[str, Any]:
-    """Of each split: images; questions by type, or texts and those without a class by column."""
+    """Of each split: images; questions by type, or texts and those without a class by column.
+
+    Of texts with findings: those that have none.
+    """
     counts: dict[str, Any] = {}
     for split, some in splits.items():
-        texts = {"texts": len(some), "without_class": questions.count_empty(some, classes)}
-        images = len({question.image for question in some})
-        counts[split] = {"images": images, **(texts if classes else questions.count_types(some))}
+        counts[split] = {"images": len({question.image for question in some})}
+        if classes:
+            empty = questions.count_empty(some, classes)
+            counts[split] |= {"texts": len(some), "without_class": empty}
+        elif some and "labels" in some[0].fields:
+            without = sum(not question.fields["labels"] for question in some)
+            counts[split] |= {"texts": len(some), "without_finding": without}
+        else:
+            counts[split] |= questions.count_types(some)
     return counts
 
 
@@ -139,13 +181,13 @@ def read_classes(names: str | None) -> list[str]:
 
 
 def find_splits(
-    table: OwnTable, args: argparse.Namespace, classes: Sequence[str]
+    table: OwnTable, args: argparse.Namespace, classes: Sequence[str], findings: Findings | None
 ) -> tuple[Splits, dict[str, Stored]]:
     """`read_questions` of the table, drawn where asked for."""
     fractions = read_fractions(args)
-    splits, stored = read_questions(table, classes)
+    splits, stored = read_questions(table, classes, findings)
     if not splits:
-        raise ValueError(f"{table.name}: no usable row: {table.drops.as_dict()}")
+        raise table.no_usable_row()
     if fractions:
         check_undrawn(table.name, splits)
         splits = draw_splits(splits["train"], table.groups, fractions, args.seed)
@@ -159,15 +201,34 @@ def find_splits(
     return splits, stored
 
 
+def columns_of(
+    classes: Sequence[str], findings: Findings | None
+) -> tuple[Sequence[str], Sequence[str]]:
+    """The columns that a table must have, and those that it may have."""
+    if findings:
+        return ("image", *findings.columns), (*SPLIT_AND_ID, "text")
+    if classes:
+        return ("image", "text", *classes), SPLIT_AND_ID
+    return ("image", "question", "answer"), (*SPLIT_AND_ID, *OPTIONAL_FOR_QUESTIONS)
+
+
 def make_shards(args: argparse.Namespace) -> None:
     """The whole work."""
-    classes, source = read_classes(args.classes), args.table[0].stem
-    needed = ("image", "text", *classes) if classes else ("image", "question", "answer")
-    optional = SPLIT_AND_ID if classes else (*SPLIT_AND_ID, *OPTIONAL_FOR_QUESTIONS)
-    table = read_own_table(args, needed, optional)
-    splits, stored = find_splits(table, args, classes)
-    shared = shared_images({split: [q.image for q in some] for split, some in splits.items()})
-    facts: dict[str, Any] = {"corpus": count_splits(splits, classes)}
+    classes, findings, source = read_classes(args.classes), read_findings(args), args.table[0].stem
+    if classes and findings:
+        raise ValueError("--classes, --findings: give one of the two")
+    table = read_own_table(args, *columns_of(classes, findings))
+    splits, stored = find_splits(table, args, classes, findings)
+    images = {split: {question.image for question in some} for split, some in splits.items()}
+    dropped, facts = table.book(images, drawn=bool(read_fractions(args)))
+    if findings:
+        named = findings.classes(splits)
+        facts["findings"] = count_findings(splits, named)
+        lists = label_lists(splits, named)
+        if findings.kind == "questions":
+            splits = {split: findings.ask(some, named) for split, some in splits.items()}
+    shared = shared_images(images)
+    facts |= {"corpus": count_splits(splits, classes)}
     facts |= {"ignored_columns": table.unused, "images_in_two_splits": len(shared)}
     facts |= table.groups.facts()
 
@@ -175,9 +236,11 @@ def make_shards(args: argparse.Namespace) -> None:
         return stored.get(name) or args.raw / name
 
     items = {split: questions.to_items(some, place, str) for split, some in splits.items()}
-    corpus = questions.Parsed(source, splits, items, {next(iter(splits)): table.drops}, facts)
+    corpus = questions.Parsed(source, splits, items, dropped, facts)
     if classes:
         questions.prepare_classes(corpus, args, classes)
+    elif findings and findings.kind == "labels":
+        questions.prepare_fields(corpus, args, "classes.json", lists)
     else:
         facts["answers_as_written"] = count_as_written(splits)
         questions.prepare_questions(corpus, args, type_order=None)
@@ -187,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = corpus_parser(__doc__)
     add_table_options(parser)
+    add_findings_options(parser)
     classes = "columns of classes, instead of answers"
     parser.add_argument("--classes", metavar="COLUMN[,COLUMN]", help=classes)
     return run(make_shards, parser, argv)

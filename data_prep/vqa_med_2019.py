@@ -102,13 +102,15 @@ def find_sources(raw: Path, categories: Sequence[str]) -> dict[str, Source]:
     return sources
 
 
-def read_questions(source: Source, categories: Sequence[str], drops: Drops) -> list[Question]:
+def read_questions(
+    source: Source, categories: Sequence[str], drops: Drops, encoding: str | None = None
+) -> list[Question]:
     """Questions of one split, in file order; lines `image|[category|]question|answer`."""
     need(source.images, "VQA-Med-2019's images")
     asked: list[Question] = []
     taken: dict[str, set[str]] = {}  # ids of questions by image
     for path, category in source.files:
-        for number, line in read_lines(need(path, "VQA-Med's questions")):
+        for number, line in read_lines(need(path, "VQA-Med's questions"), encoding):
             where = f"{path.name}:{number}: {line[:60]}"
             if not is_unicode(line):
                 drops.add("line: not UTF-8", where)
@@ -143,7 +145,8 @@ def make_questions(args: argparse.Namespace) -> None:
     dropped = {split: Drops() for split in sources}
     splits, items, counts = {}, {}, {}
     for split, source in sources.items():
-        asked, folder = read_questions(source, args.categories, dropped[split]), source.images
+        asked = read_questions(source, args.categories, dropped[split], args.text_encoding)
+        folder = source.images
         items[split] = questions.to_items(asked, folder.joinpath, lambda name: Path(name).stem)
         counts[split] = {"image_files": questions.count_images(folder)}
         counts[split] |= questions.count_questions(asked)

@@ -89,11 +89,11 @@ def make_question(row: dict[str, Any], framed: bool | None, leaked: bool | None)
     return Question(row["image_name"], frame_of(row) if framed else row["question"], fields)
 
 
-def read_official(path: Path, drops: Drops) -> Splits:
+def read_official(path: Path, drops: Drops, encoding: str | None = None) -> Splits:
     """Questions by split; the framed ones of all rows follow the others of `train`."""
     splits: Splits = {"train": [], "test": []}
     framed = []
-    for row in questions.checked_rows(path, KEYS, drops):
+    for row in questions.checked_rows(path, KEYS, drops, encoding=encoding):
         split, where = PHRASES.get(row["phrase_type"]), f"{path.name}: qid {row['qid']}"
         if split is None:
             drops.add("question: unknown phrase_type", where)
@@ -109,12 +109,12 @@ def read_official(path: Path, drops: Drops) -> Splits:
     return splits
 
 
-def read_mevf(raw: Path, drops: Drops) -> Splits:
+def read_mevf(raw: Path, drops: Drops, encoding: str | None = None) -> Splits:
     """Questions by split of trainset.json and testset.json; a repeated qid gets a number."""
     splits: Splits = {}
     for split, name in zip(("train", "test"), MEVF, strict=True):
         path = need(raw / name, "a question file of the MEVF code")
-        rows = questions.checked_rows(path, KEYS, drops, repeated=True)
+        rows = questions.checked_rows(path, KEYS, drops, repeated=True, encoding=encoding)
         frames = [row["phrase_type"].lower() == "frame" for row in rows]
         splits[split] = []
         for row, frame in zip(rows, frames, strict=True):
@@ -248,34 +248,41 @@ def make_copied(copied: Copied) -> Question:
     return Question(said["image_name"], said["question"], question.fields)
 
 
-def read_copy(raw: Path, official: Path | None, drops: Drops) -> Corpus:
+def read_copy(
+    raw: Path, official: Path | None, drops: Drops, encoding: str | None = None
+) -> Corpus:
     """The corpus from the hub's parquet copy, joined to the official file if that is given."""
     rows, images = read_rows(raw, drops)
     joined = {}
     if official is not None:
         need(official, "the official json of VQA-RAD")
-        joined = join(rows, questions.checked_rows(official, KEYS, drops))
+        joined = join(rows, questions.checked_rows(official, KEYS, drops, encoding=encoding))
     splits = {split: [make_copied(copied) for copied in some] for split, some in rows.items()}
     return Corpus(splits, images.__getitem__, len(images), copy=True, joined=joined)
 
 
-def read_corpus(raw: Path, official: Path | None, drops: Drops) -> Corpus:
-    """The corpus from whichever files are there, with `image_in_test` on each question."""
+def read_corpus(
+    raw: Path, official: Path | None, drops: Drops, encoding: str | None = None
+) -> Corpus:
+    """The corpus from whichever files are there, with `image_in_test` on each question.
+
+    encoding: of texts in json that are not UTF-8.
+    """
     need(raw, "the VQA-RAD corpus")
     found = Drops()
     if official is not None and not parquet_splits(raw):
         raise ValueError(f"--official {official}: is for the parquet copy, and {raw} has none")
     if official is None and (raw / OFFICIAL).exists():
-        corpus = in_folder(raw, read_official(raw / OFFICIAL, found))
+        corpus = in_folder(raw, read_official(raw / OFFICIAL, found, encoding))
     elif official is None and (raw / MEVF[0]).exists():
-        splits = read_mevf(raw, found)
+        splits = read_mevf(raw, found, encoding)
         unlike, other = unlike_published(splits)
         corpus = replace(in_folder(raw, splits), unlike=tuple(unlike), other=other)
         if unlike:
             said = f"{MEVF[0]} and {MEVF[1]} are not VQA-RAD's as published"
             print(f"warning: {raw}: {said}: {'; '.join(unlike)}", file=sys.stderr)
     elif parquet_splits(raw):
-        corpus = read_copy(raw, official, found)
+        corpus = read_copy(raw, official, found, encoding)
     else:
         lacks = f"no '{OFFICIAL}' in it, no {' or '.join(MEVF)}, and no parquet files"
         raise FileNotFoundError(f"{raw}: {lacks}")
@@ -329,7 +336,7 @@ def count_corpus(corpus: Corpus) -> dict[str, Any]:
 def make_shards(args: argparse.Namespace) -> None:
     """The whole work."""
     drops = Drops()
-    corpus = read_corpus(args.raw, args.official, drops)
+    corpus = read_corpus(args.raw, args.official, drops, args.text_encoding)
     splits, facts = corpus.splits, {"corpus": count_corpus(corpus)}
     to_items = partial(questions.to_items, place=corpus.place, key_of=image_key)
     items = {split: to_items(some) for split, some in splits.items()}

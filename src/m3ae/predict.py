@@ -91,8 +91,9 @@ def answer(
 ) -> list[dict[str, Any]]:
     """What the model says of an image uint8 (C, px, px) and each text.
 
-    vqa and classification: question, prediction, score (probability 0-1: of that answer alone for
-    vqa with `head.loss: binary`, else among all), top. retrieval: text and score, a logit.
+    vqa and classes: question, prediction, score (probability 0-1: of that answer alone for vqa with
+    `head.loss: binary` and for multilabel, else among all), top. retrieval: text and score, a
+    logit.
     """
     batch = make_batch(trained, image, texts)
     if trained.task == "retrieval":  # each image with one text
@@ -135,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.prog = "python -m m3ae.predict"
     add = parser.add_argument
     add_model_arguments(parser, "run folder of a fine-tuning, or a checkpoint folder")
-    add("--image", type=Path, metavar="FILE", help="any image file that Pillow opens")
+    add("--image", type=Path, metavar="FILE", help="an image file that Pillow opens, or DICOM")
     add("--question", "--text", action="append", metavar="TEXT", help="may be repeated")
     add("--top", type=int, default=5, metavar="N", help="answers to list (default: %(default)s)")
     add("--json", action="store_true", help="print one JSON object a question")
@@ -217,7 +218,8 @@ def _lines(trained: Trained, results: Sequence[dict[str, Any]]) -> Iterable[str]
         yield "\n".join(f"{result['score']:+9.4f}  {result['text']}" for result in ranked)
         yield NOTE
         return
-    names = ("question", "answer") if trained.task == "vqa" else ("text", "class")
+    names = {"vqa": ("question", "answer"), "multilabel": ("text", "likeliest")}
+    names = names.get(trained.task, ("text", "class"))
     for result in results:
         lines = [f"{names[0]:<10}{result['question']}", f"{names[1]:<10}{result['prediction']}"]
         lines += [f"{100 * score:8.2f} %  {text}" for text, score in result["top"]]

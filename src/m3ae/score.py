@@ -35,7 +35,12 @@ from m3ae.data.questions import read_questions
 from m3ae.files import write_json, write_text
 from m3ae.scoring.baselines import blind_baselines
 from m3ae.scoring.calibration import measure_calibration, why_not
-from m3ae.scoring.measures import measure_answers, measure_classes, measure_ranks
+from m3ae.scoring.measures import (
+    measure_answers,
+    measure_classes,
+    measure_ranks,
+)
+from m3ae.scoring.multilabel import measure_labels
 from m3ae.scoring.predictions import (
     PROTOCOLS,
     Row,
@@ -44,6 +49,7 @@ from m3ae.scoring.predictions import (
     annotate,
     complete,
     join,
+    kind_of,
     read_predictions,
     read_trained_on,
     rows_trained_on,
@@ -57,7 +63,8 @@ PROTOCOL = "what is right, and the training rows where the run's are not known (
 ALONE = "each counts as an image, which narrows intervals; give --data, or a column image"
 UNKNOWN = "the run's own training rows are not known (no trained_on.txt, no --trained-on)"
 OPTIONS = ("samples", "seed", "paired_seeds")  # of all measures with comparisons
-OF_ANSWERS = ("train", "arm", "near_duplicates", "relaxed", "show_differences", "pictures")
+OF_ANSWERS = ("train", "near_duplicates", "relaxed", "show_differences", "pictures")
+NOT_OF_ANSWERS = {"ranks": (*OF_ANSWERS, "arm"), "labels": OF_ANSWERS}  # options that are refused
 _OF_A_RUN = re.compile(rf"predictions-({'|'.join(PROTOCOLS)})\.jsonl(\.gz)?")
 
 
@@ -214,15 +221,21 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     runs, against = files.pop(""), files.pop("against")
     if args.near_duplicates:
         notes.append(near_duplicates(args.near_duplicates, runs))
-    of_ranks = "rank" in runs[0][0]
-    if any(("rank" in run[0]) != of_ranks for run in runs + against):
-        raise ValueError("some files are of ranks, others of answers; they cannot be compared")
-    for option in OF_ANSWERS if of_ranks else ():
+    kind = kind_of(runs[0][0])
+    others = {kind_of(run[0]) for run in runs + against} - {kind}
+    if (kind in NOT_OF_ANSWERS and others) or others & set(NOT_OF_ANSWERS):
+        some = f"some files are of {kind}, others of {min(others)}"
+        raise ValueError(f"{some}; they cannot be compared")
+    for option in NOT_OF_ANSWERS.get(kind, ()):
         if getattr(args, option):
-            raise ValueError(f"--{option.replace('_', '-')} is for answers, not for ranks")
-    if of_ranks:
-        options = {key: getattr(args, key) for key in OPTIONS}
+            raise ValueError(f"--{option.replace('_', '-')} is for answers, not for {kind}")
+    options = {key: getattr(args, key) for key in OPTIONS}
+    if kind == "ranks":
         results = {"ranks": measure_ranks(runs, against, **options)}
+    elif kind == "labels":
+        named = _OF_A_RUN.fullmatch(args.predictions[0].name)
+        more = {"arms": files, "against": against, **options}
+        results = {"labels": measure_labels(runs, named[1] if named else None, **more)}
     else:
         results = measure_all(args, runs, against, files, notes)
     own, other = ([str(path) for path in paths] for paths in (args.predictions, args.against))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep import pairs, table
-from m3ae.corpora.own_table import find_files
+from m3ae.corpora.own_table import OwnTable, find_files
 from m3ae.corpora.tables import path_below
 from m3ae.data.shards import Shards
 from tests.data_prep.test_corpora import SMALL, save_image, texts_of
@@ -184,3 +184,43 @@ def test_tables_that_are_not_there(raw, capsys):
         find_files([raw / "x.csv"])
     (raw / "[x].csv").write_text("image,text\n")
     assert find_files([raw / "[x].csv"]) == [(raw / "[x].csv", "")]
+
+
+# ------------------------------------------------------------------ what is left out
+
+BOOKED = st.lists(
+    st.tuples(
+        st.sampled_from(["", "train", "test", "dev"]),
+        st.sampled_from(["", "a", "b", "c", "d"]),
+        st.booleans(),
+    )
+)
+
+
+@given(BOOKED, st.booleans())
+def test_what_is_left_out_adds_up(rows, drawn):
+    """A row or image that is counted twice, not at all, or on another split than its own."""
+    own = OwnTable("x.csv", Path("raw"), [])
+    home = {"a": "train", "b": "test", "c": "train", "d": "test"}
+    used: dict[str, set[str]] = {}
+    rows = [("train" if drawn and split else split, image, good) for split, image, good in rows]
+    for number, (split, image, good) in enumerate(rows):
+        if good and split and image:
+            used.setdefault(home[image] if drawn else split, set()).add(image)
+        else:
+            own.leave_out("bad", str(number), split, image if split else "")
+    dropped, facts = own.book(used, drawn)
+    of_none = facts.get("rows_of_no_split", {})
+    lost = "image: all its rows were left out"
+    counts = [dropped[split].counts for split in used]
+    counts.append({why: entry["count"] for why, entry in of_none.items()})
+    good = sum(good and bool(split and image) for split, image, good in rows)
+    assert sum(each.get("row: bad", 0) for each in counts) + good == len(rows)
+    named = {(split, image) for split, image, _ in rows if split and image}
+    images = sum(map(len, used.values())) + sum(each.get(lost, 0) for each in counts)
+    assert images == len(named)
+    for split in used:
+        found = {int(number) for number in dropped[split].examples.get("row: bad", ())}
+        for number in found:
+            image = rows[number][1]
+            assert split == (home[image] if drawn else rows[number][0])

@@ -122,8 +122,12 @@ def test_ids_of_no_image(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf# from an audit\r\none\tremark\r\ntwo\r\n")
     ids = read_exclusions(path)
     assert ids == {"one", "two"}
-    assert unmatched(path, ids, {"one"}, "a.png") == ["two"]
+    assert unmatched({path: ids}, {"one"}, "a.png") == {path: ["two"]}
     assert say_unmatched(path, ids, ["two"]) == f"{path}: 1 of 2 ids name no image: two"
     with pytest.raises(ValueError, match=r"x\.txt: none of its 2 ids is an image, e\.g\. 'one'"):
-        unmatched(path, ids, set(), "a.png")
-    assert unmatched(path, set(), set(), "a.png") == []
+        unmatched({path: ids}, set(), "a.png")
+    assert unmatched({path: set()}, set(), "a.png") == {}
+    lists = {"x": ids, "y": {"three"}, "z": set()}  # x and y of two corpora
+    assert unmatched(lists, {"one"}, "a.png") == {"x": ["two"], "y": ["three"]}
+    with pytest.raises(ValueError, match=r"^x, y: none of their 3 ids is an image, e\.g\. 'one'"):
+        unmatched(lists, {"four"}, "a.png")

@@ -303,10 +303,10 @@ def own_table(path: Path, rows: Iterable[Row], drops: Drops) -> OwnTable:
     return OwnTable(path.name, path.parent, placed, drops=drops)
 
 
-def check_items(items: dict[str, list[Item]], rows: int, drops: Drops, raw: Path) -> None:
+def check_items(items: dict[str, list[Item]], rows: int, table: OwnTable, raw: Path) -> None:
     """Every row is a text of an item, or counted; images and splits stay where they belong."""
     texts = [item.texts for found in items.values() for item in found]
-    assert sum(map(len, texts)) + total(drops) == rows
+    assert sum(map(len, texts)) + total(table.drops) + len(table.left_out) == rows
     assert all(isinstance(text, str) for some in texts for text in some)
     assert all("/" not in split and split not in ("..", "tokenizer") for split in items)
     for found in items.values():
@@ -331,11 +331,12 @@ def test_csv_and_tsv_of_pairs(base, stream, header, separator):
     path, drops, no_rows = write(base, name, data), Drops(), Drops()
     try:
         found = list(read_table(path, ("image", "text"), no_rows, ("split", "id")))
-        items = pairs.read_items(own_table(path, found, drops))
+        table = own_table(path, found, drops)
+        items = pairs.read_items(table)
     except ValueError as error:
         assert name in str(error)
         return
-    check_items(items, len(found), drops, base / "raw")
+    check_items(items, len(found), table, base / "raw")
     assert total(no_rows) + len(found) >= max((number for number, _ in found), default=0)
 
 
@@ -347,11 +348,12 @@ def test_jsonl_of_pairs(base, stream):
     path, drops = write(base, "pairs.jsonl", data), Drops()
     rows = read_table(path, ("image", "text"), drops, ("split", "id"))
     try:
-        items = pairs.read_items(own_table(path, rows, drops))
+        table = own_table(path, rows, drops)
+        items = pairs.read_items(table)
     except ValueError as error:
         assert "pairs.jsonl: no column '" in str(error)
         return
-    check_items(items, filled_lines(data), drops, base / "raw")
+    check_items(items, filled_lines(data), table, base / "raw")
 
 
 CELLS_OF_A_TYPE = [
@@ -387,8 +389,9 @@ def test_parquet_of_pairs_and_of_the_hub(base, stream):
     try:
         drops = Drops()
         rows = read_table(path, ("image", "text"), drops, ("split", "id"))
-        items = pairs.read_items(own_table(path, rows, drops))
-        check_items(items, 2, drops, base / "raw")
+        table = own_table(path, rows, drops)
+        items = pairs.read_items(table)
+        check_items(items, 2, table, base / "raw")
     except ValueError as error:
         assert "pairs.parquet" in str(error)
     try:

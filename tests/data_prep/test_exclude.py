@@ -219,6 +219,12 @@ def test_data_exclude_names_ids_of_no_image(tmp_path, shards, caplog):
         few = Pairs([f"{shards}/train"], tokenizer, 24, 64, exclude=[str(path)])
     assert f"{path}: 1 of 2 ids name no image: nobody" in caplog.text
     assert few.image_starts[1] == 39
-    other.write_text("nobody\n")
-    with pytest.raises(ValueError, match=r"y: none of its 1 ids is an image"):
-        Pairs([f"{shards}/train"], tokenizer, 24, 64, exclude=[str(path), str(other)])
+    other.write_text("of another corpus\n")
+    both = {"tokenizer": tokenizer, "text_length": 24, "image_px": 64}
+    with caplog.at_level("WARNING"):
+        few = Pairs([f"{shards}/train"], **both, exclude=[str(path), str(other)])
+    assert f"{other}: 1 of 1 ids name no image: of another corpus" in caplog.text
+    assert few.image_starts[1] == 39
+    path.write_text("nobody\n")
+    with pytest.raises(ValueError, match=r"x, .*y: none of their 2 ids is an image"):
+        Pairs([f"{shards}/train"], **both, exclude=[str(path), str(other)])

@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import json
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_prep import medicat, pairs, roco, roco_retrieval, rocov2, slake
+from data_prep import medicat, pairs, roco, roco_retrieval, rocov2, slake, vqa_med_2019, vqa_rad
 from m3ae.corpora.stored import FileNames
 from m3ae.data.exclusions import listed
 from m3ae.data.images import ImageError, decode
 from m3ae.data.shards import Shards
 from tests.data_prep.test_corpora import SMALL, dropped, save_image, texts_of
 from tests.data_prep.test_exclude import write_slake
+from tests.data_prep.test_vqa import RAD_ROWS, rad_row, write_med, write_rad
 
 
 def run(script, raw: Path, *more: str) -> Shards:
@@ -257,3 +259,107 @@ def test_roco_without_the_captions_of_train(tmp_path, capsys):
     assert "train/radiology/captions.txt: not there" in capsys.readouterr().err
     assert roco.main([*where, "--split", "train"]) == 1
     assert "train/radiology/captions.txt: not there" in capsys.readouterr().err
+
+
+def in_latin_1(path: Path) -> None:
+    """Write a file's text again with the byte 0xB5, a micro sign, wherever `MICRO` stands."""
+    path.write_bytes(path.read_bytes().replace(b"MICRO", b"\xb5"))
+
+
+@pytest.mark.parametrize("kind", ["official", "mevf", "slake", "vqa_med"])
+def test_latin_1_of_questions(tmp_path, kind):
+    """--text-encoding that does nothing; a whole JSON file refused for one byte of it."""
+    raw, more = tmp_path / "raw", []
+    row = rad_row(1, "synpic1", "How many MICROm?", "5 MICROm")
+    if kind == "slake":
+        write_slake(raw)
+        script, files = slake, [raw / "train.json"]
+        rows = json.loads(files[0].read_text())
+        rows[0] |= {"question": row["question"], "answer": row["answer"]}
+        files[0].write_text(json.dumps(rows))
+    elif kind == "vqa_med":
+        write_med(raw, official=False)
+        script, files = vqa_med_2019, [raw / "train" / "QA" / "Modality.csv"]
+        files[0].write_text(f"synpic1|{row['question']}|{row['answer']}\n")
+        more = ["--as", "questions"]
+    else:
+        write_rad(raw, [row, *RAD_ROWS[3:]])
+        script, files = vqa_rad, [raw / vqa_rad.OFFICIAL]
+        if kind == "mevf":
+            files[0].unlink()
+            files = [raw / name for name in vqa_rad.MEVF]
+            for file in files:
+                file.write_text(json.dumps([row]))
+    for file in files:
+        in_latin_1(file)
+    split = run(script, raw, *more, "--text-encoding", "latin-1")
+    answers = {split.text(i): split.fields(i)["answer"] for i in range(len(split))}
+    assert answers["How many µm?"] == "5 µm"
+
+
+# ------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize("kind", ["vqa_rad", "slake", "zip", "pairs"])
+def test_names_of_another_case(tmp_path, kind):
+    """synpic1.JPG missing where a corpus says synpic1.jpg, or found without a word."""
+    raw, more = tmp_path / "raw", []
+    script, images = slake, raw / "imgs"
+    if kind == "vqa_rad":
+        script, images = vqa_rad, raw / vqa_rad.IMAGES
+        write_rad(raw, RAD_ROWS)
+    elif kind == "pairs":
+        script, images = pairs, raw
+        save_image(raw / "a.jpg", 1)
+        more = write_table(raw, "image,text,id\na.jpg,one two three,k\n")
+    else:
+        write_slake(raw)
+    before = texts_of(run(script, raw, *more))
+    shutil.rmtree(tmp_path / "out")
+    for path in sorted(images.rglob("*.jpg")):
+        path.rename(path.with_suffix(".JPG"))
+    if kind == "zip":
+        with zipfile.ZipFile(raw / "imgs.zip", "w") as archive:
+            for path in sorted(images.rglob("*.JPG")):
+                archive.write(path, f"imgs/{path.parent.name}/{path.name}")
+        shutil.rmtree(images)
+    split = run(script, raw, *more)
+    assert texts_of(split) == before and len(before)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    if kind == "pairs":
+        assert report["names_of_another_case"] == {"count": 1, "examples": ["a.jpg"]}
+    else:
+        note = split.manifest["report"]["notes"]["found under a name of another case"]
+        assert note["count"] == len(before)
+
+
+def test_one_image_under_two_cases(tmp_path, capsys):
+    """One image in train as a.jpg and in test as A.JPG, unnoticed; the wrong one of two files."""
+    raw = tmp_path / "raw"
+    for k, name in enumerate(("a.jpg", "b.jpg", "B.jpg")):
+        save_image(raw / name, k)
+    rows = ["a.jpg,one two three,train", "A.JPG,four five six,test", "B.JPG,seven eight nine,train"]
+    more = write_table(raw, "\n".join(["image,text,split", *rows]))
+    split = run(pairs, raw, *more)
+    assert "1 images of split train are in another split too, e.g. a.jpg" in capsys.readouterr().err
+    assert list(texts_of(split)) == ["a.jpg"]
+    assert split.manifest["report"]["dropped"]["image: missing"]["count"] == 1
+
+
+def test_images_of_the_splits_asked_for(tmp_path, capsys):
+    """Images of train needed by --split valid, though nobody asked for them."""
+    raw = tmp_path / "raw"
+    save_image(raw / "valid" / "valid_1.jpg", 1)
+    captions = {
+        "train": "train_1,a b c\ntrain_2,words to learn\n",
+        "valid": "valid_1,the caption\n",
+    }
+    for name, lines in captions.items():
+        (raw / f"{name}_captions.csv").write_text(f"ID,Caption\n{lines}")
+    (tmp_path / "x.txt").write_text("train_1\n")
+    out = ["--raw", str(raw), "--out", str(tmp_path / "out"), "--min-words", "1", *SMALL]
+    more = ["--tokenizer", "train:30", "--exclude", str(tmp_path / "x.txt")]
+    assert rocov2.main([*out, "--split", "valid", *more]) == 0
+    assert texts_of(Shards(tmp_path / "out" / "valid")) == {"valid_1": ["the caption"]}
+    assert rocov2.main(out) == 1
+    assert "the images of split train" in capsys.readouterr().err

@@ -90,6 +90,8 @@ def test_sections_of_a_study_beside_its_images(tmp_path, ending):
         "studies_without_report": 1,
         "studies_without_section": 1,
     }
+    seen = splits["train"].manifest["report"]["images_seen"]
+    assert seen == splits["train"].num_images + 2 == report["corpus"]["train"]["images"]
     assert splits["train"].manifest["kind"] == "pairs"
     assert all(verify(split.folder) == [] for split in splits.values())
 
@@ -172,6 +174,8 @@ def test_bad_rows_are_counted(tmp_path):
         "image: missing": 1,
         "text: its image was left out": 3,
     }
+    train = Shards(tmp_path / "out" / "train")  # rows of any split are in no split's sum
+    assert train.manifest["report"]["images_seen"] == train.num_images + 4 == 6
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,13 @@ def test_every_kind_of_table(tmp_path, raw, kind, capsys):
     assert {reason: entry["count"] for reason, entry in report.items()} == {
         "row: image leads outside --raw": 3,
         "row: no image": 1,
-        "row: a split is named by letters, digits, _ and -": 1,
     }
+    found = json.loads((raw.parent / "out" / "report.json").read_text())
+    of_none = {why: entry["count"] for why, entry in found["rows_of_no_split"].items()}
+    assert of_none == {"row: a split is named by letters, digits, _ and -": 1}
+    seen = [found["splits"][split]["report"] for split in ("train", "valid")]
+    assert [(each["images_seen"], each["texts_seen"]) for each in seen] == [(3, 8), (1, 1)]
+    assert 8 + 1 + 1 == len(rows)
 
 
 def test_parquet_with_images_inside(tmp_path, raw):
@@ -197,3 +202,62 @@ def test_columns_of_other_names(tmp_path, raw):
         "text of 1",
         "text of 2",
     ]
+
+
+def test_reports_add_up(tmp_path, raw):
+    """Rows of test booked on train; an image that vanishes with its rows; rows in no sum."""
+    lines = ["image,text,split", "a.png,text number one,train", "a.png,,train", "b.png,,test"]
+    lines += ["sub/c.png,text number two,test", "gone.png,text number three,test", "b.png,x,te st"]
+    lines += [
+        "b.png,,dev",
+        "b.png,,dev",
+        ",no image at all,train",
+        "cut short",
+        "../out.png,x,test",
+    ]
+    table = tmp_path / "pairs.csv"
+    table.write_text("\n".join(lines))
+    assert run(table, raw) == 0
+    report = json.loads((raw.parent / "out" / "report.json").read_text())
+
+    def counted(dropped: dict) -> dict[str, int]:
+        return {why: entry["count"] for why, entry in dropped.items()}
+
+    train, test = (report["splits"][split] for split in ("train", "test"))
+    assert train["counts"] == {"images": 1, "texts": 1}
+    assert (train["report"]["images_seen"], train["report"]["texts_seen"]) == (1, 3)
+    assert counted(train["report"]["dropped"]) == {"row: no text": 1, "row: no image": 1}
+    assert test["counts"] == {"images": 1, "texts": 1}
+    assert (test["report"]["images_seen"], test["report"]["texts_seen"]) == (3, 4)
+    assert counted(test["report"]["dropped"]) == {
+        "row: no text": 1,
+        "row: image leads outside --raw": 1,
+        "image: all its rows were left out": 1,  # b.png
+        "image: missing": 1,
+        "text: its image was left out": 1,
+    }
+    assert counted(report["rows_of_no_split"]) == {
+        "row: a split is named by letters, digits, _ and -": 1,
+        "row: no text": 2,
+        "image: all its rows were left out": 1,
+        "row: more or fewer cells than the header has": 1,
+    }
+    assert 3 + 4 + 1 + 2 + 1 == len(lines) - 1
+
+
+def test_reports_of_drawn_splits(tmp_path, raw):
+    """Rows of test images booked on train, where the splits were drawn."""
+    lines = ["image,text"]
+    for k in range(10):
+        (raw / f"n{k}.png").write_bytes(as_bytes(k))
+        lines += [f"n{k}.png,text number {k}", f"n{k}.png,"]
+    table = tmp_path / "pairs.csv"
+    table.write_text("\n".join([*lines, "b.png,"]))
+    assert run(table, raw, "--test-share", "0.3") == 0
+    report = json.loads((raw.parent / "out" / "report.json").read_text())
+    for split, images in (("train", 7), ("test", 3)):
+        found = report["splits"][split]["report"]
+        assert (found["images_seen"], found["texts_seen"]) == (images, 2 * images)
+        assert found["dropped"]["row: no text"]["count"] == images
+    of_none = {why: entry["count"] for why, entry in report["rows_of_no_split"].items()}
+    assert of_none == {"row: no text": 1, "image: all its rows were left out": 1}

@@ -17,7 +17,7 @@ from data_prep import table
 from m3ae.corpora.items import Drops
 from m3ae.corpora.own_table import OwnTable
 from m3ae.corpora.splits import Groups
-from m3ae.corpora.tables import read_table
+from m3ae.corpora.tables import image_of, read_table, split_of
 from m3ae.corpora.verification import verify
 from m3ae.data.shards import Shards
 from m3ae.files import is_unicode
@@ -125,12 +125,16 @@ def test_questions_of_every_kind_of_table(tmp_path, raw, kind, capsys):
         "row: no image": 1,
         "row: unknown type, neither open nor closed": 1,
         "row: id occurs twice for its image, first one kept": 1,
-        "row: a split is named by letters, digits, _ and -": 1,
         "image: missing": 1,
         "text: its image was left out": 1,
     }
     assert dropped["row: no answer"]["examples"] == [f"mine.{kind}: row 8"]
     report = json.loads((out / "report.json").read_text())
+    of_none = {why: entry["count"] for why, entry in report["rows_of_no_split"].items()}
+    assert of_none == {"row: a split is named by letters, digits, _ and -": 1}
+    seen = [report["splits"][split]["report"] for split in ("train", "test")]
+    assert [(each["images_seen"], each["texts_seen"]) for each in seen] == [(3, 11), (1, 2)]
+    assert 11 + 2 + 1 == len(ROWS)
     assert report["corpus"]["test"] == {"images": 1, "questions": 2, "closed": 0, "open": 2}
     assert report["answers"]["train"] == {"answers": 5, "test_coverage": 0.0}
     assert report["answers_as_written"] == 1
@@ -293,6 +297,35 @@ CELL = st.one_of(
 COLUMNS = ("image", "question", "answer", "type", "split", "id", "question_type", "text", "organ")
 
 
+def check_sums(given: OwnTable, splits: table.Splits, rows: list[dict]) -> None:
+    """What is kept and left out of each split, and of none, adds up to the rows and images."""
+    images = {split: {question.image for question in some} for split, some in splits.items()}
+    dropped, facts = given.book(images, drawn=False)
+    named: dict[str, set[str]] = {}
+    for row in rows:
+        try:
+            split = split_of(row)
+            named.setdefault(split, set()).add(image_of(row, given.raw)[0])
+        except ValueError:
+            continue
+    of_none = facts.get("rows_of_no_split", {})
+    counted = {"row": 0, "image": 0}
+    for why, entry in of_none.items():
+        counted[why.partition(":")[0]] += entry["count"]
+    for split, some in splits.items():
+        counts = dropped[split].counts
+        lost = counts.get("image: all its rows were left out", 0)
+        assert len(images[split]) + lost == len(named[split])
+        left = sum(n for why, n in counts.items() if why.startswith("row: "))
+        of_split = [row for row in given.left_out if row.split == split]
+        assert left == len(of_split) and left + lost == sum(counts.values())
+        counted["row"] += left + len(some)
+    assert counted["row"] == len(rows)
+    assert counted["image"] == sum(
+        len(some) for split, some in named.items() if split not in splits
+    )
+
+
 @settings(max_examples=2000)
 @given(st.lists(st.dictionaries(st.sampled_from(COLUMNS), CELL), max_size=6), st.booleans())
 def test_any_rows_are_used_or_counted(rows, with_classes):
@@ -302,7 +335,8 @@ def test_any_rows_are_used_or_counted(rows, with_classes):
     given = OwnTable("x.jsonl", Path("raw"), placed, drops=drops)
     splits, stored = table.read_questions(given, classes)
     kept = [(split, question) for split, some in splits.items() for question in some]
-    assert len(kept) + sum(drops.counts.values()) == len(rows) and not stored
+    assert len(kept) + len(given.left_out) == len(rows) and not stored
+    check_sums(given, splits, rows)
     keys = [(split, question.image, question.fields["question_id"]) for split, question in kept]
     assert len(set(keys)) == len(keys)
     for split, question in kept:

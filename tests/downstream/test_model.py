@@ -321,5 +321,5 @@ def test_folders_that_are_not_fine_tuned(tmp_path):
     with pytest.raises(ValueError, match=r"vqa_head\.3\.\w+ is \(11,.* in the file, \(3,"):
         Downstream.from_pretrained(tmp_path / "tuned")
     write_facts(tmp_path / "tuned", task="poetry", answers=[])
-    with pytest.raises(ValueError, match=r"downstream\.json: no task \(vqa, classification, retr"):
+    with pytest.raises(ValueError, match=r"downstream\.json: no task \(vqa, classification, multi"):
         Downstream.from_pretrained(tmp_path / "tuned")

@@ -25,9 +25,19 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from m3ae.corpora.items import Drops, Item
+from m3ae.corpora.items import Drops, Item, Stored
 from m3ae.corpora.shard_writer import ShardWriter, ragged, ragged_tokens, shard_name
-from m3ae.data.images import ImageError, decode, resize_crop, resize_shorter, resized_size, to_array
+from m3ae.corpora.stored import on_disk
+from m3ae.data.dicom import is_dicom
+from m3ae.data.images import (
+    ImageError,
+    as_png,
+    decode,
+    resize_crop,
+    resize_shorter,
+    resized_size,
+    to_array,
+)
 from m3ae.files import is_unicode, naming, write_json
 
 _SHARD_BYTES = 256 * 2**20
@@ -89,20 +99,32 @@ def clean(item: Item, min_words: int, drops: Drops) -> list[tuple[str, str, str]
     return kept
 
 
-def _encode_image(item: Item, settings: Settings) -> tuple[np.ndarray | bytes, list[str]]:
-    """Pixels (C, px, px) or encoded bytes of an image, and notes; raises ImageError."""
+def _read_image(place: Path | Stored) -> tuple[bytes, list[str]]:
+    """The bytes of an image, and a note where its name is of another case; raises ImageError."""
     try:
-        data = item.image.read_bytes()
+        try:
+            return place.read_bytes(), []
+        except FileNotFoundError:
+            found = on_disk(place)
+            if found == place:
+                raise
+            return found.read_bytes(), ["found under a name of another case"]
     except FileNotFoundError as error:
         raise ImageError("missing") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise ImageError("unreadable", str(error)) from error
+
+
+def _encode_image(item: Item, settings: Settings) -> tuple[np.ndarray | bytes, list[str]]:
+    """Pixels (C, px, px) or encoded bytes of an image, and notes; raises ImageError."""
+    data, renamed = _read_image(item.image)
     image, notes = decode(data, settings.window)
+    notes = [*notes, *renamed]
     if settings.encoding == "raw":
         return resize_crop(image, settings.px), notes
     if settings.encoding == "original":
         resized_size(image.size, settings.px)  # too elongated is known only after the resize
-        return data, notes
+        return as_png(image) if is_dicom(data) else data, notes  # no header gets into shards
     if max(size := resized_size(image.size, settings.px)) > _JPEG_SIDE:
         resized = f"{image.width} x {image.height} resized to {size[0]} x {size[1]}"
         raise ImageError("too elongated for JPEG", resized)
@@ -227,7 +249,8 @@ def come_back(items: list[Item], result: dict[str, Any], settings: Settings) -> 
     if not missing:
         return 0
     looked_for = (item for item in items if clean(item, settings.min_words, Drops()))
-    still = sum(isinstance(i.image, Path) and not i.image.is_file() for i in looked_for)
+    files = (item.image for item in looked_for if isinstance(item.image, Path))
+    still = sum(not file.is_file() and on_disk(file) == file for file in files)
     return max(0, missing - still) if any(isinstance(i.image, Path) for i in items) else 0
 
 

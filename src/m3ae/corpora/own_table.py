@@ -6,15 +6,15 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-from m3ae.corpora.items import Drops
+from m3ae.corpora.items import Drops, Stored
 from m3ae.corpora.splits import Groups
-from m3ae.corpora.stored import SPLIT_NAMES, InParquet, parquet_splits
-from m3ae.corpora.tables import read_column_names, read_table
+from m3ae.corpora.stored import SPLIT_NAMES, InParquet, on_disk, parquet_splits
+from m3ae.corpora.tables import image_of, read_column_names, read_table
 from m3ae.files import need
 
 SPLIT_AND_ID = ("split", "id")  # columns that every such table may have
@@ -37,11 +37,21 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
 
 
+class LeftOut(NamedTuple):
+    """A row that cannot be used: why, its place, and its split and image where they are known."""
+
+    reason: str
+    where: str
+    split: str
+    image: str
+
+
 @dataclass
 class OwnTable:
     """Rows of a table, each with its place for messages and its number, from 1 in all files.
 
     `name` is for messages; image paths start from `raw`; `unused` are columns that nothing reads.
+    `drops`: what is no row; `left_out`: rows that cannot be used.
     """
 
     name: str
@@ -50,6 +60,58 @@ class OwnTable:
     groups: Groups = field(default_factory=lambda: Groups(None))
     drops: Drops = field(default_factory=Drops)
     unused: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    of_another_case: set[str] = field(default_factory=set)
+
+    def image(self, row: dict[str, Any]) -> tuple[str, Stored | None]:
+        """`tables.image_of` a row, named as the file is where that differs by case alone.
+
+        So that a.jpg and a.JPG are one image, of one split.
+        """
+        name, stored = image_of(row, self.raw)
+        if stored is None:
+            path = PurePosixPath(name)
+            found = str(path.with_name(on_disk(self.raw / name).name))
+            if found != str(path):
+                self.of_another_case.add(name)
+                return found, None
+        return name, stored
+
+    def leave_out(self, reason: object, where: str, split: str, image: str) -> None:
+        """Note a row that cannot be used; split, image: "" where they are not known."""
+        self.left_out.append(LeftOut(f"row: {reason}", where, split, image))
+
+    def book(
+        self, used: Mapping[str, Collection[str]], drawn: bool
+    ) -> tuple[dict[str, Drops], dict[str, Any]]:
+        """What was left out of each split, and for the report what is of none.
+
+        used: the images of each split; drawn: whether these were drawn, so that a row is of the
+        split of its image. An image all of whose rows were left out is counted too. Of no split
+        are rows that do not say theirs, or whose split, or drawn image, has no usable row.
+        """
+        home = {image: split for split, images in used.items() for image in images}
+        dropped, of_none = {split: Drops() for split in used}, Drops()
+        of_none.merge(self.drops.as_dict())
+        lost: dict[tuple[str, str], Drops] = {}
+        for row in self.left_out:
+            split = home.get(row.image, "") if drawn else row.split
+            drops = dropped.get(split, of_none)
+            drops.add(row.reason, row.where)
+            if row.split and row.image and row.image not in used.get(split, ()):
+                lost[row.split, row.image] = drops
+        for (_, image), drops in lost.items():
+            drops.add("image: all its rows were left out", image)
+        facts = {"rows_of_no_split": of_none.as_dict()} if of_none.counts else {}
+        if self.of_another_case:
+            names = sorted(self.of_another_case)
+            facts["names_of_another_case"] = {"count": len(names), "examples": names[:20]}
+        return dropped, facts
+
+    def no_usable_row(self) -> ValueError:
+        """The error to raise where there is none, with what is wrong with them."""
+        _, facts = self.book({}, drawn=False)
+        return ValueError(f"{self.name}: no usable row: {facts.get('rows_of_no_split', {})}")
 
 
 def find_files(given: Sequence[Path]) -> list[tuple[Path, str]]:

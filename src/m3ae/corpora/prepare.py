@@ -49,8 +49,11 @@ from m3ae.files import file_sha256, is_unicode, redecoded, replacing, write_json
 from m3ae.processes import alone_in, usable_cores
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
-_IF_GIVEN = ("columns", "group", "text_encoding")  # else shards say no more than before them
+_IF_GIVEN = ("columns", "group", "text_encoding", "findings", "separator", "no_finding", "as")
+_IF_GIVEN += ("template",)  # else shards say no more than before them
 CHUNKS = "chunks.json"
+# As what a reason counts, by the word that it begins with.
+_COUNTED_AS = {"image": "images", "text": "texts", "row": "texts"}
 REPEATED = 10  # times that a text occurs, from which on it is named
 
 Splits = dict[str, Iterable[Item]]
@@ -72,7 +75,8 @@ def corpus_parser(text: str | None) -> argparse.ArgumentParser:
     add("--workers", type=int, default=usable_cores(), metavar="N", help="processes; 0: none")
     add("--limit", type=int, metavar="N", help="only the first N images of each split")
     add("--split", action="append", metavar="NAME", help="only this split; may be repeated")
-    window = "grey values of 16-bit images that become 0 and 255; else these are left out"
+    window = "grey values of 16-bit images that become 0 and 255; else these are left out, and "
+    window += "DICOM has its own window"
     add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=window)
     exclude = "image ids to leave out, one a line (anything after a tab is a remark)"
     add("--exclude", type=Path, metavar="FILE", help=exclude)
@@ -187,7 +191,7 @@ def _find_excluded(
     names = list(dict.fromkeys(item.names for items in splits.values() for item in items))
     named = find_listed(names, ids, file)
     excluded = {names[number] for numbers in named.values() for number in numbers}
-    lost = unmatched(file, ids, named, names[0][0] if names else "")
+    lost = unmatched({file: ids}, named, names[0][0] if names else "").get(file, [])
     if lost:
         print(f"warning: --exclude {say_unmatched(file, ids, lost)}", file=sys.stderr)
     counts = {"ids": len(ids), "images": len(excluded), "ids_of_no_image": len(lost)}
@@ -442,13 +446,15 @@ def _first_drops(drops: Drops) -> str:
 def _summary(results: list[dict[str, Any]], work: _Work, settings: Settings) -> dict[str, Any]:
     """counts, files and report of a split's manifest from the results of its chunks.
 
-    What was seen is what was prepared, what chunks dropped, and what `_select` left out.
+    What was seen is what was prepared, what chunks dropped, and what the parser and `_select` left
+    out: images, and texts or their rows.
     """
     drops, notes, lengths = work.drops, Drops(), Counter()
     drops.merge(work.left_out.as_dict())
-    left = {f"{what}s": 0 for what in ("image", "text")}
-    for reason, count in work.left_out.counts.items():
-        left[f"{reason.partition(':')[0]}s"] += count
+    left: Counter[str] = Counter()
+    for reason, count in drops.counts.items():
+        if not reason.endswith("(any split)"):  # of which nobody knows whether it is of this one
+            left[_COUNTED_AS.get(reason.partition(":")[0], "")] += count
     for result in results:
         drops.merge(result["dropped"])
         notes.merge(result["notes"])

@@ -11,7 +11,10 @@ The task fields of a question, as `Shards.fields` gives them:
 
 and what a corpus adds, e.g. `framed` of VQA-RAD. `alternatives`, where a corpus has them, are all
 answers that the strict protocol counts as right (`scoring.answers.accepted_answers`). Corpora of
-classes (MELINDA) have fields of their own.
+classes (MELINDA) have fields of their own, and tables of findings
+
+    labels         the findings of a text, a list of classes
+    unlabelled     the classes of which it says nothing, where there are some
 """
 
 import argparse
@@ -77,14 +80,20 @@ def check_row(row: Any, keys: Sequence[str], blank: bool = False) -> dict[str, A
 
 
 def checked_rows(
-    path: Path, keys: Sequence[str], drops: Drops, repeated: bool = False, blank: bool = False
+    path: Path,
+    keys: Sequence[str],
+    drops: Drops,
+    repeated: bool = False,
+    blank: bool = False,
+    encoding: str | None = None,
 ) -> list[dict[str, Any]]:
     """`check_row` of a JSON file's rows; those that it refuses are counted.
 
     So are rows of a qid that occurred before, unless `repeated`: then the n-th becomes QID-n.
+    encoding: of texts that are not UTF-8.
     """
     rows: dict[str, dict[str, Any]] = {}
-    for number, raw in enumerate(read_json_list(path), start=1):
+    for number, raw in enumerate(read_json_list(path, encoding), start=1):
         qid = raw.get("qid") if isinstance(raw, dict) else None
         where = f"{path.name}: row {number}, qid {qid!r}"
         try:

@@ -5,19 +5,20 @@ group that it read last in memory. pyarrow is needed for parquet alone, and impo
 """
 
 import lzma
+import os
 import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
-from m3ae.corpora.items import Drops, Item
+from m3ae.corpora.items import Drops, Item, Stored
 from m3ae.data.exclusions import IMAGE_SUFFIXES
 
 _ROWS = 16  # of a column of images that are in memory at a time
@@ -76,6 +77,39 @@ class FileNames:
             if found:
                 return found
         return None
+
+
+def _by_folded(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(plain_name(name).casefold(), []).append(name)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _folder_names(folder: Path, stamp: Stamp) -> dict[str, list[str]]:
+    return _by_folded(os.listdir(folder))
+
+
+@lru_cache(maxsize=4)
+def _zip_members(archive: Path, stamp: Stamp) -> dict[str, list[str]]:
+    return _by_folded(zip_names(archive))
+
+
+def on_disk(image: Path | Stored) -> Path | Stored:
+    """An image by the name that its folder or zip has, where that is another by case alone.
+
+    The image itself where there is no such file, or several (a.jpg and A.JPG for a.JPG).
+    """
+    if isinstance(image, InZip):
+        members = _zip_members(image.archive, _stamp(image.archive))
+        names = members.get(plain_name(image.member).casefold(), [])
+        return replace(image, member=names[0]) if len(names) == 1 else image
+    if isinstance(image, Path) and image.parent.is_dir():
+        names = _folder_names(image.parent, _stamp(image.parent))
+        names = names.get(image.name.casefold(), [])
+        return image.with_name(names[0]) if len(names) == 1 else image
+    return image
 
 
 def has_images(folder: Path) -> bool:

@@ -23,26 +23,34 @@ from m3ae.files import is_unicode, redecoded
 Row = tuple[int, dict[str, Any]]  # number from 1, cells by column
 
 csv.field_size_limit(2**31 - 1)  # reports are longer than the 128 KiB that it allows
+_SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?[\r\n]*', re.IGNORECASE)  # Excel's own first line
 _DELIMITERS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t"}
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of each line that is not blank; bad UTF-8 as lone surrogates."""
+def read_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of each line that is not blank; bad UTF-8 as lone surrogates.
+
+    encoding: of lines that are not UTF-8.
+    """
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield number, line.rstrip("\r\n")
+                yield number, redecoded(line.rstrip("\r\n"), encoding)
 
 
-def read_json_list(path: Path) -> list[Any]:
-    """The list in a JSON file; raises ValueError naming the file if it is none."""
+def read_json_list(path: Path, encoding: str | None = None) -> list[Any]:
+    """The list in a JSON file; bad UTF-8 as lone surrogates, or read in `encoding`.
+
+    Raises ValueError naming the file if it is none.
+    """
+    data = path.read_bytes()
     try:
-        rows = json.loads(path.read_bytes())
+        rows = json.loads(data.decode(json.detect_encoding(data), "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a {type(rows).__name__} where a list of questions should be")
-    return rows
+    return [_redecode(row, encoding) if isinstance(row, dict) else row for row in rows]
 
 
 def read_table(
@@ -78,7 +86,7 @@ def read_table(
     return ((number, _rename(row, wanted)) for number, row in rows)
 
 
-def _redecode(row: dict[str, Any], encoding: str) -> dict[str, Any]:
+def _redecode(row: dict[str, Any], encoding: str | None) -> dict[str, Any]:
     return {k: redecoded(v, encoding) if isinstance(v, str) else v for k, v in row.items()}
 
 
@@ -141,17 +149,20 @@ def _read_delimited(header: _Header, drops: Drops, delimiter: str) -> Iterator[R
             _refuse_utf16(path, file.read(2))
         with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             first = file.readline()
-            # Spreadsheets write the separator of their country, whatever the ending.
-            marks = [delimiter, *(mark for mark in ",;\t" if mark != delimiter)]
-            marks = [mark for mark in marks if header.cells(first, mark)] or marks[:1]
-            delimiter = max(marks, key=lambda mark: header.likeness(header.cells(first, mark)))
-            file.seek(0)
+            said = _SEPARATOR.fullmatch(first)
+            if said:
+                delimiter = said[1]
+            else:  # spreadsheets write the separator of their country, whatever the ending
+                marks = [delimiter, *(mark for mark in ",;\t" if mark != delimiter)]
+                marks = [mark for mark in marks if header.cells(first, mark)] or marks[:1]
+                delimiter = max(marks, key=lambda mark: header.likeness(header.cells(first, mark)))
+                file.seek(0)
             # strict: else a quote that is never closed swallows rows without a word.
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             has = [redecoded(name.strip(), header.encoding) for name in next(reader, [])]
             header.check(has)
             for number, cells in enumerate((cells for cells in reader if cells), start=1):
-                line = reader.line_num
+                line = reader.line_num + bool(said)
                 if len(cells) == len(has):
                     yield number, dict(zip(has, cells, strict=True))
                 else:
@@ -245,20 +256,26 @@ def _leads_out(path: str) -> bool:
     return path in (".", "..") or path.startswith(("../", "/"))
 
 
-def split_and_image(row: dict[str, Any], raw: Path) -> tuple[str, str, Stored | None]:
-    """A row's split (default: train), its image's name, and the image if the table holds it.
+def split_of(row: dict[str, Any]) -> str:
+    """A row's split (default: train); raises ValueError as `cell` does."""
+    split = cell(row, "split") or "train"
+    if not re.fullmatch(r"\w[\w-]*", split) or split == "tokenizer":
+        raise ValueError("a split is named by letters, digits, _ and -")
+    return split
+
+
+def image_of(row: dict[str, Any], raw: Path) -> tuple[str, Stored | None]:
+    """The name of a row's image, and the image if the table holds it.
 
     Raises ValueError as `cell` does, also where the image leads out of --raw.
     """
-    stored, split = row.get("image"), cell(row, "split") or "train"
-    if not re.fullmatch(r"\w[\w-]*", split) or split == "tokenizer":
-        raise ValueError("a split is named by letters, digits, _ and -")
+    stored = row.get("image")
     if isinstance(stored, InParquet):
-        return split, stored.name, stored
+        return stored.name, stored
     name = cell(row, "image")
     if not name:
         raise ValueError("no image")
-    return split, path_below(raw, name), None
+    return path_below(raw, name), None
 
 
 def shared_images(images: dict[str, Iterable[str]], what: str = "images") -> set[str]:

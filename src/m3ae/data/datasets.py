@@ -142,10 +142,9 @@ def _keep(
         kept = _kept(corpus, ~found)
         images.append(kept[0])
         texts.append(kept[1])
-    for file in exclude:
-        ids = read_exclusions(file)
-        if lost := unmatched(file, ids, named, corpora[0].image_key(0)):
-            log.warning("data.exclude: %s", say_unmatched(file, ids, lost))
+    lists = {file: read_exclusions(file) for file in exclude}
+    for file, lost in unmatched(lists, named, corpora[0].image_key(0)).items():
+        log.warning("data.exclude: %s", say_unmatched(file, lists[file], lost))
     return images, texts
 
 

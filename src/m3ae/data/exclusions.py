@@ -8,7 +8,7 @@ has that name; where one has, the id is refused, as any choice would be wrong.
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from m3ae.data.shards import Shards
 from m3ae.files import need
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".dcm"}
 IMAGE_FILES = "images.json"  # of a split whose keys are not the names of the images' files
 _MOST = 5  # ids named in a message
 
@@ -119,14 +119,20 @@ def listed(split: Shards, ids: Collection[str]) -> tuple[np.ndarray, set[str]]:
     return mask, set(named)
 
 
-def unmatched(file: str | Path, ids: set[str], named: Collection[str], example: str) -> list[str]:
-    """The ids of a list that name no image, sorted; ValueError where that is all of them.
+def unmatched(
+    lists: Mapping[str | Path, set[str]], named: Collection[str], example: str
+) -> dict[str | Path, list[str]]:
+    """Of each file with such ids: those that name no image, sorted; `lists`: ids by file.
 
+    ValueError where none of any list does; a list may be of another corpus than another one.
     `example`: the name of an image, for the message.
     """
-    lost = sorted(ids.difference(named))
-    if lost and len(lost) == len(ids):
-        said = f"{file}: none of its {len(ids)} ids is an image, e.g. {lost[0]!r}"
+    lost = {file: sorted(ids.difference(named)) for file, ids in lists.items()}
+    lost = {file: some for file, some in lost.items() if some}
+    if lost and all(len(lost.get(file, ())) == len(ids) for file, ids in lists.items()):
+        files, whose = ", ".join(map(str, lost)), "its" if len(lost) == 1 else "their"
+        every = [name for some in lost.values() for name in some]
+        said = f"{files}: none of {whose} {len(every)} ids is an image, e.g. {every[0]!r}"
         raise ValueError(f"{said}; images are named like {example!r} here: list them so")
     return lost
 

@@ -14,29 +14,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from m3ae.data.dicom import is_dicom, read_dicom
+from m3ae.data.image_error import ImageError
+
 _EXIF_ORIENTATION = 0x0112
 Window = tuple[float, float] | None  # grey values that become 0 and 255
 _DEEP_GREY = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-
-
-class ImageError(ValueError):
-    """An image that cannot be used; `reason` is one of a few short phrases, for counting."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
 
 
 def decode(source: bytes | Path, window: Window = None) -> tuple[Image.Image, list[str]]:
     """Open an image; returns it as L, RGB or, where some pixel is transparent, RGBA, and notes.
 
     RGBA is kept because alpha takes part in the resize (reference, data fact 19), which drops it
-    afterwards. `window` is for 16-bit and float grey values. Raises ImageError, and
-    FileNotFoundError for a path that does not exist.
+    afterwards. `window` is for 16-bit and float grey values, and goes before that of a DICOM file.
+    Raises ImageError, and FileNotFoundError for a path that does not exist.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data:
         raise ImageError("zero bytes")
+    if is_dicom(data):
+        return read_dicom(data, window)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # metadata warnings; the two that matter are errors:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -161,3 +158,10 @@ def to_array(image: Image.Image) -> np.ndarray:
     if all(np.array_equal(bands[0], band) for band in bands[1:]):
         bands = bands[:1]
     return np.stack(bands)
+
+
+def as_png(image: Image.Image) -> bytes:
+    """An image as the bytes of a PNG file."""
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()

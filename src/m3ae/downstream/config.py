@@ -93,7 +93,7 @@ class FinetuneConfig:
 
     seed: int
     output: str
-    task: Literal["vqa", "classification", "retrieval"]
+    task: Literal["vqa", "classification", "multilabel", "retrieval"]
     init: str | None
     architecture: str
     architecture_set: tuple[str, ...]
@@ -110,6 +110,7 @@ class FinetuneConfig:
 METRICS = {
     "vqa": ("overall", "open", "closed"),
     "classification": ("accuracy", "macro_f1"),
+    "multilabel": ("auroc", "average_precision"),
     "retrieval": ("loss",),
 }
 

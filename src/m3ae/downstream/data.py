@@ -50,6 +50,7 @@ class Questions:
         self.rows = labelled if rows is None else np.intersect1d(labelled, rows)
         if not len(self.rows):
             raise ValueError(f"{self.folder}: no row is left of this split")
+        self.several = bool(self.fields) and isinstance(self.fields[self.rows[0]][field], list)
         self.targets = np.zeros(len(shards), dtype=np.int64)
         # What frozen encoders give for texts cut to a length and images: see `FrozenFeatures.of`.
         self.features: Callable[[Rows, Rows | None, int], Batch] | None = None
@@ -61,18 +62,34 @@ class Questions:
         """What is to be predicted for a row of the shards."""
         return str(self.fields[row][self.name])
 
+    def all_labels(self, row: int) -> list[str]:
+        """The one label of a row, or with `several` any number of them."""
+        return self.fields[row][self.name] if self.several else [self.label(row)]
+
     def set_answers(self, answers: list[str]) -> None:
-        """Fix the targets: numbers in `answers`, the head's outputs; the log counts the others."""
-        number = {answer: k for k, answer in enumerate(answers)}
+        """Fix the targets: numbers in `answers`, the head's outputs; the log counts the others.
+
+        With `several`, of each row 1 for its labels, else 0, and -1 for what it says nothing of.
+        """
+        number, outside = {answer: k for k, answer in enumerate(answers)}, 0
+        if self.several:
+            self.targets = np.zeros((len(self.shards), len(answers)), dtype=np.int64)
         for row in self.rows:
-            self.targets[row] = number.get(self.label(row), UNKNOWN)
-        counts = int((self.targets[self.rows] == UNKNOWN).sum()), len(self)
-        if counts[0]:
+            found = [number.get(label, UNKNOWN) for label in self.all_labels(row)]
+            outside += UNKNOWN in found
+            if self.several:
+                self.targets[row, [k for k in found if k != UNKNOWN]] = 1
+                unknown = self.fields[row].get("unlabelled", ())
+                self.targets[row, [number[name] for name in unknown if name in number]] = UNKNOWN
+            else:
+                self.targets[row] = found[0]
+        if outside:
+            counts = outside, len(self)
             log.info("%s: the answers of %d of %d rows are not in the list", self.folder, *counts)
 
     def labels(self) -> Counter:
         """How often each label occurs."""
-        return Counter(self.label(row) for row in self.rows)
+        return Counter(label for row in self.rows for label in self.all_labels(row))
 
     def images(self) -> int:
         """How many images the rows have."""
@@ -99,6 +116,9 @@ def read_splits(
     whole, splits = read(data.train), {"test": read(data.test)}
     if data.valid:
         splits["valid"] = read(data.valid)
+    if config.task != "retrieval" and whole.several != (config.task == "multilabel"):
+        holds = "lists, which are for" if whole.several else "no lists, as they are for"
+        raise ValueError(f"data.field: {data.field} of {data.train} holds {holds} task=multilabel")
     rows, held = select_training(config, whole.shards, whole.fields, whole.rows, protocols)
     train = read(data.train, rows)
     if config.task == "retrieval":

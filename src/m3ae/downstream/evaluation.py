@@ -23,10 +23,12 @@ from m3ae.files import write_json
 from m3ae.scoring.baselines import blind_baselines
 from m3ae.scoring.measures import measure_answers, measure_classes, measure_ranks
 from m3ae.scoring.metrics import ranks_by_rule
+from m3ae.scoring.multilabel import RANKED, measure_labels
 from m3ae.scoring.predictions import (
     PROTOCOLS,
     annotate,
     complete,
+    kind_of,
     read_predictions,
     read_trained_on,
     rows_trained_on,
@@ -40,22 +42,30 @@ from m3ae.training.engine import evaluate, summarise
 
 log = logging.getLogger(__name__)
 
+# By `predictions.kind_of`.
+MEASURES = {"answers": measure_answers, "classes": measure_classes, "labels": measure_labels}
 TRAINED_ON = "trained_on.txt"
 
 
 def measure(rows: list[dict[str, Any]], protocol: str, **options: Any) -> dict[str, Any]:
-    """`measure_answers` of questions, `measure_classes` of classes."""
-    measured = measure_answers if "type" in rows[0] else measure_classes
-    return measured([complete(rows, "predictions")], protocol, **options)
+    """What `MEASURES` has for these rows."""
+    return MEASURES[kind_of(rows[0])]([complete(rows, "predictions")], protocol, **options)
 
 
 def headline(measured: dict[str, Any]) -> dict[str, float]:
     """The measures that may select an epoch: see `METRICS` in the config."""
+    if "auroc" in measured:
+        return {name: measured[name]["macro"]["value"] for name in RANKED}
     if "macro_f1" in measured:
         accuracy = measured["overall"]["accuracy"]
         return {"accuracy": accuracy, "macro_f1": measured["macro_f1"]["value"]}
     parts = {name: measured[name]["accuracy"] for name in ("overall", "open", "closed")}
     return {name: value for name, value in parts.items() if value is not None}
+
+
+def _told_apart(targets: np.ndarray) -> np.ndarray:
+    """Of which classes there are rows and others: bool (A,); targets 1, 0 or -1 (Q, A)."""
+    return (targets == 1).any(axis=0) & (targets == 0).any(axis=0)
 
 
 def find_trained_on(config: FinetuneConfig, train: Questions) -> list[str] | None:
@@ -118,6 +128,10 @@ class Evaluation:
         Nothing could be selected then, which would be told after the first epoch.
         """
         split, metric = self.splits[name], self.config.eval.metric
+        targets = split.targets[split.rows]
+        if self.config.task == "multilabel" and not _told_apart(targets).any():
+            said = f"{split.folder} ({name}, which selects the epoch) has no finding"
+            raise ValueError(f"{said} that some of its rows have and others have not")
         if metric in ("open", "closed"):
             kinds = {split.fields[row].get("answer_type") for row in split.rows.tolist()}
             if metric not in kinds:
@@ -224,8 +238,10 @@ class Evaluation:
         ids = self.train.ids() if self.trained_on is None else self.trained_on
         trained_on = rows_trained_on(train, ids, TRAINED_ON)
         own, *others = [complete(rows, f"arm {arm}") for arm, rows in found.items()]
-        own, notes = annotate(own, trained_on, train, protocol)
-        blind, more = blind_baselines(trained_on, own)
+        blind, notes, more = {}, [], []
+        if self.config.task != "multilabel":  # whose measures have neither strata nor baselines
+            own, notes = annotate(own, trained_on, train, protocol)
+            blind, more = blind_baselines(trained_on, own)
         for note in [*notes, *more]:
             log.info("%s", note)
         arms = {name: [rows] for name, rows in zip(self.arms[1:], others, strict=True)}
@@ -279,7 +295,9 @@ def report(result: dict[str, Any]) -> list[str]:
             lines.append(f"pool: {entry['pool']}; a hit has the same {entry['same']}")
             lines += result_lines("ranks", entry["recalls"])
             continue
-        lines += result_lines(name if "open" in entry["test"] else "classes", entry["test"])
+        kinds = {"auroc": "labels", "open": name}
+        kind = next((kinds[key] for key in kinds if key in entry["test"]), "classes")
+        lines += result_lines(kind, entry["test"])
         if "best_on_test" in entry:
             last, most = percent(entry["last_epoch"]), percent(entry["best_on_test"])
             lines.append(f"last epoch {last}, best on test {most}")

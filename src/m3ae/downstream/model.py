@@ -44,6 +44,7 @@ from m3ae.strict_yaml import build, parse
 log = logging.getLogger(__name__)
 
 FACTS = "downstream.json"  # beside the weights: what the head's outputs mean
+EXCLUSIVE = ("classification", "retrieval")  # whose outputs are chances of one among all
 # What encoders give to fusion and to the head: keys of a batch.
 TEXT_READ, IMAGE_READ = ("text_features", "text_pooled"), ("image_features", "image_pooled")
 
@@ -54,6 +55,7 @@ class Downstream(M3AE):
     A drop-in for `M3AE` in the engine: `model(batch)`, `model.counts(batch)`. A batch holds
     `image`, `text_ids`, `text_keep` and, where a loss is wanted, `target` int64 (B,), -1 = the
     right answer is not in the list. For retrieval the texts are (B, 1+F, L), the true one first.
+    For multilabel `target` is (B, A): of each class 1, 0, or -1 where it is not known.
     `head_config` says what the head reads; ValueError where the image encoder has no such block.
     """
 
@@ -67,7 +69,7 @@ class Downstream(M3AE):
         self.head_config = head_config
         self.image_blocks = head_config.image_blocks or (depth,)
         # One answer of all is right, not each with a probability of its own.
-        self.exclusive = task != "vqa" or head_config.loss == "cross_entropy"
+        self.exclusive = head_config.loss == "cross_entropy" if task == "vqa" else task in EXCLUSIVE
         if task == "retrieval":
             head = RetrievalHead(width)
         elif head_config.reads == "fusion":
@@ -180,13 +182,18 @@ class Downstream(M3AE):
         The loss is a mean over pairs of `vqa_loss` or `classification_loss`.
         """
         scores, target = self.scores(batch).float(), batch["target"]
-        if not self.exclusive:
+        if self.task == "multilabel":
+            loss = vqa_loss(scores, target)
+        elif not self.exclusive:
             right = F.one_hot(target.clamp(min=0), scores.shape[1]) * (target >= 0)[:, None]
             loss = vqa_loss(scores, right)
         else:
             loss = classification_loss(scores, target)  # retrieval: target 0, the true text
-        correct = scores.argmax(dim=1).eq(target).long()
-        sums = {"loss": loss, "count": torch.ones_like(target), "correct": correct}
+        if self.task == "multilabel":  # every class that is known
+            correct = ((scores > 0).eq(target > 0) | (target < 0)).all(dim=1).long()
+        else:
+            correct = scores.argmax(dim=1).eq(target).long()
+        sums = {"loss": loss, "count": torch.ones_like(correct), "correct": correct}
         sums = {f"{self.name}_{key}": values for key, values in sums.items()}
         return sums if per_sample else reduce_losses(sums, self.loss_weights, totals)
 

@@ -76,17 +76,31 @@ def rank_answers(
     return ranked
 
 
+def class_scores(
+    chances: np.ndarray, answers: list[str], known: set[str] | None
+) -> list[dict[str, Any]]:
+    """(Q, A) -> for each row `scores`: the chance of each class that is `known` (None: all)."""
+    kept = [(k, name) for k, name in enumerate(answers) if known is None or name in known]
+    return [{"scores": {name: round(float(row[k]), 6) for k, name in kept}} for row in chances]
+
+
 def prediction_rows(
     questions: Questions, chances: np.ndarray, answers: list[str], known: set[str] | None, top: int
 ) -> list[dict[str, Any]]:
-    """One object a question for the predictions file; see `rank_answers`."""
+    """One object a question for the predictions file; see `rank_answers`, `class_scores`."""
     shards, rows = questions.shards, []
-    ranked = rank_answers(chances, answers, known, top)
-    for row, said in zip(questions.rows.tolist(), ranked, strict=True):
+    if questions.several:
+        given = class_scores(chances, answers, known)
+    else:
+        given = rank_answers(chances, answers, known, top)
+    for row, said in zip(questions.rows.tolist(), given, strict=True):
         fields, label = questions.fields[row], questions.label(row)
         image = shards.image_key(int(shards.image_of_text[row]))
         entry = {"id": shards.text_key(row), "image": image, "question": shards.text(row)}
-        entry |= {"answer": str(fields.get("answer", label)), "label": label, **said}
+        if questions.several:
+            entry |= {"labels": questions.all_labels(row), **said}
+        else:
+            entry |= {"answer": str(fields.get("answer", label)), "label": label, **said}
         if "answer_type" in fields:
             entry |= {"type": fields["answer_type"], "question_type": fields["question_type"]}
         rows.append(entry | {key: fields[key] for key in fields if key not in _ASIDE})

@@ -42,7 +42,7 @@ class Trained:
 
     @property
     def task(self) -> str | None:
-        """vqa, classification, retrieval, or None for a pre-trained model."""
+        """vqa, classification, multilabel, retrieval, or None for a pre-trained model."""
         return self.facts.get("task")
 
     def need_fusion(self, what: str) -> None:

@@ -13,7 +13,8 @@ from m3ae.config import MIMConfig, MLMConfig
 from m3ae.models.layers import PreNormBlock, sincos_2d, take
 
 # Of fine-tuning, by task; M3AE has none of them.
-HEADS = {"vqa": "vqa_head", "classification": "cls_head", "retrieval": "retrieval_head"}
+HEADS = {"vqa": "vqa_head", "classification": "cls_head", "multilabel": "multilabel_head"}
+HEADS |= {"retrieval": "retrieval_head"}
 MLM_LAYER_NORM_EPS = 1e-12  # reference, model fact 6
 DECODER_LAYER_NORM_EPS = 1e-5
 
@@ -130,7 +131,7 @@ def _hidden(width: int) -> list[nn.Module]:
 
 
 class AnswerHead(nn.Sequential):
-    """Both poolers -> answers (VQA) or classes (classification): the paper's two-layer MLP.
+    """Both poolers -> answers (VQA) or classes (one or several): the paper's two-layer MLP.
 
     Pooled features (B, 2D) -> logits (B, classes).
     """
@@ -197,16 +198,21 @@ class EncoderHead(nn.Module):
 
 @torch.no_grad()
 def start_answer_head(
-    head: AnswerHead | EncoderHead, counts: Tensor, exclusive: bool = False
+    head: AnswerHead | EncoderHead,
+    counts: Tensor,
+    exclusive: bool = False,
+    rows: int | None = None,
 ) -> None:
     """Set the last bias to the log odds of every answer's frequency, counts int64 (classes,).
+
+    rows: of how many these are the counts, where some have no answer or several.
 
     With it the first logits state these frequencies. From zero the binary cross-entropy of
     hundreds of answers begins some fifty times as high, and the first steps go into pushing all of
     them down. An answer that never occurs counts half a time. `exclusive`: one answer of all is
     right, so the bias is the log frequency.
     """
-    frequency = (counts.double() + 0.5) / (counts.sum() + 1.0)
+    frequency = (counts.double() + 0.5) / ((counts.sum() if rows is None else rows) + 1.0)
     head.last.bias.copy_(frequency.log() if exclusive else torch.logit(frequency))
 
 

@@ -120,10 +120,11 @@ def vqa_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropy of each question, summed over answers.
 
     logits (Q, A), targets float (Q, A) in 0-1 -> (Q,). Its mean over questions is the reference's
-    loss: the mean over questions and answers, times A.
+    loss: the mean over questions and answers, times A. A target of -1 is unknown and costs 0.
     """
-    loss = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
-    return loss.sum(dim=-1)
+    right = targets.float().clamp(min=0)
+    loss = F.binary_cross_entropy_with_logits(logits.float(), right, reduction="none")
+    return loss.masked_fill(targets < 0, 0.0).sum(dim=-1)
 
 
 def classification_loss(logits: Tensor, classes: Tensor) -> Tensor:

@@ -35,12 +35,15 @@ def align(runs: Runs) -> list[list[Row]]:
         for ours, theirs in zip(runs[0], aligned[-1], strict=True):
             if _asked(ours) != _asked(theirs):
                 what = "images or pools" if "rank" in ours else "answers"
+                what = "classes or labels" if "scores" in ours else what
                 raise ValueError(f"{both} have other {what} to {ours['id']!r}")
     return aligned
 
 
 def _asked(row: Row) -> tuple[Any, ...]:
     """What must be equal in two rows of one id."""
+    if "scores" in row:
+        return tuple(tuple(sorted(row.get(key, ()))) for key in ("scores", "labels", "unlabelled"))
     return (row["image"], row["pool"]) if "rank" in row else ("type" in row, reference(row))
 
 
@@ -133,7 +136,7 @@ def _interval(arms: Sequence[Arm], low: float) -> list[float] | None:
     return statistics.interval_over_seeds(measured, low, 1.0)
 
 
-def _figures(sides: Mapping[Key, Arm], counts: np.ndarray, options: Options) -> dict[str, Any]:
+def arm_figures(sides: Mapping[Key, Arm], counts: np.ndarray, options: Options) -> dict[str, Any]:
     """Figures of a part, with a comparison for each side but `OWN`; counts (I,): its questions."""
     inside, own = counts > 0, sides[OWN]
     one, several = options.words
@@ -189,7 +192,7 @@ def measure_parts(
             for key, array in hits.items():
                 arm = Arm(*statistics.ratio(array[:, part, inside], counts[part, inside]))
                 sides[key] = arm._replace(resampled=resampled[key][part] if key in single else None)
-            entry = _figures(sides, counts[part], options)
+            entry = arm_figures(sides, counts[part], options)
         images = int(inside.sum())
         told = OWN in single and options.samples and images >= statistics.FEWEST_IMAGES
         for key in single[1:] if told and right[OWN].dtype == bool else ():
@@ -247,7 +250,7 @@ def measure_answers(
         key: np.array([[is_right(row, protocol) for row in run] for run in some])[:, None] & masks
         for key, some in sides.items()
     }
-    out = {"protocol": protocol, **_head(runs, against, shared)}
+    out = {"protocol": protocol, **head_of(runs, against, shared)}
     entries = measure_parts(right, masks, image_numbers(rows), shared)
     for key, entry in zip(parts, entries, strict=True):
         entry |= {"exploratory": True} if len(key) > 1 else {}
@@ -256,7 +259,7 @@ def measure_answers(
     return out
 
 
-def _head(runs: Runs, against: Runs, options: Options) -> dict[str, Any]:
+def head_of(runs: Runs, against: Runs, options: Options) -> dict[str, Any]:
     """What a result says of itself; paired_seeds: of the comparison `against`, or None."""
     same = len(runs) == len(against)
     if against and options.paired_seeds and not same:
@@ -288,7 +291,7 @@ def measure_classes(runs: Runs, protocol: str | None = None, **options: Any) -> 
         predicted = number == np.array(some, dtype=object)[:, None]  # (R, C, Q)
         counted = (statistics.by_image(x, image) for x in (predicted & true, predicted, true))
         measured[key] = Arm(*statistics.macro_f1(*counted))
-    figures = _figures(measured, np.bincount(image), shared)
+    figures = arm_figures(measured, np.bincount(image), shared)
     set_p(shared)
     out["macro_f1"] = {"classes": len(classes), **figures}
     out["confusion"] = {"classes": classes, "matrix": matrix.tolist()}
@@ -304,7 +307,7 @@ def measure_ranks(runs: Runs, against: Runs = (), **options: Any) -> dict[str, A
     `measure_answers`, but value and values. Images are drawn with their texts, the pool stays.
     """
     shared = Options([], words=VALUE, **options)
-    out = _head(runs, against, shared)
+    out = head_of(runs, against, shared)
     ks = np.array([1, 5, 10])
     for way in ("t2i", "i2t"):
         ours, theirs = (

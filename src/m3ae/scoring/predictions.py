@@ -32,7 +32,7 @@ FLAGS = ("leaked_twin", "image_in_train", "answer_in_train", "near_duplicate")
 _OR_NUMBER = ("id", "prediction", "answer")  # a number there is read as its digits
 _TEXTS = (*_OR_NUMBER, "label", "image", "question", "question_type", "type")
 _ALL_FLAGS = (*FLAGS, "leaked", "framed", "image_in_test")
-_OWN = ("prediction", "score", "top", "right")  # what a model says, and no prepared split
+_OWN = ("prediction", "score", "top", "right", "scores")  # what a model says, and no prepared split
 _NUMBERS = {"score": float, "rank": int, "pool": int}  # columns of a CSV
 _TRAINED_ON = re.compile(r"# .*: ([0-9]+) of [0-9]+ rows")  # the first line of such a file
 
@@ -55,8 +55,9 @@ def check_row(row: Any) -> Row:
             raise ValueError(f"{key} has half of a surrogate pair in it, which is no text")
     if not row.get("id"):
         raise ValueError("an empty id" if "id" in row else "no id")
-    if not row.keys() & {"prediction", "right", "rank"}:
+    if not row.keys() & {"prediction", "right", "rank", "scores"}:
         raise ValueError("no prediction")
+    _check_labels(row)
     for key in _ALL_FLAGS:
         if not isinstance(row.get(key, False), bool):
             raise ValueError(f"{key} is {row[key]!r}, not true or false")
@@ -77,6 +78,17 @@ def check_row(row: Any) -> Row:
         if row["type"] not in TYPES:
             raise ValueError(f"type is {row['type']!r}, neither open nor closed")
     return row
+
+
+def _check_labels(row: Row) -> None:
+    """Raise ValueError where the scores by class, or the lists of classes, are no such things."""
+    scores = row.get("scores", {"": 0})
+    if not isinstance(scores, dict) or not scores or not all(map(_is_number, scores.values())):
+        raise ValueError(f"scores is {scores!r}, not a number for each class")
+    for key in ("labels", "unlabelled"):
+        names = row.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{key} is {names!r}, not a list of classes")
 
 
 def _is_number(value: Any) -> bool:
@@ -211,6 +223,10 @@ def join(
     joined = []
     for question in questions:
         row = given.get(question["id"], {"prediction": None})
+        labels = question.get("labels", [])
+        if sorted(row.get("labels", labels)) != sorted(labels):
+            what = f"{name}: {question['id']}: labels {row['labels']!r}"
+            raise ValueError(f"{what} where the prepared split has {labels!r}")
         for key in ("answer", "label"):
             same = normalise_answer if "type" in question else str
             if key in row and same(row[key]) != same(str(question.get(key, row[key]))):
@@ -226,15 +242,20 @@ def complete(rows: Rows, name: str) -> list[Row]:
     A column that some rows have and others lack would shift what is counted, so it is refused, as
     are rows that cannot be told right from wrong, and a label that is not the answer normalised.
     """
-    for key in ("image", "type", "question_type", "question", "answer", "rank"):
+    keys = ("image", "type", "question_type", "question", "answer", "rank", "scores", "labels")
+    for key in keys:
         lacking = [row["id"] for row in rows if key not in row]
         if 0 < len(lacking) < len(rows):
             what = f"no {key} on {len(lacking)} of {len(rows)} rows, e.g. {lacking[0]!r}"
             raise ValueError(f"{name}: {what}; give it on all or on none")
-    done = []
+    done, classes = [], rows[0].get("scores", {}).keys()
     for row in rows:
         row = {"image": row["id"].rpartition("/")[0] or row["id"], **row}
-        answered = "answer" in row or "label" in row
+        if row.get("scores", {}).keys() != classes:
+            raise ValueError(
+                f"{name}: {row['id']!r} has scores of other classes than the first row"
+            )
+        answered = not row.keys().isdisjoint({"answer", "label"} if not classes else {"labels"})
         if not answered and not row.keys() & {"right", "rank"}:
             what = f"{row['id']!r} has no answer and no label"
             raise ValueError(f"{name}: {what}; give the prepared split with --data")
@@ -282,6 +303,12 @@ def is_right(row: Row, protocol: str) -> bool:
 def reference(row: Row) -> str | None:
     """What a row teaches: the label, or the name of the class; None where only `right` is known."""
     return row.get("label") if "type" in row else row.get("answer", row.get("label"))
+
+
+def kind_of(row: Row) -> str:
+    """What a row of a predictions file is of: ranks, labels, answers or classes."""
+    kinds = {"rank": "ranks", "scores": "labels", "type": "answers"}
+    return next((kind for key, kind in kinds.items() if key in row), "classes")
 
 
 def right_answers(row: Row, protocol: str) -> set[str]:

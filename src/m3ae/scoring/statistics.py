@@ -52,6 +52,29 @@ def macro_f1(hits: np.ndarray, said: np.ndarray, true: np.ndarray) -> tuple[np.n
     return values, influence, (images - 1) * (middle - values)
 
 
+def ranked(score: np.ndarray, true: np.ndarray) -> dict[str, tuple[float, np.ndarray]]:
+    """`auroc` and `average_precision`, as scikit-learn has them: value and influence (Q,) of each.
+
+    score float (Q,), true bool (Q,), of which some are and some are not. Equal scores are one
+    threshold. Influence: the derivative by a question's weight, the linearised one.
+    """
+    values, place = np.unique(-score, return_inverse=True)  # thresholds, the highest first
+    true_at, false_at = (np.bincount(place, group, len(values)) for group in (true, ~true))
+    trues, falses = np.cumsum(true_at), np.cumsum(false_at)  # at each threshold and above
+    positives, negatives = trues[-1], falses[-1]
+    below = (negatives - falses + false_at / 2) / negatives  # of negatives, ties by half
+    above = (trues - true_at / 2) / positives
+    auroc = float((true_at * below).sum() / positives)
+    moved = np.where(true, (below[place] - auroc) / positives, (above[place] - auroc) / negatives)
+    precision, count = trues / (trues + falses), trues + falses
+    average = float((true_at * precision).sum() / positives)
+    # A question counts in the precision at its threshold and at all lower ones.
+    lower = (np.cumsum((true_at * part / count)[::-1])[::-1] for part in (1 - precision, precision))
+    gained, lost = (part[place] / positives for part in lower)
+    shift = np.where(true, (precision[place] - average) / positives + gained, -lost)
+    return {"auroc": (auroc, moved), "average_precision": (average, shift)}
+
+
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and standard deviation (n - 1) over seeds; None for the latter with one seed."""
     array = np.asarray(values, dtype=np.float64)

@@ -18,6 +18,7 @@ RELAXED = {
     "yes_no": "yes or no, read from the prediction",
 }
 WAYS = {"t2i": "text to image", "i2t": "image to text"}
+RANKED = {"auroc": "AUROC", "average_precision": "average precision"}
 COVERAGES = (1.0, 0.9, 0.75, 0.5, 0.25)
 SIGMOIDS = (
     "note: a score of questions is the sigmoid of one answer alone: those of all answers do not "
@@ -102,8 +103,8 @@ def differences(result: dict[str, Any]) -> list[str]:
 
 def result_lines(name: str, result: dict[str, Any]) -> list[str]:
     """What is printed of a result of `measures`, and of what `m3ae.score` adds to it."""
-    if name == "ranks":
-        return rank_lines(result)
+    if name in ("ranks", "labels"):
+        return rank_lines(result) if name == "ranks" else label_lines(result)
     title = f"classes, protocol {result['protocol']}" if name == "classes" else f"protocol {name}"
     lines = ["", f"{title}, {runs_of(result)}", *accuracies(result), *differences(result)]
     if inside := result.get("strata", {}).get("answer_in_train", {}).get("yes"):
@@ -165,6 +166,22 @@ def rank_lines(result: dict[str, Any]) -> list[str]:
     pools = [median.format(WAYS[way], **result[way]) for way in ways]
     lines = value_lines(measured, "queries", "recall [95 %]")
     return ["", f"ranks, {runs_of(result)}", *lines, *pools]
+
+
+def label_lines(result: dict[str, Any]) -> list[str]:
+    """Of each measure the mean over classes and each class; what the mean is compared with."""
+    lines = ["", f"findings, protocol {result['protocol']}, {runs_of(result)}"]
+    for measure, title in RANKED.items():
+        macro, by_class = result[measure]["macro"], result[measure]["by_class"]
+        shown = {f"{title}: mean of {len(by_class)} classes": {**macro, "questions": ""}}
+        shown |= {f"{title}: {name}": entry for name, entry in by_class.items()}
+        positives = {name: {**e, "questions": e.get("positives", "")} for name, e in shown.items()}
+        lines += value_lines(positives, "positives", "value [95 %]")
+        for other, figures in compared(macro).items():
+            told = f"{with_interval(figures, 'difference')}, p = {probability(figures['p'])}"
+            lines.append(f"mean {title} less {other}'s: {told}")
+    left_out = [f"{name} ({why})" for name, why in result["left_out"].items()]
+    return lines + ([f"left out, of the mean too: {', '.join(left_out)}"] if left_out else [])
 
 
 def relaxed_lines(relaxed: dict[str, Any]) -> list[str]:

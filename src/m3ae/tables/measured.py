@@ -32,6 +32,7 @@ from m3ae.tables.cells import Cell
 PARTS = {
     "vqa": ("overall", "open", "closed"),
     "classification": ("accuracy", "macro_f1"),
+    "multilabel": (),  # no table has such a column yet
     "retrieval": tuple(f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)),
 }
 _COUNTED = ("id", "image", "type", "label", "answer", "prediction", "right")

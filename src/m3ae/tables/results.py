@@ -87,7 +87,8 @@ def _known(part: str, kind: str) -> str | None:
 
 def _check_part(part: str, kind: str, where: str) -> None:
     if part not in PARTS[kind]:
-        raise ValueError(f"{where}: {part!r} is none of {kind}'s: {', '.join(PARTS[kind])}")
+        known = ", ".join(PARTS[kind]) or "none"
+        raise ValueError(f"{where}: {part!r} is none of {kind}'s: {known}")
 
 
 def _column(task: Task, kind: str, cell: Cell) -> dict[str, Any]:
