@@ -58,7 +58,7 @@ def test_what_is_saved_is_of_its_step(tmp_path, monkeypatch):
     real = saver.trainer.model.save_pretrained
     saver.trainer.model.save_pretrained = lambda *given: (go.wait(), real(*given))
     saver.save(1)
-    with torch.no_grad():
+    with saver.trainer.still, torch.no_grad():  # as a step does
         saver.trainer.model.number.fill_(7)
     assert not checkpoints(tmp_path)
     go.set()

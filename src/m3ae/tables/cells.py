@@ -36,8 +36,8 @@ FREE = {
     "finetune": """output model.compile model.activation_checkpointing data.workers train.threads
         train.device train.tf32 train.deterministic train.timeout_minutes train.skip_non_finite
         train.log_every train.checkpoint_every train.keep_checkpoints train.keep_every
-        train.on_save_error train.tracker eval.top eval.samples eval.text_block eval.question_only architecture architecture_set
-        init""",
+        train.on_save_error train.tracker eval.top eval.samples eval.text_block
+        eval.question_only architecture architecture_set init""",
 }
 
 
