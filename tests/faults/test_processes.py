@@ -153,6 +153,7 @@ def test_a_host_that_dies(long_run, tmp_path, hosts, measured):  # noqa: F811
         for pid in workers(running[1]):  # torchrun gives its processes sessions of their own
             os.kill(pid, signal.SIGKILL)
         running[1].wait()
+        time.sleep(20)  # torchrun takes a host for dead after 15 s without a sign of life
         running[1] = begin(1)
     assert [process.wait(timeout=180) for process in running] == [0, 0]
     found = differing(tmp_path / "whole", tmp_path / "cut")
