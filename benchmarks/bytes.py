@@ -27,7 +27,8 @@ from PIL import Image
 
 from m3ae.corpora import prepare
 from m3ae.data.images import ImageError, decode, resize_crop
-from m3ae.data.shards import ENCODINGS, Shards
+from m3ae.data.manifest import ENCODINGS
+from m3ae.data.shards import Shards
 
 SAMPLES = 300_000
 ENDINGS = (".jpg", ".jpeg", ".png")

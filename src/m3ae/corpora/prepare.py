@@ -31,11 +31,11 @@ from m3ae.corpora.chunks import (
     clean,
     come_back,
     run_chunks,
-    tokenize,
 )
 from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.shard_writer import seal
 from m3ae.corpora.splits import ORDER
+from m3ae.corpora.token_files import PATTERN, describe_tokenizer, write_tokens
 from m3ae.corpora.verification import read_chunks
 from m3ae.data import shards
 from m3ae.data.exclusions import (
@@ -45,12 +45,14 @@ from m3ae.data.exclusions import (
     say_unmatched,
     unmatched,
 )
-from m3ae.files import file_sha256, is_unicode, redecoded, replacing, write_json
+from m3ae.data.manifest import ENCODINGS, FORMAT, VERSION
+from m3ae.files import file_sha256, is_unicode, redecoded, write_json
 from m3ae.processes import alone_in, usable_cores
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
 _IF_GIVEN = ("columns", "group", "text_encoding")  # else shards say no more than before them
 CHUNKS = "chunks.json"
+CHUNK_IMAGES = "chunk_images"  # how many, in options.json and chunks.json
 REPEATED = 10  # times that a text occurs, from which on it is named
 
 Splits = dict[str, Iterable[Item]]
@@ -64,7 +66,7 @@ def corpus_parser(text: str | None) -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR", help="where the prepared corpus goes")
     kinds = "raw: pixels after resize and centre crop (fastest); jpeg: shorter side resized, "
     kinds += "quality 90; original: the file's bytes (default: %(default)s)"
-    add("--encoding", choices=shards.ENCODINGS, default="raw", help=kinds)
+    add("--encoding", choices=ENCODINGS, default="raw", help=kinds)
     add("--px", type=int, default=288, help="image side in pixels (default: %(default)s)")
     names = "hub id, folder, or train:N (a WordPiece of N entries trained on the train texts); "
     names += "without it texts are tokenised at training time"
@@ -111,7 +113,9 @@ def _same_or_raise(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -
     """Raise ValueError naming what differs between the options of `place` and today's."""
     if differing := compare(found, wanted, found | wanted):
         said = f"{place}: prepared with other options ({differing})"
-        raise ValueError(f"{said}; give those, another --out, or delete that folder")
+        only_tokens = differing.startswith("tokenizer was ") and ";" not in differing
+        hint = "; data_prep/tokens.py replaces the tokens alone" if only_tokens else ""
+        raise ValueError(f"{said}; give those, another --out, or delete that folder{hint}")
 
 
 def _tokenizer(
@@ -121,29 +125,14 @@ def _tokenizer(
     name = args.tokenizer
     if name is None:
         return None, None
-    from m3ae.data.texts import fingerprint, load_tokenizer  # transformers takes seconds to import
+    from m3ae.data.texts import load_tokenizer  # transformers takes seconds to import
 
     place = name
     if name.startswith("train:"):
         place = str(args.out / "tokenizer")
         _train_tokenizer(args, splits, excluded, args.out / "tokenizer")
     tokenizer = load_tokenizer(place)
-    size = max(tokenizer.get_vocab().values()) + 1
-    return tokenizer, {"name": name, "fingerprint": fingerprint(tokenizer), "size": size}
-
-
-def _save_tokenizer(tokenizer: Any, path: Path) -> str:
-    """Write what workers load; returns the path. ValueError if the model would see other tokens."""
-    from m3ae.data.texts import encode
-
-    probes = ["Axial CT of the chest: 5.6 cm mass.", "T2-weighted MRI, naïve FLAIR; x-ray", "a  B"]
-    probes.append(" ".join(probes * 40))  # longer than any limit
-    with replacing(path) as temporary:
-        tokenizer.backend_tokenizer.save(str(temporary))
-    if [tuple(row) for row in encode(tokenizer, probes)] != tokenize(str(path), probes):
-        said = "the tokenizers library alone gives other tokens than transformers"
-        raise ValueError(f"{tokenizer.name_or_path}: {said}; convert it to a plain fast tokenizer")
-    return str(path)
+    return tokenizer, describe_tokenizer(tokenizer, name)
 
 
 def _train_tokenizer(
@@ -259,8 +248,8 @@ def _prepare(
     excluded, exclusion_counts = _find_excluded(splits, args.exclude)
     tokenizer, made = _tokenizer(args, splits, excluded)
     window, fields = tuple(args.window) if args.window else None, kind == shards.WITH_FIELDS
-    settings = Settings(args.encoding, args.px, window, args.min_words, None, fields)
-    entries = {"format": shards.FORMAT, "version": shards.VERSION, "kind": kind, "source": source}
+    settings = Settings(args.encoding, args.px, window, args.min_words, fields)
+    entries = {"format": FORMAT, "version": VERSION, "kind": kind, "source": source}
     entries |= {"encoding": args.encoding, "px": args.px, "tokenizer": made}
     entries["options"] = options_of(args)
     entries["made_with"] = {"pillow": PIL.__version__, "numpy": np.__version__}
@@ -310,20 +299,20 @@ def _prepare_split(
             print(f"{final}: already prepared with these options; delete it to do it again")
             return
     partial.mkdir(exist_ok=True)
+    size = settings.chunk_images
     begun = partial / "options.json"
     if begun.exists():
-        _same_or_raise(partial, json.loads(begun.read_text(encoding="utf-8")), wanted)
+        found = json.loads(begun.read_text(encoding="utf-8"))
+        size = found.pop(CHUNK_IMAGES, settings.version_1_images)
+        _same_or_raise(partial, found, wanted)
     else:
-        write_json(begun, wanted)
+        write_json(begun, {**wanted, CHUNK_IMAGES: settings.chunk_images})
     if not (partial / "manifest.json").exists():
-        if tokenizer is not None:
-            path = partial / f"tokenizer-{facts['tokenizer']['fingerprint']}.json"
-            settings = replace(settings, tokenizer=_save_tokenizer(tokenizer, path))
         files: dict[str, str] = {}
         texts: Counter[str] = Counter()
         items = _noted(work.items, files, texts)
-        results = run_chunks(items, partial, settings, work.workers, work.total)
-        manifest = {**facts, **_summary(results, work, settings), "chunks": CHUNKS}
+        results = run_chunks(items, partial, settings, work.workers, size, work.total)
+        manifest = {**facts, **_summary(results, work), "chunks": CHUNKS}
         if not manifest["counts"]["images"]:
             shutil.rmtree(partial)
             raise ValueError(f"{final}: no image is left to prepare: {_first_drops(work.drops)}")
@@ -334,10 +323,12 @@ def _prepare_split(
             path.unlink()
         if files:
             write_json(partial / IMAGE_FILES, files)
-        write_json(partial / CHUNKS, seal({"facts": facts, "chunks": results}), indent=None)
+        record = {"facts": {k: v for k, v in facts.items() if k != "tokenizer"}, CHUNK_IMAGES: size}
+        write_json(partial / CHUNKS, seal({**record, "chunks": results}), indent=None)
+        add_tokens(partial, manifest, tokenizer)
         write_json(partial / "manifest.json", seal(manifest))
-    kept = {file["name"] for file in shards.read_manifest(partial)["files"]}
-    leftovers = ("options.json", "chunk-*", "tokenizer-*", "shard-*", "*.tmp")
+    kept = file_names(shards.read_manifest(partial))
+    leftovers = ("options.json", "chunk-*", "tokenizer-*", "shard-*", PATTERN, "*.tmp")
     for path in {path for pattern in leftovers for path in partial.glob(pattern)}:
         if path.name not in kept:
             path.unlink()
@@ -353,7 +344,7 @@ def _missing_came(items: list[Item], final: Path, settings: Settings) -> bool:
         record = read_chunks(final)
     except FileNotFoundError:  # of an earlier version
         return False
-    parts, back = list(chunks_of(items, settings)), {}
+    parts, back = list(chunks_of(items, chunk_images(record) or settings.chunk_images)), {}
     others = [digest for _, _, digest in parts] != [chunk["digest"] for chunk in record["chunks"]]
     if others:
         said = "made from other files, names or texts than --raw has now; delete it to do it again"
@@ -375,6 +366,27 @@ def _noted(items: Iterable[Item], files: dict[str, str], texts: Counter[str]) ->
             files[item.key] = item.image_id
         texts.update(item.texts)
         yield item
+
+
+def add_tokens(folder: Path, manifest: dict[str, Any], tokenizer: Any) -> None:
+    """Write the token ids of a split, and enter them in its manifest; "tokens": null without."""
+    manifest["tokens"] = None
+    if tokenizer is not None:
+        made = manifest["tokenizer"]
+        manifest["tokens"], lengths = write_tokens(folder, manifest["files"], tokenizer, made)
+        manifest["report"]["text_lengths"] = length_statistics(lengths, tokens=True)
+
+
+def file_names(manifest: dict[str, Any]) -> set[str]:
+    """Names of the shards of a split and of its file of token ids."""
+    tokens = manifest.get("tokens")
+    return {file["name"] for file in manifest["files"]} | ({tokens["name"]} if tokens else set())
+
+
+def chunk_images(record: dict[str, Any]) -> int | None:
+    """Images a chunk of a finished split; None where it is of an earlier version and one chunk."""
+    chunks = record["chunks"]
+    return record.get(CHUNK_IMAGES) or (chunks[0]["images"] if len(chunks) > 1 else None)
 
 
 def partial_folder(final: Path) -> Path:
@@ -407,8 +419,9 @@ def reopen(
     if partial.exists():
         said = f"{partial}: an unfinished preparation of {final.name} is in the way"
         raise ValueError(f"{said}; finish it elsewhere or delete it")
-    lost = 0
-    write_json(final / "options.json", _decisive(record["facts"]))
+    lost, size = 0, chunk_images(record)
+    options = _decisive(record["facts"]) | ({CHUNK_IMAGES: size} if size else {})
+    write_json(final / "options.json", options)
     for index, chunk in enumerate(record["chunks"]):
         path = chunk_path(final, index)
         if index in numbers or any(file["name"] in broken for file in chunk["files"]):
@@ -439,7 +452,7 @@ def _first_drops(drops: Drops) -> str:
     return "; ".join(sorted(found)) or "the corpus is empty"
 
 
-def _summary(results: list[dict[str, Any]], work: _Work, settings: Settings) -> dict[str, Any]:
+def _summary(results: list[dict[str, Any]], work: _Work) -> dict[str, Any]:
     """counts, files and report of a split's manifest from the results of its chunks.
 
     What was seen is what was prepared, what chunks dropped, and what `_select` left out.
@@ -459,7 +472,7 @@ def _summary(results: list[dict[str, Any]], work: _Work, settings: Settings) -> 
         f"{what}_seen": sum(result[what] for result in results) + left[what] for what in counts
     }
     report |= {"dropped": drops.as_dict(), "notes": notes.as_dict()}
-    report["text_lengths"] = length_statistics(lengths, settings.tokenizer is not None)
+    report["text_lengths"] = length_statistics(lengths, tokens=False)
     return {"counts": counts, "files": files, "report": report}
 
 
