@@ -37,6 +37,7 @@ from torchvision import transforms
 
 from m3ae.config import Config, load_config
 from m3ae.corpora import prepare
+from m3ae.corpora.token_files import write_tokens
 from m3ae.data.datasets import Pairs, TrainBatches
 from m3ae.data.sampler import Order, Plan
 from m3ae.data.texts import load_tokenizer
@@ -130,7 +131,7 @@ def shard_batches(config: Config, folders: list[Path], tokenizer: Any) -> Iterat
     return (data[item] for item in range(len(data)))
 
 
-def many_corpora(first: Path, files: int) -> list[Path]:
+def many_corpora(first: Path, files: int, tokenizer: Any) -> list[Path]:
     """Four splits of together so many files, each a copy of the one shard of a split."""
     manifest = json.loads((first / "manifest.json").read_text(encoding="utf-8"))
     (shard,) = manifest["files"]
@@ -145,6 +146,7 @@ def many_corpora(first: Path, files: int) -> list[Path]:
         counts = {name: shard[name] * len(copies) for name in ("images", "texts")}
         whole = {key: value for key, value in manifest.items() if key != "sha256"}
         whole |= {"files": copies, "counts": counts}
+        whole["tokens"], _ = write_tokens(folder, copies, tokenizer, whole["tokenizer"])
         (folder / "manifest.json").write_text(json.dumps(whole), encoding="utf-8")
         folders.append(folder)
     return folders
@@ -211,8 +213,8 @@ def main(argv: list[str] | None = None) -> int:
         readers["from_files"] = file_batches(FromFiles(items, tokenizer, config), batch)
         if args.files:
             prepare_shards(items[:64], Path(folder) / "one", "raw", px)
-            folders = many_corpora(Path(folder) / "one" / "train", args.files)
             tokenizer = load_tokenizer(Path(folder) / "one" / "tokenizer")
+            folders = many_corpora(Path(folder) / "one" / "train", args.files, tokenizer)
             many = shard_batches(config, folders, tokenizer)
         for name, reader in readers.items():
             rate(reader, batch, args.seconds / 2)  # warms up, and fills the page cache

@@ -22,6 +22,7 @@ from PIL import Image
 from data_prep import roco, verify
 from m3ae.corpora import chunks
 from m3ae.corpora import prepare as prepare_module
+from m3ae.data import images as images_module
 from m3ae.data.images import decode, resize_crop
 from m3ae.data.shards import Shards
 from m3ae.data.texts import encode, load_tokenizer, train_wordpiece
@@ -105,7 +106,7 @@ def test_written_is_what_was_read(tmp_path, encoding):
 
 def test_bad_input_is_left_out_counted_and_listed(tmp_path, monkeypatch, capsys):
     """A bad file stops the preparation, slips in, or vanishes without a trace."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    monkeypatch.setattr(images_module, "MAX_PIXELS", 2000)
     good = as_bytes(picture(1))
     exif = Image.Exif()
     exif[0x0112] = 3

@@ -43,6 +43,8 @@ class Settings:
     window: tuple[float, float] | None
     min_words: int
     fields: bool = False  # whether the shards hold the texts' task fields
+    exif: bool = False  # as `images.decode`
+    max_pixels: int | None = None
 
     @property
     def chunk_images(self) -> int:
@@ -85,7 +87,7 @@ def _encode_image(item: Item, settings: Settings) -> tuple[np.ndarray | bytes, l
         raise ImageError("missing") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise ImageError("unreadable", str(error)) from error
-    image, notes = decode(data, settings.window)
+    image, notes = decode(data, settings.window, settings.exif, settings.max_pixels)
     if settings.encoding == "raw":
         return resize_crop(image, settings.px), notes
     if settings.encoding == "original":

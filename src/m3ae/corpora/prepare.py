@@ -45,12 +45,14 @@ from m3ae.data.exclusions import (
     say_unmatched,
     unmatched,
 )
+from m3ae.data.images import MAX_PIXELS
 from m3ae.data.manifest import ENCODINGS, FORMAT, VERSION
 from m3ae.files import file_sha256, is_unicode, redecoded, write_json
 from m3ae.processes import alone_in, usable_cores
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
-_IF_GIVEN = ("columns", "group", "text_encoding")  # else shards say no more than before them
+# Without these, shards say no more than before there were such options.
+_IF_GIVEN = ("columns", "group", "text_encoding", "exif", "max_pixels")
 CHUNKS = "chunks.json"
 CHUNK_IMAGES = "chunk_images"  # how many, in options.json and chunks.json
 REPEATED = 10  # times that a text occurs, from which on it is named
@@ -76,6 +78,9 @@ def corpus_parser(text: str | None) -> argparse.ArgumentParser:
     add("--split", action="append", metavar="NAME", help="only this split; may be repeated")
     window = "grey values of 16-bit images that become 0 and 255; else these are left out"
     add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=window)
+    add("--exif", action="store_true", help="turn images as their EXIF says (published: ignored)")
+    most = f"larger images are left out, by their header (default: {MAX_PIXELS})"
+    add("--max-pixels", type=int, metavar="N", help=most)
     exclude = "image ids to leave out, one a line (anything after a tab is a remark)"
     add("--exclude", type=Path, metavar="FILE", help=exclude)
     encoding = "of texts that are not UTF-8, e.g. latin-1 or cp1252; else these are left out"
@@ -89,7 +94,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options that decide what is written; a file counts by its content, not its place."""
     options: dict[str, Any] = {}
     for name, value in sorted(vars(args).items()):
-        if name in _NOT_OPTIONS or (name in _IF_GIVEN and value is None):
+        if name in _NOT_OPTIONS or (name in _IF_GIVEN and value in (None, False)):
             continue
         many = isinstance(value, list) and all(isinstance(part, Path) for part in value)
         options[name] = [*map(_plain, value)] if many else _plain(value)
@@ -229,6 +234,8 @@ def prepare(
         args.min_words = 1 if kind == shards.WITH_FIELDS else 3
     if unknown := set(args.split or ()) - set(splits):
         raise ValueError(f"--split {min(unknown)}: the corpus has {', '.join(splits)}")
+    if args.max_pixels is not None and args.max_pixels < 1:
+        raise ValueError(f"--max-pixels {args.max_pixels}: below 1")
     if args.px < 1 or args.workers < 0:
         raise ValueError(f"--px {args.px} --workers {args.workers}: out of range")
     redecoded("\udc80", args.text_encoding)  # a wrong name is an error now, not after hours
@@ -248,7 +255,9 @@ def _prepare(
     excluded, exclusion_counts = _find_excluded(splits, args.exclude)
     tokenizer, made = _tokenizer(args, splits, excluded)
     window, fields = tuple(args.window) if args.window else None, kind == shards.WITH_FIELDS
-    settings = Settings(args.encoding, args.px, window, args.min_words, fields)
+    settings = Settings(
+        args.encoding, args.px, window, args.min_words, fields, args.exif, args.max_pixels
+    )
     entries = {"format": FORMAT, "version": VERSION, "kind": kind, "source": source}
     entries |= {"encoding": args.encoding, "px": args.px, "tokenizer": made}
     entries["options"] = options_of(args)

@@ -49,7 +49,9 @@ def _wrong_entry(manifest: dict[str, Any]) -> str | None:
         return "kind or source is no text"
     if not (is_count(manifest["px"]) and 1 <= manifest["px"] < 2**16):
         return f"px is {manifest['px']!r}"
-    if not _has(manifest["options"], window=_is_window):
+    optional = {"exif": (type(None), bool), "max_pixels": (type(None), int)}
+    given = {name: lambda v, kinds=kinds: type(v) in kinds for name, kinds in optional.items()}
+    if not _has(manifest["options"], window=_is_window, **given):
         return "options are not readable"
     tokenizer, counts, files = (manifest[name] for name in ("tokenizer", "counts", "files"))
     made = {"name": is_text, "fingerprint": is_text, "size": is_count}

@@ -307,7 +307,9 @@ class Shards:
         try:
             begin, end = shard["image_offsets"][row : row + 2]
             data = _fetch(shard["image_bytes"][begin:end]).tobytes()
-            return decode(data, self.manifest["options"].get("window"))[0]
+            options = self.manifest["options"]
+            turn, most = bool(options.get("exif")), options.get("max_pixels")
+            return decode(data, options.get("window"), turn, most)[0]
         except ImageError as error:
             key = self.image_key(j)
             raise ValueError(f"{self.folder}: image {key}: {error}; {AGAIN}") from error
