@@ -301,15 +301,18 @@ class Shards:
         except ImageError as error:
             raise ValueError(f"{self.folder}: image {self.image_key(j)}: {error}") from error
 
+    def image_bytes(self, j: int) -> bytes:
+        """The encoded bytes of image j; encodings jpeg and original only."""
+        shard, row = self._find(self.image_starts, j, "image")
+        begin, end = shard["image_offsets"][row : row + 2]
+        return _fetch(shard["image_bytes"][begin:end]).tobytes()
+
     def picture(self, j: int) -> Image.Image:
         """Image j decoded but neither resized nor cropped; encodings jpeg and original only."""
-        shard, row = self._find(self.image_starts, j, "image")
         try:
-            begin, end = shard["image_offsets"][row : row + 2]
-            data = _fetch(shard["image_bytes"][begin:end]).tobytes()
             options = self.manifest["options"]
             turn, most = bool(options.get("exif")), options.get("max_pixels")
-            return decode(data, options.get("window"), turn, most)[0]
+            return decode(self.image_bytes(j), options.get("window"), turn, most)[0]
         except ImageError as error:
             key = self.image_key(j)
             raise ValueError(f"{self.folder}: image {key}: {error}; {AGAIN}") from error
