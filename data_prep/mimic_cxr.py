@@ -26,7 +26,8 @@ from pathlib import Path
 
 from m3ae.command import run
 from m3ae.corpora.items import Drops, Item
-from m3ae.corpora.prepare import corpus_parser, prepare, say_missing
+from m3ae.corpora.prepare import corpus_parser, prepare
+from m3ae.corpora.report import say_missing
 from m3ae.corpora.tables import read_table
 from m3ae.files import is_unicode, need
 

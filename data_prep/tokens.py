@@ -16,6 +16,7 @@ from typing import Any
 
 from m3ae.command import parser_for, run
 from m3ae.corpora import prepare
+from m3ae.corpora.report import write_report
 from m3ae.corpora.shard_writer import is_sealed, seal
 from m3ae.corpora.token_files import PATTERN, describe_tokenizer
 from m3ae.corpora.verification import split_folders, token_problems
@@ -71,7 +72,7 @@ def retokenize(args: argparse.Namespace) -> None:
             replace_tokens(split, tokenizer, made)
     for corpus, split in {split.parent: split for split in splits}.items():
         if (corpus / "report.json").exists():  # else the split stands alone
-            prepare.write_report(corpus, shards.read_manifest(split)["source"])
+            write_report(corpus, shards.read_manifest(split)["source"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m3ae.command import parser_for, run
-from m3ae.corpora.prepare import command, partial_folder, reopen
+from m3ae.corpora.reopening import command, partial_folder, reopen
 from m3ae.corpora.verification import find_problems, read_chunks, split_folders
 from m3ae.files import file_sha256
 

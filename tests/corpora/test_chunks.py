@@ -9,6 +9,7 @@ from data_prep import verify
 from m3ae.corpora import chunks
 from m3ae.corpora import prepare as prepare_module
 from m3ae.corpora.chunks import Settings
+from m3ae.corpora.reopening import CHUNK_IMAGES
 from m3ae.corpora.shard_writer import seal
 from m3ae.data.shards import Shards
 from m3ae.files import write_json
@@ -51,7 +52,7 @@ def test_a_full_shard_is_followed_by_another(tmp_path, monkeypatch, encoding):
 def forget_size(path) -> None:
     """Make a record what the version before wrote."""
     record = json.loads(path.read_text())
-    del record[prepare_module.CHUNK_IMAGES]
+    del record[CHUNK_IMAGES]
     write_json(path, seal(record) if "sha256" in record else record, indent=None)
 
 
@@ -83,7 +84,7 @@ def test_a_begun_split_of_smaller_chunks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Settings, "version_1_images", property(lambda self: 4))
     with monkeypatch.context() as patch:
         patch.setattr(Settings, "chunk_images", property(lambda self: 4))
-        patch.setattr(prepare_module, "_summary", lambda *_: (_ for _ in ()).throw(OSError("x")))
+        patch.setattr(prepare_module, "summarise", lambda *_: (_ for _ in ()).throw(OSError("x")))
         assert run(raw, out) == 1
     forget_size(out / "train.partial" / "options.json")
     made = []

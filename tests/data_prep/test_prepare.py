@@ -220,7 +220,7 @@ def test_other_options_are_refused(tmp_path, monkeypatch, chunks_of_four, capsys
 
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_summary", lambda *_: (_ for _ in ()).throw(OSError("x")))
+        patch.setattr(prepare_module, "summarise", lambda *_: (_ for _ in ()).throw(OSError("x")))
         assert run(raw, stopped) == 1
     assert run(raw, stopped, "--min-words", "2") == 1
     assert "min_words was 3, is 2" in capsys.readouterr().err
@@ -412,7 +412,7 @@ def test_a_damaged_part_of_an_unfinished_split_is_made_again(tmp_path, monkeypat
     raw, out = ten(tmp_path / "raw"), tmp_path / "out"
     assert run(raw, tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_summary", lambda *_: (_ for _ in ()).throw(OSError("x")))
+        patch.setattr(prepare_module, "summarise", lambda *_: (_ for _ in ()).throw(OSError("x")))
         assert run(raw, out) == 1
     os.truncate(out / "train.partial" / "shard-00002.safetensors", 100)
     (out / "train.partial" / "shard-00005.safetensors").unlink()

@@ -10,8 +10,8 @@ import pytest
 from data_prep import phantoms, slake, vqa_med_2019, vqa_rad
 from m3ae.corpora.chunks import chunks_of
 from m3ae.corpora.items import Item, is_inside
-from m3ae.corpora.prepare import write_report
 from m3ae.corpora.questions import Question, task_fields, to_items
+from m3ae.corpora.report import write_report
 from m3ae.corpora.shard_writer import seal, write_shard
 from m3ae.corpora.verification import verify
 from m3ae.data.shards import Shards

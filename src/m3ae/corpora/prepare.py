@@ -9,8 +9,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
-import shlex
 import shutil
 import sys
 from collections import Counter
@@ -23,18 +21,18 @@ import numpy as np
 import PIL
 
 from m3ae.command import parser_for
-from m3ae.config import TEXT_TOKENS
 from m3ae.corpora.chunks import (
     Settings,
-    chunk_path,
     chunks_of,
     clean,
     come_back,
     run_chunks,
 )
 from m3ae.corpora.items import Drops, Item
+from m3ae.corpora.reopening import CHUNK_IMAGES, chunk_images, decisive, partial_folder, reopen
+from m3ae.corpora.report import finished_splits as finished_splits
+from m3ae.corpora.report import first_drops, length_statistics, summarise, write_report
 from m3ae.corpora.shard_writer import seal
-from m3ae.corpora.splits import ORDER
 from m3ae.corpora.token_files import PATTERN, describe_tokenizer, write_tokens
 from m3ae.corpora.verification import read_chunks
 from m3ae.data import shards
@@ -54,7 +52,6 @@ _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing writte
 # Without these, shards say no more than before there were such options.
 _IF_GIVEN = ("columns", "group", "text_encoding", "exif", "max_pixels")
 CHUNKS = "chunks.json"
-CHUNK_IMAGES = "chunk_images"  # how many, in options.json and chunks.json
 REPEATED = 10  # times that a text occurs, from which on it is named
 
 Splits = dict[str, Iterable[Item]]
@@ -290,19 +287,13 @@ def _total(items: Iterable[Item], limit: int | None) -> int | None:
     return min(filter(None, (known, limit)), default=None)
 
 
-def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
-    """What of a manifest must be the same for a split to be continued or left as it is."""
-    made = facts["tokenizer"] and facts["tokenizer"]["fingerprint"]
-    return facts["options"] | {"source": facts["source"], "kind": facts["kind"], "tokenizer": made}
-
-
 def _prepare_split(
     work: _Work, final: Path, facts: dict[str, Any], settings: Settings, tokenizer: Any
 ) -> None:
     """Bring one split from nothing, from a part or from a whole to `final`."""
-    partial, wanted = partial_folder(final), _decisive(facts)
+    partial, wanted = partial_folder(final), decisive(facts)
     if final.exists():
-        _same_or_raise(final, _decisive(shards.read_manifest(final)), wanted)
+        _same_or_raise(final, decisive(shards.read_manifest(final)), wanted)
         work.items = list(work.items)
         if not _missing_came(work.items, final, settings):
             print(f"{final}: already prepared with these options; delete it to do it again")
@@ -321,10 +312,10 @@ def _prepare_split(
         texts: Counter[str] = Counter()
         items = _noted(work.items, files, texts)
         results = run_chunks(items, partial, settings, work.workers, size, work.total)
-        manifest = {**facts, **_summary(results, work), "chunks": CHUNKS}
+        manifest = {**facts, **summarise(results, work.drops, work.left_out), "chunks": CHUNKS}
         if not manifest["counts"]["images"]:
             shutil.rmtree(partial)
-            raise ValueError(f"{final}: no image is left to prepare: {_first_drops(work.drops)}")
+            raise ValueError(f"{final}: no image is left to prepare: {first_drops(work.drops)}")
         often = [[text, n] for text, n in texts.most_common(5) if n >= REPEATED]
         if often and not settings.fields:  # the same question is asked of many images
             manifest["report"]["repeated_texts"] = often
@@ -390,146 +381,3 @@ def file_names(manifest: dict[str, Any]) -> set[str]:
     """Names of the shards of a split and of its file of token ids."""
     tokens = manifest.get("tokens")
     return {file["name"] for file in manifest["files"]} | ({tokens["name"]} if tokens else set())
-
-
-def chunk_images(record: dict[str, Any]) -> int | None:
-    """Images a chunk of a finished split; None where it is of an earlier version and one chunk."""
-    chunks = record["chunks"]
-    return record.get(CHUNK_IMAGES) or (chunks[0]["images"] if len(chunks) > 1 else None)
-
-
-def partial_folder(final: Path) -> Path:
-    """Where a split is until it is finished."""
-    return final.with_name(final.name + ".partial")
-
-
-def finished_splits(out: Path) -> list[Path]:
-    """The folders in OUT that have a manifest and are not `partial_folder`s."""
-    found = sorted(path.parent for path in out.glob("*/manifest.json"))
-    return [split for split in found if split.suffix != ".partial"]
-
-
-def say_missing(raw: Path, splits: Container[str]) -> None:
-    """Name those of train, valid and test that a corpus has not."""
-    for split in (name for name in ("train", "valid", "test") if name not in splits):
-        print(f"{raw}: no split {split} in it, it is left out")
-
-
-def reopen(
-    final: Path, record: dict[str, Any], broken: Container[str], numbers: Container[int] = ()
-) -> tuple[int, int]:
-    """Turn a finished split into a begun one without some chunks.
-
-    Those that have a file in `broken`, or whose number is in `numbers`. `record`: of
-    `verification.read_chunks`. Returns the numbers of these chunks and of all. The preparation
-    command then makes them again; where this is interrupted, it can be repeated.
-    """
-    partial = partial_folder(final)
-    if partial.exists():
-        said = f"{partial}: an unfinished preparation of {final.name} is in the way"
-        raise ValueError(f"{said}; finish it elsewhere or delete it")
-    lost, size = 0, chunk_images(record)
-    options = _decisive(record["facts"]) | ({CHUNK_IMAGES: size} if size else {})
-    write_json(final / "options.json", options)
-    for index, chunk in enumerate(record["chunks"]):
-        path = chunk_path(final, index)
-        if index in numbers or any(file["name"] in broken for file in chunk["files"]):
-            path.unlink(missing_ok=True)
-            lost += 1
-        else:
-            write_json(path, chunk)
-    (final / "manifest.json").unlink(missing_ok=True)  # no split any more, whatever happens next
-    os.replace(final, partial)
-    return lost, len(record["chunks"])
-
-
-def command(facts: dict[str, Any], out: Path) -> str:
-    """The preparation command of a split as far as its manifest, which keeps no paths, tells."""
-    words = ["python data_prep/SCRIPT.py --raw RAW --out", shlex.quote(str(out))]
-    options = facts["options"] | {"tokenizer": facts["tokenizer"] and facts["tokenizer"]["name"]}
-    for name, value in sorted(options.items()):
-        if value is None or value is False:
-            continue
-        values = value if isinstance(value, list) else [] if value is True else [value]
-        plain = [re.sub(r" [0-9a-f]{16}$", "", str(part)) for part in values]  # a file's digest
-        words += [f"--{name.replace('_', '-')}", *map(shlex.quote, plain)]
-    return " ".join(words)
-
-
-def _first_drops(drops: Drops) -> str:
-    found = [f"{why}: {n} (e.g. {drops.examples[why][0]})" for why, n in drops.counts.items()]
-    return "; ".join(sorted(found)) or "the corpus is empty"
-
-
-def _summary(results: list[dict[str, Any]], work: _Work) -> dict[str, Any]:
-    """counts, files and report of a split's manifest from the results of its chunks.
-
-    What was seen is what was prepared, what chunks dropped, and what `_select` left out.
-    """
-    drops, notes, lengths = work.drops, Drops(), Counter()
-    drops.merge(work.left_out.as_dict())
-    left = {f"{what}s": 0 for what in ("image", "text")}
-    for reason, count in work.left_out.counts.items():
-        left[f"{reason.partition(':')[0]}s"] += count
-    for result in results:
-        drops.merge(result["dropped"])
-        notes.merge(result["notes"])
-        lengths.update(dict(result["lengths"]))
-    files = [file for result in results for file in result["files"]]
-    counts = {what: sum(file[what] for file in files) for what in ("images", "texts")}
-    report: dict[str, Any] = {
-        f"{what}_seen": sum(result[what] for result in results) + left[what] for what in counts
-    }
-    report |= {"dropped": drops.as_dict(), "notes": notes.as_dict()}
-    report["text_lengths"] = length_statistics(lengths, tokens=False)
-    return {"counts": counts, "files": files, "report": report}
-
-
-def length_statistics(lengths: Counter, tokens: bool) -> dict[str, Any]:
-    """Mean, percentiles and the fraction that 64 tokens cut; in words without a tokenizer."""
-    total = sum(lengths.values())
-    result: dict[str, Any] = {"unit": "tokens without specials" if tokens else "words"}
-    if not total:
-        return result
-    result["mean"] = round(sum(length * n for length, n in lengths.items()) / total, 2)
-    running, levels = 0, [5, 25, 50, 75, 95, 99, 100]
-    for length in sorted(lengths):
-        running += lengths[length]
-        while levels and running * 100 >= levels[0] * total:
-            result[f"p{levels.pop(0)}"] = length
-    if tokens:
-        cut = sum(n for length, n in lengths.items() if length > TEXT_TOKENS - 2)
-        result[f"share_cut_at_{TEXT_TOKENS}"] = round(cut / total, 4)
-    return result
-
-
-def write_report(out: Path, source: str, facts: dict[str, Any] | None = None) -> dict[str, Any]:
-    """OUT/report.json from the manifests of all finished splits, and a table on the screen.
-
-    `facts` (what a script counted in the raw corpus) go into it; without them, those stay that an
-    earlier report holds.
-    """
-    if facts is None and (out / "report.json").exists():
-        facts = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    report: dict[str, Any] = {**(facts or {}), "source": source, "splits": {}}
-    rank = {name: number for number, name in enumerate(ORDER)}
-    for split in sorted(finished_splits(out), key=lambda path: rank.get(path.name, len(rank))):
-        manifest = shards.read_manifest(split)
-        kept = ("counts", "encoding", "px", "tokenizer", "options", "report")
-        report["splits"][split.name] = {name: manifest[name] for name in kept}
-    write_json(out / "report.json", report)
-    print(f"\n{source} -> {out}\n{'split':<12}{'images':>9}{'of':>9}{'texts':>9}{'of':>9}")
-    for name, split in report["splits"].items():
-        counts, seen = split["counts"], split["report"]
-        images = f"{counts['images']:>9}{seen['images_seen']:>9}"
-        print(f"{name:<12}{images}{counts['texts']:>9}{seen['texts_seen']:>9}")
-        for what in ("dropped", "notes"):
-            for reason, entry in seen[what].items():
-                print(f"    {what} {entry['count']:>7}  {reason}  (e.g. {entry['examples'][0]})")
-        for text, count in seen.get("repeated_texts", ()):
-            print(f"    {count} texts read: {text[:80]}")
-        print(f"    text lengths: {seen['text_lengths']}")
-    for name, value in (facts or {}).items():
-        if name not in ("source", "splits"):
-            print(f"{name}: {json.dumps(value)}")
-    return report

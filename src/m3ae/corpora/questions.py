@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from m3ae.corpora.items import Drops, Item, Stored, is_inside
-from m3ae.corpora.prepare import compare, corpus_parser, finished_splits, options_of, prepare
+from m3ae.corpora.prepare import compare, corpus_parser, options_of, prepare
+from m3ae.corpora.report import finished_splits
 from m3ae.corpora.tables import read_json_list
 from m3ae.data import shards
 from m3ae.files import is_unicode, write_json
