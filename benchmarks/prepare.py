@@ -35,12 +35,13 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+from pictures import save_picture
 from PIL import Image
 
 from m3ae.corpora import prepare
 from m3ae.data.images import resized_size
 
-PX, SIZE = 288, (800, 600)
+PX = 288
 SINGLE = 768  # images of the runs in one process
 CHUNK = 3072  # images that preparation gives to a process at a time
 DISTINCT = 64  # files of each kind; a larger corpus names them again
@@ -51,16 +52,8 @@ def write_images(folder: Path, kind: str) -> list[Path]:
     """Blurred noise with some grain, which compresses to about 150 KB."""
     rng, paths = np.random.default_rng(0), []
     for number in range(DISTINCT):
-        channels = 1 if kind == "grey" else 3
-        coarse = rng.integers(0, 256, (30, 40, channels), dtype=np.uint8)
-        bands = [
-            Image.fromarray(coarse[..., c]).resize(SIZE, Image.Resampling.BICUBIC)
-            for c in range(channels)
-        ]
-        pixels = np.stack([np.asarray(band) for band in bands], axis=-1)
-        pixels = np.clip(pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
         path = folder / f"{kind}-{number:03d}.jpg"
-        Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(path, quality=90)
+        save_picture(path, rng, 1 if kind == "grey" else 3)
         paths.append(path)
     return paths
 

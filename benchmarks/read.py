@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pictures import save_picture
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -42,18 +43,9 @@ from m3ae.data.datasets import Pairs, TrainBatches
 from m3ae.data.sampler import Order, Plan
 from m3ae.data.texts import load_tokenizer
 
-SIZE = (800, 600)
 TARGETS = {"raw": 3000, "jpeg": 1200}  # samples a second a core; of many shards 9,000 and 7,000
 TOKENIZER = "train:2000"
 DISTINCT = 256  # image files; a larger corpus names them again
-
-
-def save_image(path: Path, rng: np.random.Generator) -> None:
-    """A grey JPEG of blurred noise with some grain, about 150 KB."""
-    coarse = Image.fromarray(rng.integers(0, 256, (30, 40), dtype=np.uint8))
-    pixels = np.asarray(coarse.resize(SIZE, Image.Resampling.BICUBIC))
-    pixels = np.clip(pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
-    Image.fromarray(pixels).save(path, quality=90)
 
 
 def write_corpus(folder: Path, images: int) -> list[prepare.Item]:
@@ -65,7 +57,7 @@ def write_corpus(folder: Path, images: int) -> list[prepare.Item]:
     for number in range(images):
         path = folder / f"{number % DISTINCT:03d}.jpg"
         if number < DISTINCT:
-            save_image(path, rng)
+            save_picture(path, rng)
         chosen = rng.choice(words, int(rng.integers(5, 51)), p=often / often.sum())
         items.append(prepare.Item(f"{number:05d}", path, (" ".join(chosen) + ".",)))
     return items

@@ -20,10 +20,8 @@ from pathlib import Path
 from m3ae.command import run
 from m3ae.corpora.items import Drops
 from m3ae.corpora.prepare import corpus_parser, prepare
-from m3ae.corpora.stored import SPLIT_NAMES
+from m3ae.corpora.stored import SPLIT_OF
 from m3ae.corpora.tar_files import to_items
-
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
 def find_tars(raw: Path, name: str) -> dict[str, dict[str, Path]]:
@@ -41,7 +39,7 @@ def find_tars(raw: Path, name: str) -> dict[str, dict[str, Path]]:
         splits[name] = by_name(found)
     for folder in sorted(path for path in raw.iterdir() if path.is_dir()):
         if found := sorted(folder.glob("*.tar")):
-            split = _SPLIT_OF.get(folder.name, folder.name)
+            split = SPLIT_OF.get(folder.name, folder.name)
             if split in splits or not re.fullmatch(r"\w[\w-]*", split) or split == "tokenizer":
                 raise ValueError(f"{folder}: split {split} is there twice, or no name of a split")
             splits[split] = by_name(found)

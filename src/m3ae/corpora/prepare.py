@@ -30,10 +30,10 @@ from m3ae.corpora.chunks import (
 )
 from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.reopening import CHUNK_IMAGES, chunk_images, decisive, partial_folder, reopen
-from m3ae.corpora.report import finished_splits as finished_splits
 from m3ae.corpora.report import first_drops, length_statistics, summarise, write_report
 from m3ae.corpora.shard_writer import seal
 from m3ae.corpora.token_files import PATTERN, describe_tokenizer, write_tokens
+from m3ae.corpora.verification import finished_splits as finished_splits
 from m3ae.corpora.verification import read_chunks
 from m3ae.data import shards
 from m3ae.data.exclusions import (

@@ -24,8 +24,9 @@ from typing import Any
 
 from m3ae.corpora.items import Drops, Item, Stored, is_inside
 from m3ae.corpora.prepare import compare, corpus_parser, options_of, prepare
-from m3ae.corpora.report import finished_splits
+from m3ae.corpora.splits import ORDER
 from m3ae.corpora.tables import read_json_list
+from m3ae.corpora.verification import finished_splits
 from m3ae.data import shards
 from m3ae.files import is_unicode, write_json
 from m3ae.scoring.answers import normalise_answer
@@ -259,7 +260,7 @@ def prepare_questions(
     if type_order is not None:
         rank = {kind: place for place, kind in enumerate(type_order)}
         found: dict[str, None] = {}
-        for name in ("train", "valid", "test"):
+        for name in ORDER:
             asked = splits.get(name, [])
             ordered = sorted(asked, key=lambda q: rank.get(q.fields["question_type"], len(rank)))
             found |= dict.fromkeys(question.fields["label"] for question in ordered)

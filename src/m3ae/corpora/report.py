@@ -9,19 +9,14 @@ from typing import Any
 from m3ae.config import TEXT_TOKENS
 from m3ae.corpora.items import Drops
 from m3ae.corpora.splits import ORDER
+from m3ae.corpora.verification import finished_splits
 from m3ae.data import shards
 from m3ae.files import write_json
 
 
-def finished_splits(out: Path) -> list[Path]:
-    """The folders in OUT that have a manifest and are not `partial_folder`s."""
-    found = sorted(path.parent for path in out.glob("*/manifest.json"))
-    return [split for split in found if split.suffix != ".partial"]
-
-
 def say_missing(raw: Path, splits: Container[str]) -> None:
     """Name those of train, valid and test that a corpus has not."""
-    for split in (name for name in ("train", "valid", "test") if name not in splits):
+    for split in (name for name in ORDER if name not in splits):
         print(f"{raw}: no split {split} in it, it is left out")
 
 

@@ -1,6 +1,7 @@
 """Whether prepared splits are sound: checksums, offsets, rows, and the record of their making."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ def split_folders(folder: Path) -> list[Path]:
     need(folder, "a prepared corpus or split")
     if any(path for mark in marks for path in folder.glob(mark)):
         return [folder]
-    found = {path.parent for mark in marks for path in folder.glob(f"*/{mark}")}
-    found = {split for split in found if split.suffix != ".partial"}
-    if not found:
+    if not (found := finished_splits(folder, marks)):
         raise FileNotFoundError(f"{folder}: no split in it (no */manifest.json)")
-    return sorted(found)
+    return found
+
+
+def finished_splits(out: Path, marks: Sequence[str] = ("manifest.json",)) -> list[Path]:
+    """The folders in OUT that have one of these files and are not unfinished ones."""
+    found = {path.parent for mark in marks for path in out.glob(f"*/{mark}")}
+    return sorted(split for split in found if split.suffix != ".partial")
 
 
 def verify(folder: Path) -> list[str]:
