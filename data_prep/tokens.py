@@ -26,27 +26,27 @@ from m3ae.files import write_json
 from m3ae.processes import alone_in
 
 
-def replace_tokens(folder: Path, tokenizer: Any, made: dict[str, Any]) -> None:
-    """Bring one split to the tokens of `tokenizer`; `made` is its entry in the manifest.
+def replace_tokens(folder: Path, tokenizer: Any, facts: dict[str, Any]) -> None:
+    """Bring one split to the tokens of `tokenizer`; `facts` are its entry in the manifest.
 
     Raises ValueError where the manifest is damaged: a new checksum would hide it.
     """
     manifest = shards.read_manifest(folder)
     if "sha256" in manifest and not is_sealed(manifest):
         raise ValueError(f"{folder / 'manifest.json'}: damaged; see data_prep/verify.py --repair")
-    if holds(folder, manifest, made):
-        print(f"{folder}: holds the tokens of {made['name']} already")
+    if holds(folder, manifest, facts):
+        print(f"{folder}: holds the tokens of {facts['name']} already")
     else:
-        manifest |= {"version": VERSION, "tokenizer": made}
+        manifest |= {"version": VERSION, "tokenizer": facts}
         manifest.setdefault("report", {})
         prepare.add_tokens(folder, manifest, tokenizer)
         write_json(folder / "manifest.json", seal(manifest) if "sha256" in manifest else manifest)
     delete_others(folder, manifest)
 
 
-def holds(folder: Path, manifest: dict[str, Any], made: dict[str, Any]) -> bool:
+def holds(folder: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> bool:
     """Whether a split has the tokens of this tokenizer, undamaged where they are a file."""
-    if (manifest["tokenizer"] or {}).get("fingerprint") != made["fingerprint"]:
+    if (manifest["tokenizer"] or {}).get("fingerprint") != facts["fingerprint"]:
         return False
     return shards.holds_tokens(manifest) or not token_problems(folder, manifest)
 
@@ -66,10 +66,10 @@ def retokenize(args: argparse.Namespace) -> None:
     from m3ae.data.texts import load_tokenizer  # seconds, so after the paths
 
     tokenizer = load_tokenizer(args.tokenizer)
-    made = describe_tokenizer(tokenizer, args.tokenizer)
+    facts = describe_tokenizer(tokenizer, args.tokenizer)
     for split in splits:
         with alone_in(split.parent):
-            replace_tokens(split, tokenizer, made)
+            replace_tokens(split, tokenizer, facts)
     for corpus, split in {split.parent: split for split in splits}.items():
         if (corpus / "report.json").exists():  # else the split stands alone
             write_report(corpus, shards.read_manifest(split)["source"])

@@ -261,8 +261,8 @@ def _finished(
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
     if result["digest"] != digest:
-        said = f"{folder}: begun from other corpus files or another parser (chunk {index} differs)"
-        raise ValueError(f"{said}; delete this folder to start again")
+        wrong = f"begun from other corpus files or another parser (chunk {index} differs)"
+        raise ValueError(f"{folder}: {wrong}; delete this folder to start again")
     wanted = {folder / file["name"]: file["bytes"] for file in result["files"]}
     whole = all(p.is_file() and p.stat().st_size == size for p, size in wanted.items())
     return result if whole and not come_back(items, result, settings) else None

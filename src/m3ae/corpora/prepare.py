@@ -114,10 +114,10 @@ def compare(found: dict[str, Any], wanted: dict[str, Any], names: Iterable[str])
 def _same_or_raise(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise ValueError naming what differs between the options of `place` and today's."""
     if differing := compare(found, wanted, found | wanted):
-        said = f"{place}: prepared with other options ({differing})"
+        message = f"{place}: prepared with other options ({differing})"
         only_tokens = differing.startswith("tokenizer was ") and ";" not in differing
         hint = "; data_prep/tokens.py replaces the tokens alone" if only_tokens else ""
-        raise ValueError(f"{said}; give those, another --out, or delete that folder{hint}")
+        raise ValueError(f"{message}; give those, another --out, or delete that folder{hint}")
 
 
 def _tokenizer(
@@ -250,13 +250,13 @@ def _prepare(
     facts: dict[str, Any] | None,
 ) -> dict[str, Any]:
     excluded, exclusion_counts = _find_excluded(splits, args.exclude)
-    tokenizer, made = _tokenizer(args, splits, excluded)
+    tokenizer, tokenizer_facts = _tokenizer(args, splits, excluded)
     window, fields = tuple(args.window) if args.window else None, kind == shards.WITH_FIELDS
     settings = Settings(
         args.encoding, args.px, window, args.min_words, fields, args.exif, args.max_pixels
     )
     entries = {"format": FORMAT, "version": VERSION, "kind": kind, "source": source}
-    entries |= {"encoding": args.encoding, "px": args.px, "tokenizer": made}
+    entries |= {"encoding": args.encoding, "px": args.px, "tokenizer": tokenizer_facts}
     entries["options"] = options_of(args)
     entries["made_with"] = {"pillow": PIL.__version__, "numpy": np.__version__}
     for name in (name for name in splits if name in (args.split or splits)):
@@ -347,11 +347,11 @@ def _missing_came(items: list[Item], final: Path, settings: Settings) -> bool:
     parts, back = list(chunks_of(items, chunk_images(record) or settings.chunk_images)), {}
     others = [digest for _, _, digest in parts] != [chunk["digest"] for chunk in record["chunks"]]
     if others:
-        said = "made from other files, names or texts than --raw has now; delete it to do it again"
-        print(f"warning: {final}: {said}", file=sys.stderr)
+        message = "made from other files, names or texts than --raw has now"
+        print(f"warning: {final}: {message}; delete it to do it again", file=sys.stderr)
         return False
-    for (index, some, _), chunk in zip(parts, record["chunks"], strict=True):
-        if count := come_back(some, chunk, settings):
+    for (index, chunk_items, _), chunk in zip(parts, record["chunks"], strict=True):
+        if count := come_back(chunk_items, chunk, settings):
             back[index] = count
     if back:
         print(f"{final}: {sum(back.values())} images that were missing have come; taken in")
@@ -372,8 +372,8 @@ def add_tokens(folder: Path, manifest: dict[str, Any], tokenizer: Any) -> None:
     """Write the token ids of a split, and enter them in its manifest; "tokens": null without."""
     manifest["tokens"] = None
     if tokenizer is not None:
-        made = manifest["tokenizer"]
-        manifest["tokens"], lengths = write_tokens(folder, manifest["files"], tokenizer, made)
+        facts = manifest["tokenizer"]
+        manifest["tokens"], lengths = write_tokens(folder, manifest["files"], tokenizer, facts)
         manifest["report"]["text_lengths"] = length_statistics(lengths, tokens=True)
 
 

@@ -171,10 +171,10 @@ def class_lists(splits: Splits, columns: Sequence[str]) -> dict[str, dict[str, l
 def class_coverage(lists: dict[str, dict[str, list[str]]], test: Sequence[Question]) -> Facts:
     """Of each column: numbers of classes, and the fraction of test rows' classes in `train`."""
     facts: Facts = {}
-    for column, some in lists.items():
-        facts[column] = {name: len(each) for name, each in some.items()}
+    for column, classes in lists.items():
+        facts[column] = {name: len(each) for name, each in classes.items()}
         given = [q.fields[column] for q in test if q.fields[column] is not None]
-        facts[column]["test_coverage"] = fraction([name in some["train"] for name in given])
+        facts[column]["test_coverage"] = fraction([name in classes["train"] for name in given])
     return facts
 
 
@@ -198,15 +198,15 @@ def refuse_mixture(args: argparse.Namespace, source: str, path: Path, lists: Any
     """
     wanted, splits = {**own_options(args), "source": source}, {}
     for split in finished_splits(args.out):
-        made = shards.read_manifest(split)
-        splits[split] = {**made["options"], "source": made["source"]}
+        manifest = shards.read_manifest(split)
+        splits[split] = {**manifest["options"], "source": manifest["source"]}
     for begun in sorted(args.out.glob("*.partial/options.json")):
         splits[begun.parent] = json.loads(begun.read_text(encoding="utf-8"))
     advice = f"give those, another --out, or delete what is in {args.out}"
-    for split, made in splits.items():
-        if differing := compare(made, wanted, wanted):
-            said = f"{split}: prepared with other options ({differing})"
-            raise ValueError(f"{said}, and {path.name} is one for all splits; {advice}")
+    for split, options in splits.items():
+        if differing := compare(options, wanted, wanted):
+            message = f"{split}: prepared with other options ({differing})"
+            raise ValueError(f"{message}, and {path.name} is one for all splits; {advice}")
     if splits and path.exists() and json.loads(path.read_text(encoding="utf-8")) != lists:
         raise ValueError(f"{path}: made from other files of the corpus than in --raw; {advice}")
 

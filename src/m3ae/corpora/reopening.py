@@ -15,8 +15,9 @@ CHUNK_IMAGES = "chunk_images"  # how many, in options.json and chunks.json
 
 def decisive(facts: dict[str, Any]) -> dict[str, Any]:
     """What of a manifest must be the same for a split to be continued or left as it is."""
-    made = facts["tokenizer"] and facts["tokenizer"]["fingerprint"]
-    return facts["options"] | {"source": facts["source"], "kind": facts["kind"], "tokenizer": made}
+    more = {"source": facts["source"], "kind": facts["kind"]}
+    more["tokenizer"] = facts["tokenizer"] and facts["tokenizer"]["fingerprint"]
+    return facts["options"] | more
 
 
 def partial_folder(final: Path) -> Path:
@@ -41,8 +42,8 @@ def reopen(
     """
     partial = partial_folder(final)
     if partial.exists():
-        said = f"{partial}: an unfinished preparation of {final.name} is in the way"
-        raise ValueError(f"{said}; finish it elsewhere or delete it")
+        message = f"{partial}: an unfinished preparation of {final.name} is in the way"
+        raise ValueError(f"{message}; finish it elsewhere or delete it")
     lost, size = 0, chunk_images(record)
     options = decisive(record["facts"]) | ({CHUNK_IMAGES: size} if size else {})
     write_json(final / "options.json", options)

@@ -159,7 +159,7 @@ def to_items(
     """
     others: Counter[str] = Counter()
     samples = {name: read_samples(path, drops, others) for name, path in archives.items()}
-    known = Counter(sample.key for some in samples.values() for sample in some)
+    known = Counter(sample.key for found in samples.values() for sample in found)
     items = []
     for name, members in samples.items():
         for sample in members:

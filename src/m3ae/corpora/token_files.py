@@ -36,9 +36,9 @@ def describe_tokenizer(tokenizer: Any, name: str) -> dict[str, Any]:
 
 
 def write_tokens(
-    folder: Path, files: list[dict[str, Any]], tokenizer: Any, made: dict[str, Any]
+    folder: Path, files: list[dict[str, Any]], tokenizer: Any, facts: dict[str, Any]
 ) -> tuple[dict[str, Any], Counter[int]]:
-    """Write the token ids of the texts of these shards, which `made` describes the tokenizer of.
+    """Write the token ids of the texts of these shards, whose tokenizer `facts` describe.
 
     Returns the file's entry in the manifest, and how many texts have how many tokens. Raises
     ValueError naming a shard that cannot be read.
@@ -56,8 +56,8 @@ def write_tokens(
     lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(p["token_offsets"]) for p in parts)])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tensors = {"token_ids": ids, "token_words": words, "token_offsets": offsets}
-    path = folder / f"tokens-{made['fingerprint']}.safetensors"
-    metadata = {name: str(made[name]) for name in ("name", "fingerprint", "size")}
+    path = folder / f"tokens-{facts['fingerprint']}.safetensors"
+    metadata = {name: str(facts[name]) for name in ("name", "fingerprint", "size")}
     with replacing(path) as temporary:
         written = write_shard(temporary, tensors, metadata)
     return {"name": path.name, **written}, Counter(lengths.tolist())
@@ -87,8 +87,8 @@ def find_tokenizer(folder: Path) -> dict[str, Any] | None:
         try:
             return read_manifest(folder)["tokenizer"]
         except (ValueError, FileNotFoundError) as error:
-            said = f"several {PATTERN}, and no manifest to say which one counts"
-            raise ValueError(f"{folder}: {said}; delete all but one") from error
+            message = f"several {PATTERN}, and no manifest to say which one counts"
+            raise ValueError(f"{folder}: {message}; delete all but one") from error
     metadata = shards.read_metadata(paths[0])
     if not metadata.keys() >= {"name", "fingerprint", "size"} or not metadata["size"].isdigit():
         raise ValueError(f"{paths[0]}: does not say which tokenizer it is of; copy it again")

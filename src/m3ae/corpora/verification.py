@@ -89,8 +89,8 @@ def read_chunks(folder: Path) -> dict[str, Any]:
         try:  # data_prep/tokens.py was killed: the manifest says which one counts
             paths = [folder / str(read_manifest(folder).get("chunks"))]
         except (ValueError, FileNotFoundError) as error:
-            said = "several chunks*.json, and no manifest to say which one counts"
-            raise ValueError(f"{folder}: {said}; {AGAIN}") from error
+            message = "several chunks*.json, and no manifest to say which one counts"
+            raise ValueError(f"{folder}: {message}; {AGAIN}") from error
     try:
         record = json.loads(paths[0].read_text(encoding="utf-8"))
         sealed = isinstance(record, dict) and is_sealed(record)
@@ -124,8 +124,8 @@ def _file_problems(folder: Path, file: dict[str, Any], manifest: dict[str, Any])
         return [str(error)]
     if file_sha256(path) != file["sha256"]:
         return [f"{path}: sha256 is not the manifest's; {AGAIN}"]
-    made = manifest["tokenizer"] if shards.holds_tokens(manifest) else None
-    found = _offset_problems(tensors, file["images"], made)
+    tokenizer = manifest["tokenizer"] if shards.holds_tokens(manifest) else None
+    found = _offset_problems(tensors, file["images"], tokenizer)
     return [f"{path}: {problem}; {AGAIN}" for problem in found]
 
 

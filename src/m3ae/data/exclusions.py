@@ -98,12 +98,14 @@ def find_listed(
         best = {kind: fits[kind, rank] for kind, rank in sorted(fits, reverse=True)}
         if (1, 0) in fits and (0, 0) not in fits:
             best = {1: fits[1, 0]}  # the very file
-        meant = [(name, numbers) for some in best.values() for name, numbers in some.items()]
+        meant = [(name, numbers) for named in best.values() for name, numbers in named.items()]
         if any(numbers != meant[0][1] for _, numbers in meant):
-            some = sorted(name for name, _ in meant)
-            could = f"may be any of {len(some)} images, e.g. {some[0]!r} and {some[1]!r}"
-            said = f"{where}: id {listed_id!r} of an exclusion list {could}"
-            raise ValueError(f"{said}; list it with its folders and suffix (audit.py --ids path)")
+            candidates = sorted(name for name, _ in meant)
+            could = f"may be any of {len(candidates)} images, e.g. {candidates[0]!r} and {candidates[1]!r}"
+            message = f"{where}: id {listed_id!r} of an exclusion list {could}"
+            raise ValueError(
+                f"{message}; list it with its folders and suffix (audit.py --ids path)"
+            )
         found[listed_id] = sorted(meant[0][1])
     return found
 
@@ -126,12 +128,12 @@ def unmatched(file: str | Path, ids: set[str], named: Collection[str], example: 
     """
     lost = sorted(ids.difference(named))
     if lost and len(lost) == len(ids):
-        said = f"{file}: none of its {len(ids)} ids is an image, e.g. {lost[0]!r}"
-        raise ValueError(f"{said}; images are named like {example!r} here: list them so")
+        message = f"{file}: none of its {len(ids)} ids is an image, e.g. {lost[0]!r}"
+        raise ValueError(f"{message}; images are named like {example!r} here: list them so")
     return lost
 
 
 def say_unmatched(file: str | Path, ids: set[str], lost: Sequence[str]) -> str:
     """For a warning: how many ids of a list name no image, and the first of them."""
-    some = ", ".join(lost[:_MOST]) + (", ..." if len(lost) > _MOST else "")
-    return f"{file}: {len(lost)} of {len(ids)} ids name no image: {some}"
+    examples = ", ".join(lost[:_MOST]) + (", ..." if len(lost) > _MOST else "")
+    return f"{file}: {len(lost)} of {len(ids)} ids name no image: {examples}"

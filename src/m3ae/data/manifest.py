@@ -30,9 +30,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a manifest of shards ({error}); {AGAIN}") from error
     if found not in [(FORMAT, version) for version in _READ]:
-        made = f"format {found[0]} version {found[1]}"
+        form = f"format {found[0]} version {found[1]}"
         reads = f"this code reads {FORMAT} version {' and '.join(map(str, _READ))}"
-        raise ValueError(f"{path}: {made}, {reads}; prepare the split again")
+        raise ValueError(f"{path}: {form}, {reads}; prepare the split again")
     if wrong := _wrong_entry(manifest):
         raise ValueError(f"{path}: {wrong}; {AGAIN}")
     return manifest
@@ -54,8 +54,8 @@ def _wrong_entry(manifest: dict[str, Any]) -> str | None:
     if not _has(manifest["options"], window=_is_window, **given):
         return "options are not readable"
     tokenizer, counts, files = (manifest[name] for name in ("tokenizer", "counts", "files"))
-    made = {"name": is_text, "fingerprint": is_text, "size": is_count}
-    if tokenizer is not None and not _has(tokenizer, **made):
+    tokenizer_kinds = {"name": is_text, "fingerprint": is_text, "size": is_count}
+    if tokenizer is not None and not _has(tokenizer, **tokenizer_kinds):
         return "tokenizer is not one's name, fingerprint and size"
     if tokenizer is not None and not holds_tokens(manifest) and not _has(manifest, tokens=_is_file):
         return "tokens is not the entry of a file"

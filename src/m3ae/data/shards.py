@@ -101,8 +101,8 @@ def check_size(path: Path, file: dict[str, Any]) -> None:
     """Raise where a file is missing or of another size than its entry in the manifest says."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; {AGAIN}")
-    if (size := path.stat().st_size) != (said := file["bytes"]):
-        wrong = f"{size} bytes where the manifest says {said} (cut short?)"
+    if (size := path.stat().st_size) != (expected := file["bytes"]):
+        wrong = f"{size} bytes where the manifest says {expected} (cut short?)"
         raise ValueError(f"{path}: {wrong}; {AGAIN}")
 
 
@@ -131,9 +131,9 @@ def check_shapes(path: Path, tensors: dict[str, np.ndarray], entry: dict, manife
 def check_tokens(path: Path, tensors: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
     """Raise ValueError where a file of token ids is not what the manifest says."""
     _check_tensors(path, tensors, _token_shapes(manifest["counts"]["texts"]))
-    made, wanted = read_metadata(path).get("fingerprint"), manifest["tokenizer"]["fingerprint"]
-    if made != wanted:
-        raise ValueError(f"{path}: of tokenizer {made}, the manifest says {wanted}; {AGAIN}")
+    wanted = manifest["tokenizer"]["fingerprint"]
+    if (fingerprint := read_metadata(path).get("fingerprint")) != wanted:
+        raise ValueError(f"{path}: of tokenizer {fingerprint}, the manifest says {wanted}; {AGAIN}")
 
 
 _Shapes = dict[str, tuple[str, tuple[int | None, ...]]]  # by tensor: type, sides; None: any
@@ -196,10 +196,10 @@ class Shards:
     def _check_tokenizer(self, tokenizer: Any) -> None:
         from m3ae.data.texts import fingerprint  # transformers takes seconds to import
 
-        made, given = self.manifest["tokenizer"], fingerprint(tokenizer)
-        if made["fingerprint"] != given:
+        facts, given = self.manifest["tokenizer"], fingerprint(tokenizer)
+        if facts["fingerprint"] != given:
             name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-            those = f"{made['name']} ({made['fingerprint']}), not of {name} ({given})"
+            those = f"{facts['name']} ({facts['fingerprint']}), not of {name} ({given})"
             hint = "set that tokenizer in the config, or prepare with this one or with none"
             raise ValueError(f"{self.folder}: its tokens are of tokenizer {those}; {hint}")
 
@@ -291,9 +291,9 @@ class Shards:
         """Pixels of image j, uint8 (C, px, px), C = 1 or 3; raw shards hold one size only."""
         shard, row = self._find(self.image_starts, j, "image")
         if self.manifest["encoding"] == "raw":
-            if px != (made := self.manifest["px"]):
+            if px != (side := self.manifest["px"]):
                 hint = f"prepare with --px {px}, or with --encoding jpeg or original for any size"
-                wrong = f"raw shards of {made} px cannot give {px} px"
+                wrong = f"raw shards of {side} px cannot give {px} px"
                 raise ValueError(f"{self.folder}: {wrong}; {hint}")
             return np.array(_fetch(shard["images"][row]))
         try:
