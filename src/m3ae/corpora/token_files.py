@@ -58,6 +58,8 @@ def write_tokens(
     tensors = {"token_ids": ids, "token_words": words, "token_offsets": offsets}
     path = folder / f"tokens-{facts['fingerprint']}.safetensors"
     metadata = {name: str(facts[name]) for name in ("name", "fingerprint", "size")}
+    if Path(metadata["name"]).is_dir():  # where it lies here is no part of the tokens
+        metadata["name"] = Path(metadata["name"]).name
     with replacing(path) as temporary:
         written = write_shard(temporary, tensors, metadata)
     return {"name": path.name, **written}, Counter(lengths.tolist())
@@ -78,7 +80,8 @@ def _tokens_of(path: Path, texts: int, tokenizer: Any) -> Tensors:
 def find_tokenizer(folder: Path) -> dict[str, Any] | None:
     """The entry of a split's tokenizer by its file of token ids, None where there is no such file.
 
-    Needs no manifest unless there are several such files. ValueError where they cannot tell.
+    Needs no manifest unless there are several such files; of a folder it then knows the last part
+    alone. ValueError where the files cannot tell.
     """
     paths = sorted(folder.glob(PATTERN))
     if not paths:

@@ -100,12 +100,10 @@ def find_listed(
             best = {1: fits[1, 0]}  # the very file
         meant = [(name, numbers) for named in best.values() for name, numbers in named.items()]
         if any(numbers != meant[0][1] for _, numbers in meant):
-            candidates = sorted(name for name, _ in meant)
-            could = f"may be any of {len(candidates)} images, e.g. {candidates[0]!r} and {candidates[1]!r}"
-            message = f"{where}: id {listed_id!r} of an exclusion list {could}"
-            raise ValueError(
-                f"{message}; list it with its folders and suffix (audit.py --ids path)"
-            )
+            images = sorted(name for name, _ in meant)
+            could = f"may be any of {len(images)} images, e.g. {images[0]!r} and {images[1]!r}"
+            hint = "list it with its folders and suffix (audit.py --ids path)"
+            raise ValueError(f"{where}: id {listed_id!r} of an exclusion list {could}; {hint}")
         found[listed_id] = sorted(meant[0][1])
     return found
 
