@@ -419,6 +419,25 @@ def opens_or_names(folder: Path, name: str) -> None:
         verification.find_problems(folder)
 
 
+@settings(FUZZ, max_examples=60)
+@given(data=st.data())
+def test_any_damage_of_the_token_file_is_named(sound, data):
+    """Another exception than ValueError for a header or metadata that nobody wrote."""
+    path = sound / "tokens-1.safetensors"
+    blob = path.read_bytes()
+    length = int.from_bytes(blob[:8], "little")
+    if data.draw(st.booleans()):
+        new = changed_bytes(blob, 8 + length, data)
+    else:
+        text = json.dumps(mutated(json.loads(blob[8 : 8 + length]), data)).encode()
+        new = len(text).to_bytes(8, "little") + text + blob[8 + length :]
+    try:
+        path.write_bytes(new)
+        opens_or_names(sound, path.name)
+    finally:
+        path.write_bytes(blob)
+
+
 @FUZZ
 @given(data=st.data())
 def test_any_damage_of_a_header_is_named(sound, data):
