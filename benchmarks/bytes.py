@@ -23,11 +23,13 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+from pictures import save_picture
 from PIL import Image
 
 from m3ae.corpora import prepare
 from m3ae.data.images import ImageError, decode, resize_crop
-from m3ae.data.shards import ENCODINGS, Shards
+from m3ae.data.manifest import ENCODINGS
+from m3ae.data.shards import Shards
 
 SAMPLES = 300_000
 ENDINGS = (".jpg", ".jpeg", ".png")
@@ -38,10 +40,7 @@ def write_images(folder: Path) -> None:
     """Grey JPEGs of blurred noise with some grain, about 150 KB each."""
     rng = np.random.default_rng(0)
     for number in range(GENERATED):
-        coarse = Image.fromarray(rng.integers(0, 256, (30, 40), dtype=np.uint8))
-        pixels = np.asarray(coarse.resize((800, 600), Image.Resampling.BICUBIC))
-        pixels = np.clip(pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:03d}.jpg", quality=90)
+        save_picture(folder / f"{number:03d}.jpg", rng)
 
 
 def grey_images(folder: Path, px: int) -> tuple[list[Path], int, int]:

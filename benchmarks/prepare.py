@@ -4,11 +4,11 @@
     python benchmarks/prepare.py --images 200 --rounds 1 --workers 1
 
 `plain`: read, decode and resize with Pillow, nothing kept. `one_process`: the whole preparation
-with --workers 0, up to files on disk. Both take one chunk of images (at most 768), in turn, in the
-same process and thread; the best round of each counts. `..._cpu` counts the process's own seconds
+with --workers 0, up to files on disk. Both take at most 768 images, in turn, in the same process
+and thread; the best round of each counts. `..._cpu` counts the process's own seconds
 on the core, which other programs and the disk do not lengthen.
 `processes`: preparation with that many worker processes, their start included, so that it scales
-only where a run is much longer than a start; a process gets at least 768 images (a chunk).
+only where a run is much longer than a start; a process gets 3,072 images (a chunk) at a time.
 `images_per_cpu_s` counts the seconds of all processes on their cores: what it loses against one
 process is work that more processes cause, and not the other programs on the machine.
 Generated images: grey (L files) and colour. Memory is each run's own, measured in a process of its
@@ -35,13 +35,15 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+from pictures import save_picture
 from PIL import Image
 
 from m3ae.corpora import prepare
 from m3ae.data.images import resized_size
 
-PX, SIZE = 288, (800, 600)
-CHUNK = 768  # images that preparation gives to a process at a time
+PX = 288
+SINGLE = 768  # images of the runs in one process
+CHUNK = 3072  # images that preparation gives to a process at a time
 DISTINCT = 64  # files of each kind; a larger corpus names them again
 TARGET = 0.95  # of plain Pillow's images a second
 
@@ -50,16 +52,8 @@ def write_images(folder: Path, kind: str) -> list[Path]:
     """Blurred noise with some grain, which compresses to about 150 KB."""
     rng, paths = np.random.default_rng(0), []
     for number in range(DISTINCT):
-        channels = 1 if kind == "grey" else 3
-        coarse = rng.integers(0, 256, (30, 40, channels), dtype=np.uint8)
-        bands = [
-            Image.fromarray(coarse[..., c]).resize(SIZE, Image.Resampling.BICUBIC)
-            for c in range(channels)
-        ]
-        pixels = np.stack([np.asarray(band) for band in bands], axis=-1)
-        pixels = np.clip(pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
         path = folder / f"{kind}-{number:03d}.jpg"
-        Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(path, quality=90)
+        save_picture(path, rng, 1 if kind == "grey" else 3)
         paths.append(path)
     return paths
 
@@ -153,7 +147,7 @@ def measure(paths: list[Path], args: argparse.Namespace, out: Path) -> dict[str,
     singles: dict[str, list[np.ndarray]] = {"plain": [], "one_process": []}
     parallel: dict[int, list[np.ndarray]] = {workers: [] for workers in args.workers}
     memory: dict[str, float] = {}
-    single = min(args.images, CHUNK)
+    single = min(args.images, SINGLE)
     prepared(paths, 16, 0, out)  # warms up
     plain(paths, len(paths))
     for number in range(args.rounds):

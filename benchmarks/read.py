@@ -31,28 +31,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from pictures import save_picture
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from m3ae.config import Config, load_config
 from m3ae.corpora import prepare
+from m3ae.corpora.token_files import write_tokens
 from m3ae.data.datasets import Pairs, TrainBatches
 from m3ae.data.sampler import Order, Plan
 from m3ae.data.texts import load_tokenizer
 
-SIZE = (800, 600)
 TARGETS = {"raw": 3000, "jpeg": 1200}  # samples a second a core; of many shards 9,000 and 7,000
 TOKENIZER = "train:2000"
 DISTINCT = 256  # image files; a larger corpus names them again
-
-
-def save_image(path: Path, rng: np.random.Generator) -> None:
-    """A grey JPEG of blurred noise with some grain, about 150 KB."""
-    coarse = Image.fromarray(rng.integers(0, 256, (30, 40), dtype=np.uint8))
-    pixels = np.asarray(coarse.resize(SIZE, Image.Resampling.BICUBIC))
-    pixels = np.clip(pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
-    Image.fromarray(pixels).save(path, quality=90)
 
 
 def write_corpus(folder: Path, images: int) -> list[prepare.Item]:
@@ -64,7 +57,7 @@ def write_corpus(folder: Path, images: int) -> list[prepare.Item]:
     for number in range(images):
         path = folder / f"{number % DISTINCT:03d}.jpg"
         if number < DISTINCT:
-            save_image(path, rng)
+            save_picture(path, rng)
         chosen = rng.choice(words, int(rng.integers(5, 51)), p=often / often.sum())
         items.append(prepare.Item(f"{number:05d}", path, (" ".join(chosen) + ".",)))
     return items
@@ -130,7 +123,7 @@ def shard_batches(config: Config, folders: list[Path], tokenizer: Any) -> Iterat
     return (data[item] for item in range(len(data)))
 
 
-def many_corpora(first: Path, files: int) -> list[Path]:
+def many_corpora(first: Path, files: int, tokenizer: Any) -> list[Path]:
     """Four splits of together so many files, each a copy of the one shard of a split."""
     manifest = json.loads((first / "manifest.json").read_text(encoding="utf-8"))
     (shard,) = manifest["files"]
@@ -145,6 +138,7 @@ def many_corpora(first: Path, files: int) -> list[Path]:
         counts = {name: shard[name] * len(copies) for name in ("images", "texts")}
         whole = {key: value for key, value in manifest.items() if key != "sha256"}
         whole |= {"files": copies, "counts": counts}
+        whole["tokens"], _ = write_tokens(folder, copies, tokenizer, whole["tokenizer"])
         (folder / "manifest.json").write_text(json.dumps(whole), encoding="utf-8")
         folders.append(folder)
     return folders
@@ -211,8 +205,8 @@ def main(argv: list[str] | None = None) -> int:
         readers["from_files"] = file_batches(FromFiles(items, tokenizer, config), batch)
         if args.files:
             prepare_shards(items[:64], Path(folder) / "one", "raw", px)
-            folders = many_corpora(Path(folder) / "one" / "train", args.files)
             tokenizer = load_tokenizer(Path(folder) / "one" / "tokenizer")
+            folders = many_corpora(Path(folder) / "one" / "train", args.files, tokenizer)
             many = shard_batches(config, folders, tokenizer)
         for name, reader in readers.items():
             rate(reader, batch, args.seconds / 2)  # warms up, and fills the page cache

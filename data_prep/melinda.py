@@ -58,11 +58,14 @@ def make_shards(args: argparse.Namespace) -> None:
     splits, counts = {}, {}
     for split, name in FILES.items():
         path = need(args.raw / name, "a table of MELINDA")
-        some = read_split(path, dropped[split], args.text_encoding)
-        figures, empty = len({caption.image for caption in some}), count_empty(some, COLUMNS)
-        counts[split] = {"rows": len(some), "figures": figures, "without_label": empty}
-        splits[split] = some
-    items = {split: to_items(some, images.joinpath, str) for split, some in splits.items()}
+        captions = read_split(path, dropped[split], args.text_encoding)
+        figures, empty = (
+            len({caption.image for caption in captions}),
+            count_empty(captions, COLUMNS),
+        )
+        counts[split] = {"rows": len(captions), "figures": figures, "without_label": empty}
+        splits[split] = captions
+    items = {split: to_items(asked, images.joinpath, str) for split, asked in splits.items()}
     corpus = Parsed("MELINDA", splits, items, dropped, {"corpus": counts})
     prepare_classes(corpus, args, COLUMNS)
 

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from m3ae.command import run
 from m3ae.corpora.items import Drops, Item
-from m3ae.corpora.prepare import corpus_parser, prepare, say_missing
+from m3ae.corpora.prepare import corpus_parser, prepare
+from m3ae.corpora.report import say_missing
 from m3ae.corpora.tables import read_table
 from m3ae.files import is_unicode, need
 
@@ -66,10 +67,10 @@ def read_texts(
         elif not all(map(is_unicode, row.values())):
             drops.add("report: not UTF-8", where)
         else:
-            said = [row[name].strip() for name in sections if row[name].strip()]
-            if not said and fallback and row[FALLBACK].strip():
-                said = [row[FALLBACK].strip()]
-            texts[study] = (" ".join(said),) if said and join else tuple(said)
+            written = [row[name].strip() for name in sections if row[name].strip()]
+            if not written and fallback and row[FALLBACK].strip():
+                written = [row[FALLBACK].strip()]
+            texts[study] = (" ".join(written),) if written and join else tuple(written)
     return texts
 
 
@@ -157,8 +158,8 @@ def find_views(args: argparse.Namespace, drops: Drops) -> dict[str, str] | None:
     views = read_views(find_table(args.raw, "mimic-cxr-2.0.0-metadata"), drops)
     known = set(views.values()) - {""}
     if unknown := set(args.views) - known:
-        some = ", ".join(sorted(known)[:20]) or "none"
-        raise ValueError(f"--views {min(unknown)}: the metadata have {some}")
+        examples = ", ".join(sorted(known)[:20]) or "none"
+        raise ValueError(f"--views {min(unknown)}: the metadata have {examples}")
     return views
 
 

@@ -61,8 +61,8 @@ def shuffle_lines(lines: dict[str, list[str]]) -> dict[str, list[str]]:
     """Lines of train, valid and test: one generator shuffles all, so the lengths decide too."""
     generator = random.Random(SEED)
     shuffled = {split: lines[split].copy() for split in SPLIT_NAMES}
-    for some in shuffled.values():
-        generator.shuffle(some)
+    for part in shuffled.values():
+        generator.shuffle(part)
     return shuffled
 
 
@@ -162,9 +162,9 @@ def find_shared(
         pools[name] = pool_facts(pairs[name], of_split, ours, theirs)
     lists: dict[str, list[str] | None] = {}
     for suffix, names in (("pools", POOLS), ("full_pools", FULL)):
-        some = {name: pools[name] for name in names}
-        lists[f"train_papers_in_{suffix}.txt"] = exclusions(train, some)
-        listed = None if figures is None else exclusions(figures, some)
+        listed_pools = {name: pools[name] for name in names}
+        lists[f"train_papers_in_{suffix}.txt"] = exclusions(train, listed_pools)
+        listed = None if figures is None else exclusions(figures, listed_pools)
         lists[f"medicat_papers_in_{suffix}.txt"] = listed
     count, known = len(pairs["train"]), len(train)
     facts: dict[str, Any] = {"pools": {name: pool_counts(pool) for name, pool in pools.items()}}

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from m3ae.command import run
 from m3ae.corpora.items import Drops, Item, is_inside
-from m3ae.corpora.prepare import corpus_parser, prepare, say_missing
+from m3ae.corpora.prepare import corpus_parser, prepare
+from m3ae.corpora.report import say_missing
 from m3ae.corpora.stored import (
     SPLIT_NAMES,
     FileNames,

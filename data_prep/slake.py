@@ -30,9 +30,9 @@ MORE = ("base_type", "location", "modality", "q_lang")  # columns that become fi
 
 def make_question(row: dict[str, Any]) -> Question:
     """A checked row as a question; columns that are not text become empty fields."""
-    said = {key: row[key] if isinstance(row.get(key), str) else "" for key in MORE}
+    more = {key: row[key] if isinstance(row.get(key), str) else "" for key in MORE}
     kind = row["content_type"] if isinstance(row.get("content_type"), str) else ""
-    fields = questions.task_fields(row["qid"], row["answer"], row["answer_type"], kind, **said)
+    fields = questions.task_fields(row["qid"], row["answer"], row["answer_type"], kind, **more)
     return Question(row["img_name"], row["question"], fields)
 
 

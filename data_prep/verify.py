@@ -1,7 +1,7 @@
 """Check prepared splits: every checksum, offset, key, text, token id and image.
 
 With --repair, a damaged split becomes an unfinished preparation (SPLIT.partial) that lacks nothing
-but its damaged parts (chunks of at most 768 images). The command that prepared it, which is
+but its damaged parts (chunks of at most 3,072 images). The command that prepared it, which is
 printed, then makes these again, to the same bytes as before the damage. A lost manifest.json is
 made again too, as long as chunks.json is sound.
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m3ae.command import parser_for, run
-from m3ae.corpora.prepare import command, partial_folder, reopen
+from m3ae.corpora.reopening import command, partial_folder, reopen
 from m3ae.corpora.verification import find_problems, read_chunks, split_folders
 from m3ae.files import file_sha256
 

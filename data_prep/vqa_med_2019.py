@@ -65,12 +65,12 @@ def read_captions(folder: Path, categories: Sequence[str], drops: Drops) -> dict
             if len(columns) != 3 or not columns[0].strip():
                 drops.add("line: not `image|question|answer`", f"{path.name}:{number}: {line[:60]}")
                 continue
-            said = parts.setdefault(columns[0].strip(), [])
+            phrases = parts.setdefault(columns[0].strip(), [])
             if words := phrase(*columns[1:]):
-                said.append(words)
+                phrases.append(words)
             else:
                 drops.add("answer: yes or no says nothing alone", f"{path.name}:{number}: {line}")
-    return {image: ", ".join(said) for image, said in parts.items()}
+    return {image: ", ".join(phrases) for image, phrases in parts.items()}
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def unlike_published(splits: Splits) -> tuple[list[str], bool]:
         f"{len(images)} images, VQA-RAD has {MOST_IMAGES}": len(images) > MOST_IMAGES,
         "their question types are those of VQA-Med-2019": bool(types) and types <= VQA_MED_TYPES,
     }
-    unlike = [said for said, is_so in found.items() if is_so]
+    unlike = [remark for remark, is_so in found.items() if is_so]
     for name, (split, rows) in zip(MEVF, MEVF_ROWS.items(), strict=True):
         if len(splits[split]) != rows:
             unlike.append(f"{len(splits[split])} rows in {name}, {rows} expected")
@@ -208,8 +208,8 @@ def join(rows: dict[str, list[Copied]], official: Sequence[Row]) -> dict[str, An
     asked = {split: by_text(r for r in official if split_of[r["qid"]] == split) for split in rows}
     frames = by_text(official, framed=True)
     votes: dict[str, Counter] = {}
-    for split, some in rows.items():
-        for copied in some:
+    for split, copies in rows.items():
+        for copied in copies:
             key = text_key(copied.row["question"], copied.row["answer"])
             copied.could_be = asked[split].get(key, [])
             if split == "train" and not copied.could_be:
@@ -231,9 +231,9 @@ def join(rows: dict[str, list[Copied]], official: Sequence[Row]) -> dict[str, An
                 taken.add((row["qid"], copied.framed))
                 break
     counts = {}
-    for split, some in rows.items():
-        alone = [copied.row["question"] for copied in some if copied.official is None]
-        counts[split] = {"rows": len(some), "not_joined": len(alone), "examples": alone[:5]}
+    for split, copies in rows.items():
+        alone = [copied.row["question"] for copied in copies if copied.official is None]
+        counts[split] = {"rows": len(copies), "not_joined": len(alone), "examples": alone[:5]}
     return counts
 
 
@@ -242,10 +242,10 @@ def make_copied(copied: Copied) -> Question:
     if copied.official is None:
         question = make_question({**copied.row, "phrase_type": None}, None, None)
         return Question(question.image, question.text, {**question.fields, "qid": None})
-    row, said = copied.official, copied.row
+    row, own_row = copied.official, copied.row
     leaked = copied.framed and PHRASES.get(row["phrase_type"]) == "test"
-    question = make_question({**row, "answer": said["answer"]}, copied.framed, leaked)
-    return Question(said["image_name"], said["question"], question.fields)
+    question = make_question({**row, "answer": own_row["answer"]}, copied.framed, leaked)
+    return Question(own_row["image_name"], own_row["question"], question.fields)
 
 
 def read_copy(
@@ -257,7 +257,7 @@ def read_copy(
     if official is not None:
         need(official, "the official json of VQA-RAD")
         joined = join(rows, questions.checked_rows(official, KEYS, drops, encoding=encoding))
-    splits = {split: [make_copied(copied) for copied in some] for split, some in rows.items()}
+    splits = {split: [make_copied(copied) for copied in copies] for split, copies in rows.items()}
     return Corpus(splits, images.__getitem__, len(images), copy=True, joined=joined)
 
 
@@ -279,8 +279,8 @@ def read_corpus(
         unlike, other = unlike_published(splits)
         corpus = replace(in_folder(raw, splits), unlike=tuple(unlike), other=other)
         if unlike:
-            said = f"{MEVF[0]} and {MEVF[1]} are not VQA-RAD's as published"
-            print(f"warning: {raw}: {said}: {'; '.join(unlike)}", file=sys.stderr)
+            wrong = f"{MEVF[0]} and {MEVF[1]} are not VQA-RAD's as published"
+            print(f"warning: {raw}: {wrong}: {'; '.join(unlike)}", file=sys.stderr)
     elif parquet_splits(raw):
         corpus = read_copy(raw, official, found, encoding)
     else:
@@ -339,7 +339,7 @@ def make_shards(args: argparse.Namespace) -> None:
     corpus = read_corpus(args.raw, args.official, drops, args.text_encoding)
     splits, facts = corpus.splits, {"corpus": count_corpus(corpus)}
     to_items = partial(questions.to_items, place=corpus.place, key_of=image_key)
-    items = {split: to_items(some) for split, some in splits.items()}
+    items = {split: to_items(asked) for split, asked in splits.items()}
     both = dict.fromkeys(splits, drops)
     source = "VQA-RAD, another split or corpus" if corpus.other else "VQA-RAD"
     questions.prepare_questions(questions.Parsed(source, splits, items, both, facts), args)

@@ -20,6 +20,7 @@ from m3ae.downstream.model import Downstream, write_facts
 from m3ae.downstream.trained import find_checkpoint, load_trained
 from m3ae.models import build_model
 from m3ae.scoring.predictions import read_predictions
+from tests.data.test_images import gigantic_png
 from tests.models.test_weight_files import cached
 from tests.recipe import ROOT
 
@@ -533,6 +534,24 @@ def test_sixteen_bits_with_a_window(corpus, models, capsys):
         assert code == 0, err
         scores.append(json.loads(out)["score"])
     assert scores[0] != scores[1]
+
+
+def test_a_gigantic_image_is_refused(tmp_path):
+    """Some kB that take all memory, where a line should name the file and the limit."""
+    path = tmp_path / "gigantic.png"
+    path.write_bytes(gigantic_png())
+    with pytest.raises(ValueError, match=r"gigantic.png: cannot be used .* more than 89,478,485"):
+        predict.read_image(path, 32)
+
+
+def test_an_image_is_turned_upright(tmp_path):
+    """--exif of a preparation that predict cannot follow."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.linear_gradient("L").resize((40, 40))
+    picture.save(tmp_path / "turned.png", exif=exif)
+    upright = np.rot90(predict.read_image(tmp_path / "turned.png", 40)[0], -1)
+    assert np.array_equal(predict.read_image(tmp_path / "turned.png", 40, exif=True)[0], upright)
 
 
 def test_long_questions_are_cut_aloud(corpus, models, capsys):

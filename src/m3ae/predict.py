@@ -24,7 +24,7 @@ import torch
 
 from m3ae.command import exit_status, parser_for
 from m3ae.data.datasets import Pairs, stack_texts
-from m3ae.data.images import Window, decode, resize_crop
+from m3ae.data.images import MAX_PIXELS, Window, decode, resize_crop
 from m3ae.data.shards import WITH_FIELDS, read_manifest
 from m3ae.data.texts import assemble, encode, special_ids
 from m3ae.downstream.attention import draw_words
@@ -48,15 +48,22 @@ NOTE = """match score of image and text: a logit, no probability. Of several tex
 the highest fits best; scores of other images or models do not compare."""
 
 
-def read_image(path: Path, px: int, window: Window = None) -> np.ndarray:
+def read_image(
+    path: Path,
+    px: int,
+    window: Window = None,
+    exif: bool = False,
+    max_pixels: int | None = None,
+) -> np.ndarray:
     """An image file through the transform of training: uint8 (C, px, px).
 
-    Raises ValueError naming the file, FileNotFoundError where there is none.
+    `exif`, `max_pixels`: as `images.decode`. Raises ValueError naming the file, FileNotFoundError
+    where there is none.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image")
     try:
-        image, notes = decode(path, window)
+        image, notes = decode(path, window, exif, max_pixels)
         pixels = resize_crop(image, px)
     except ValueError as error:
         hint = "; give --window LOW HIGH" if getattr(error, "reason", "") == "16-bit" else ""
@@ -142,6 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--json", action="store_true", help="print one JSON object a question")
     grey = "grey values of a 16-bit image that become 0 and 255, as in preparing"
     add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=grey)
+    add("--exif", action="store_true", help="turn the image as its EXIF says, as in preparing")
+    most = f"a larger image is refused (default: {MAX_PIXELS})"
+    add("--max-pixels", type=int, metavar="N", help=most)
     drawn = (
         "draw which patches each word looked at; several questions give OUT-1.png, OUT-2.png, ..."
     )
@@ -174,7 +184,8 @@ def _predict(args: argparse.Namespace) -> None:
         write_predictions(args.out, rows)
         print(f"{len(rows)} predictions -> {args.out}")
         return
-    image = read_image(args.image, trained.image_px, args.window)
+    turn, most = args.exif, args.max_pixels
+    image = read_image(args.image, trained.image_px, args.window, turn, most)
     results = []
     if trained.task is None:
         make_batch(trained, image, args.question)  # its checks

@@ -1,6 +1,10 @@
 """Decoding and the deterministic transform, against the reference's recorded pixels."""
 
 import io
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from m3ae.data import images
 from m3ae.data.images import ImageError, decode, resize_crop
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "golden_transforms.pt"
@@ -150,6 +155,77 @@ def test_notes():
     assert notes == ["EXIF rotation ignored"] and turned.size == (20, 10)
 
 
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16", "RGBA"])
+def test_exif_orientation(orientation, mode):
+    """A picture turned the wrong way or mirrored, turned without being asked, or twice."""
+    pixels = noise((10, 20, 4))
+    pixels[..., 3] = np.maximum(pixels[..., 3], 1)
+    deep = pixels[..., 0].astype(np.uint16)
+    image = Image.fromarray(deep if mode == "I;16" else pixels)
+    image = image if mode == "I;16" else image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = as_bytes(image, "PNG", exif=exif)
+    plain = decode(data, (0, 255))[0]
+    turned, notes = decode(data, (0, 255), exif=True)
+    wanted = np.asarray(plain)
+    if 2 <= orientation <= 8:
+        slow = {
+            2: lambda a: a[:, ::-1],
+            3: lambda a: a[::-1, ::-1],
+            4: lambda a: a[::-1],
+            5: lambda a: a.swapaxes(0, 1),
+            6: lambda a: np.rot90(a, -1),
+            7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+            8: lambda a: np.rot90(a),
+        }
+        wanted = slow[orientation](wanted)
+        assert "EXIF rotation applied" in notes
+    assert ("EXIF rotation ignored" in notes) == (orientation == 9)
+    assert np.array_equal(np.asarray(turned), wanted)
+    assert plain.size == (20, 10)
+
+
+def gigantic_png(side: int = 20_000) -> bytes:
+    """A sound PNG of side x side black pixels of one bit, some 50 KB; 400 MB in memory."""
+    packer = zlib.compressobj(9)
+    row = bytes(1 + side // 8)
+    packed = b"".join(packer.compress(row * 1000) for _ in range(side // 1000)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    out = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b"")):
+        check = zlib.crc32(kind + data)
+        out += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+    return out
+
+
+GIGANTIC = """
+import resource, sys
+from pathlib import Path
+from m3ae.data.images import ImageError, decode
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+try:
+    decode(Path(sys.argv[1]))
+except ImageError as error:
+    print(error, peak() - before, sep="|")
+"""
+
+
+def test_a_gigantic_image_is_not_decoded(tmp_path):
+    """Some kB that take all memory before they are found to be too large."""
+    path = tmp_path / "gigantic.png"
+    path.write_bytes(gigantic_png())
+    assert path.stat().st_size < 100_000
+    ran = subprocess.run(
+        [sys.executable, "-c", GIGANTIC, str(path)], capture_output=True, text=True, check=True
+    )
+    said, kib = ran.stdout.split("|")
+    assert said == "too many pixels: more than 89,478,485; --max-pixels N sets the limit"
+    assert int(kib) < 100_000
+
+
 def test_sixteen_bit_needs_a_window():
     """16-bit grey silently clipped to white, or the window mapped wrongly."""
     deep = Image.fromarray(np.array([[0, 1000], [2000, 65535]], dtype=np.uint16))
@@ -176,9 +252,10 @@ def test_broken_files(monkeypatch, tmp_path):
         assert caught.value.reason == reason
     with pytest.raises(FileNotFoundError):
         decode(tmp_path / "absent.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # 3,600 pixels: Pillow only warns
     with pytest.raises(ImageError, match="too many pixels"):
-        decode(good["PNG"])
+        decode(good["PNG"], max_pixels=3599)
+    assert decode(good["PNG"], max_pixels=3600)[0].size == (60, 60)
+    monkeypatch.setattr(images, "MAX_PIXELS", 3000)
     with pytest.raises(ImageError, match="too many pixels"):  # a line, harmless before the resize
         resize_crop(decode(as_bytes(Image.new("L", (1000, 2))))[0], 32)
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,22 +16,24 @@ from PIL import Image
 from safetensors import safe_open
 
 from m3ae.corpora import verification
-from m3ae.corpora.shard_writer import ShardWriter, ragged, ragged_tokens, write_shard
+from m3ae.corpora.shard_writer import ShardWriter, ragged, write_shard
+from m3ae.corpora.token_files import describe_tokenizer, ragged_tokens
 from m3ae.corpora.verification import verify
 from m3ae.data import shards
+from m3ae.data.manifest import FORMAT, VERSION
 from m3ae.data.shards import Shards
-from m3ae.data.texts import fingerprint, train_wordpiece
+from m3ae.data.texts import train_wordpiece
 from m3ae.files import write_json
 
 CHANNELS = [1, 3, 3]  # of the shards below
 PX = 6
 
 
-def write_split(folder: Path, encoding="raw", tokenizer=None) -> Path:
+def write_split(folder: Path, encoding="raw", tokenizer=None, version=VERSION) -> Path:
     """Three shards of 2 images and 3 texts each: texts 0 and 2 belong to image 1, text 1 to 0."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    files = []
+    files, rows, tokens = [], [], None
     for k, channels in enumerate(CHANNELS):
         images = rng.integers(0, 256, (2, channels, PX, PX), dtype=np.uint8)
         tensors = {"image_of_text": np.array([1, 0, 1])}
@@ -41,8 +44,9 @@ def write_split(folder: Path, encoding="raw", tokenizer=None) -> Path:
             tensors["images"] = images
         else:
             tensors |= ragged("image", (as_png(image) for image in images))
-        if tokenizer:
-            tensors |= ragged_tokens([([5 + k, 6], [0, 0]), ([], []), ([7], [0])])
+        rows += [([5 + k, 6], [0, 0]), ([], []), ([7], [0])]
+        if tokenizer and version == 1:
+            tensors |= ragged_tokens(rows[-3:])
         name = f"shard-{k:05d}.safetensors"
         files.append(
             {
@@ -53,12 +57,15 @@ def write_split(folder: Path, encoding="raw", tokenizer=None) -> Path:
                 "channels": channels if encoding == "raw" else None,
             }
         )
-    made = tokenizer and {"name": "mine", "fingerprint": fingerprint(tokenizer), "size": 40}
+    made = tokenizer and describe_tokenizer(tokenizer, "mine") | {"size": 40}
+    if tokenizer and version > 1:
+        name, metadata = "tokens-1.safetensors", {key: str(made[key]) for key in made}
+        tokens = {"name": name, **write_shard(folder / name, ragged_tokens(rows), metadata)}
     write_json(
         folder / "manifest.json",
         {
-            "format": shards.FORMAT,
-            "version": shards.VERSION,
+            "format": FORMAT,
+            "version": version,
             "kind": "pairs",
             "source": "test",
             "counts": {"images": 6, "texts": 9},
@@ -67,6 +74,7 @@ def write_split(folder: Path, encoding="raw", tokenizer=None) -> Path:
             "options": {},
             "tokenizer": made,
             "files": files,
+            **({"tokens": tokens} if version > 1 else {}),
         },
     )
     return folder
@@ -87,10 +95,13 @@ def tokenizers(tmp_path_factory):
     return {name: train_wordpiece(texts, 40, folder / name) for name, texts in corpora.items()}
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("encoding", ["raw", "original"])
-def test_round_trip(tmp_path, tokenizers, encoding):
-    """A text, key, token or image of another row; a global index that forgets earlier shards."""
-    split = Shards(write_split(tmp_path / "s", encoding, tokenizers["mine"]), tokenizers["mine"])
+def test_round_trip(tmp_path, tokenizers, encoding, version):
+    """A text, key, token or image of another row; a global index that forgets earlier shards; a
+    split of the version before that cannot be read any more."""
+    folder = write_split(tmp_path / "s", encoding, tokenizers["mine"], version)
+    split = Shards(folder, tokenizers["mine"])
     assert (len(split), split.num_images) == (9, 6)
     assert split.image_of_text.tolist() == [1, 0, 1, 3, 2, 3, 5, 4, 5]
     assert split.image_of_text.dtype == np.int64
@@ -105,8 +116,9 @@ def test_round_trip(tmp_path, tokenizers, encoding):
     for j in (5, 0, 2):
         assert split.image_key(j) == f"image {j // 2}{j % 2}"
         assert np.array_equal(split.image(j, PX), images[j])
-    with pytest.raises(IndexError, match="text 9 of 9"):
-        split.text(9)
+    for read in (split.text, split.tokens):
+        with pytest.raises(IndexError, match="text 9 of 9"):
+            read(9)
     assert verify(split.folder) == []
 
 
@@ -186,7 +198,7 @@ def shape_of_another(folder: Path) -> None:
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda f: change_manifest(f, version=2), r"manifest.json: .*version 2, this code reads"),
+        (lambda f: change_manifest(f, version=3), r"manifest.json: .*version 3, this code reads"),
         (lambda f: change_manifest(f, format="other"), r"manifest.json: format other"),
         (lambda f: (f / "manifest.json").write_text("[1"), r"manifest.json: not a manifest"),
         (
@@ -224,17 +236,20 @@ def test_verify_finds_a_flipped_bit(tmp_path):
     assert verify(folder) == [f"{path}: sha256 is not the manifest's; {shards.AGAIN}"]
 
 
+WRONG_TOKENS = [5, 6, 99]
+
+
 @pytest.mark.parametrize(
     "name, value, message",
     [
         ("text_offsets", [0, 5, 4, 3], "text_offsets do not rise"),
         ("image_of_text", [0, 1, 2], "points outside"),
-        ("token_ids", [5, 6, 99], "outside the tokenizer's 0-39"),
+        ("token_ids", WRONG_TOKENS, "outside the tokenizer's 0-39"),
     ],
 )
 def test_verify_finds_wrong_contents(tmp_path, tokenizers, name, value, message):
     """Shards written whole but wrong: their checksum is right and their offsets are not."""
-    folder = write_split(tmp_path / "s", tokenizer=tokenizers["mine"])
+    folder = write_split(tmp_path / "s", tokenizer=tokenizers["mine"], version=1)
     path = folder / "shard-00001.safetensors"
     tensors = {key: array.copy() for key, array in shards.map_shard(path).items()}
     tensors[name] = np.array(value, dtype=tensors[name].dtype)
@@ -243,6 +258,51 @@ def test_verify_finds_wrong_contents(tmp_path, tokenizers, name, value, message)
     write_json(folder / "manifest.json", manifest)
     problems = verify(folder)
     assert len(problems) == 1 and message in problems[0] and "00001" in problems[0]
+
+
+def rewrite_tokens(folder: Path, fingerprint: str | None = None, **arrays: list[int]) -> None:
+    """Other arrays, or another tokenizer's fingerprint, in the file of token ids; sha256 right."""
+    manifest = shards.read_manifest(folder)
+    path = folder / manifest["tokens"]["name"]
+    tensors = {key: array.copy() for key, array in shards.map_shard(path).items()}
+    tensors |= {name: np.array(value, tensors[name].dtype) for name, value in arrays.items()}
+    metadata = shards.read_metadata(path)
+    metadata |= {"fingerprint": fingerprint} if fingerprint else {}
+    manifest["tokens"] |= write_shard(path, tensors, metadata)
+    write_json(folder / "manifest.json", manifest)
+
+
+def flip_last(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage, message, opens",
+    [
+        (lambda f: (f / "tokens-1.safetensors").unlink(), "tokens-1.*: missing", False),
+        (lambda f: (f / "tokens-1.safetensors").open("ab").truncate(99), "cut short", False),
+        (lambda f: rewrite_tokens(f, token_offsets=[0, 2, 3]), "token_offsets is", False),
+        (lambda f: rewrite_tokens(f, fingerprint="abc"), "of tokenizer abc, the manifest", False),
+        (lambda f: flip_last(f / "tokens-1.safetensors"), "sha256 is not the manifest's", True),
+        (lambda f: rewrite_tokens(f, token_ids=WRONG_TOKENS * 3), "tokenizer's 0-39", True),
+        (lambda f: rewrite_tokens(f, token_words=[0] * 4), "differ in length", True),
+        (lambda f: rewrite_tokens(f, token_offsets=[0] * 9 + [8]), "do not rise", True),
+        (lambda f: change_manifest(f, tokens=None), "tokens is not the entry", False),
+    ],
+)
+def test_damage_of_the_token_file_is_named(tmp_path, tokenizers, damage, message, opens):
+    """Token ids of another tokenizer or of other texts fed to the model."""
+    folder = write_split(tmp_path / "s", tokenizer=tokenizers["mine"])
+    damage(folder)
+    if opens:
+        Shards(folder)
+    else:
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            Shards(folder)
+    problems = verify(folder)
+    assert len(problems) == 1 and re.search(message, problems[0])
 
 
 def test_verify_finds_an_undecodable_image(tmp_path):
@@ -357,6 +417,25 @@ def opens_or_names(folder: Path, name: str) -> None:
         assert verification.find_problems(folder)[0][0] == name
     else:
         verification.find_problems(folder)
+
+
+@settings(FUZZ, max_examples=60)
+@given(data=st.data())
+def test_any_damage_of_the_token_file_is_named(sound, data):
+    """Another exception than ValueError for a header or metadata that nobody wrote."""
+    path = sound / "tokens-1.safetensors"
+    blob = path.read_bytes()
+    length = int.from_bytes(blob[:8], "little")
+    if data.draw(st.booleans()):
+        new = changed_bytes(blob, 8 + length, data)
+    else:
+        text = json.dumps(mutated(json.loads(blob[8 : 8 + length]), data)).encode()
+        new = len(text).to_bytes(8, "little") + text + blob[8 + length :]
+    try:
+        path.write_bytes(new)
+        opens_or_names(sound, path.name)
+    finally:
+        path.write_bytes(blob)
 
 
 @FUZZ

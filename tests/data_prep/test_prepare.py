@@ -22,6 +22,7 @@ from PIL import Image
 from data_prep import roco, verify
 from m3ae.corpora import chunks
 from m3ae.corpora import prepare as prepare_module
+from m3ae.data import images as images_module
 from m3ae.data.images import decode, resize_crop
 from m3ae.data.shards import Shards
 from m3ae.data.texts import encode, load_tokenizer, train_wordpiece
@@ -105,7 +106,7 @@ def test_written_is_what_was_read(tmp_path, encoding):
 
 def test_bad_input_is_left_out_counted_and_listed(tmp_path, monkeypatch, capsys):
     """A bad file stops the preparation, slips in, or vanishes without a trace."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    monkeypatch.setattr(images_module, "MAX_PIXELS", 2000)
     good = as_bytes(picture(1))
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -219,7 +220,7 @@ def test_other_options_are_refused(tmp_path, monkeypatch, chunks_of_four, capsys
 
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_summary", lambda *_: (_ for _ in ()).throw(OSError("x")))
+        patch.setattr(prepare_module, "summarise", lambda *_: (_ for _ in ()).throw(OSError("x")))
         assert run(raw, stopped) == 1
     assert run(raw, stopped, "--min-words", "2") == 1
     assert "min_words was 3, is 2" in capsys.readouterr().err
@@ -411,7 +412,7 @@ def test_a_damaged_part_of_an_unfinished_split_is_made_again(tmp_path, monkeypat
     raw, out = ten(tmp_path / "raw"), tmp_path / "out"
     assert run(raw, tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_summary", lambda *_: (_ for _ in ()).throw(OSError("x")))
+        patch.setattr(prepare_module, "summarise", lambda *_: (_ for _ in ()).throw(OSError("x")))
         assert run(raw, out) == 1
     os.truncate(out / "train.partial" / "shard-00002.safetensors", 100)
     (out / "train.partial" / "shard-00005.safetensors").unlink()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from data_prep import phantoms, slake, vqa_med_2019, vqa_rad
-from m3ae.corpora.chunks import Settings, chunks_of
+from m3ae.corpora.chunks import chunks_of
 from m3ae.corpora.items import Item, is_inside
-from m3ae.corpora.prepare import write_report
 from m3ae.corpora.questions import Question, task_fields, to_items
+from m3ae.corpora.report import write_report
 from m3ae.corpora.shard_writer import seal, write_shard
 from m3ae.corpora.verification import verify
 from m3ae.data.shards import Shards
@@ -185,7 +185,7 @@ def test_changed_answers_are_not_continued():
     for answer in ("yes", "no", "yes"):
         question = Question("a.jpg", "Is it?", task_fields("1", answer, "closed", "PRES"))
         items = to_items([question], Path("images").joinpath, str)
-        digests.add(next(chunks_of(items, Settings("raw", 8, None, 1, None)))[2])
+        digests.add(next(chunks_of(items, 8))[2])
     assert len(digests) == 2
 
 

@@ -1,7 +1,7 @@
 """Preparation of one chunk of a corpus, and of all chunks by several processes.
 
 A chunk is a fixed number of items in input order, worked on by one process. A finished chunk is
-one or two shard files, named by its number, and, written last, a JSON file, so that an interrupted
+some shard files, named by its number, and, written last, a JSON file, so that an interrupted
 run continues. Images go to their file as they come, so that memory does not grow with the chunk.
 """
 
@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from m3ae.corpora.items import Drops, Item, Stored
-from m3ae.corpora.shard_writer import ShardWriter, ragged, ragged_tokens, shard_name
+from m3ae.corpora.shard_writer import ShardWriter, ragged, shard_name
 from m3ae.corpora.stored import on_disk
 from m3ae.data.dicom import is_dicom
 from m3ae.data.images import (
@@ -40,7 +39,8 @@ from m3ae.data.images import (
 )
 from m3ae.files import is_unicode, naming, write_json
 
-_SHARD_BYTES = 256 * 2**20
+_SHARD_BYTES = 256 * 10**6  # of images, at most, unless one image alone is larger
+_CHUNK_IMAGES = 3072  # at most: grey ones of 288 px then fill a shard
 _JPEG_SIDE = 65500  # the longest that libjpeg writes
 
 
@@ -52,31 +52,21 @@ class Settings:
     px: int
     window: tuple[float, float] | None
     min_words: int
-    tokenizer: str | None  # a file of the tokenizers library
     fields: bool = False  # whether the shards hold the texts' task fields
+    exif: bool = False  # as `images.decode`
+    max_pixels: int | None = None
 
     @property
     def chunk_images(self) -> int:
-        """Images a chunk: as many as fit a shard, if all are colour; 768 at 288 px."""
+        """Images a chunk: as many grey ones as fit a shard; coloured ones may fill three."""
+        return max(16, min(_CHUNK_IMAGES, _SHARD_BYTES // (self.px * self.px)))
+
+    @property
+    def version_1_images(self) -> int:
+        """Images a chunk of a preparation that an earlier version began."""
         if self.encoding == "original":
             return 512
-        return max(16, min(768, _SHARD_BYTES // (3 * self.px * self.px)))
-
-
-@lru_cache(maxsize=1)
-def _load_tokenizer(path: str) -> Any:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(path)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def tokenize(path: str, texts: list[str]) -> list[tuple[list[int], list[int]]]:
-    """What `texts.encode` gives, without transformers: 500 MiB less in every worker."""
-    encoded = _load_tokenizer(path).encode_batch(texts, add_special_tokens=False)
-    return [(text.ids, text.word_ids) for text in encoded]
+        return max(16, min(768, 2**28 // (3 * self.px * self.px)))
 
 
 def clean(item: Item, min_words: int, drops: Drops) -> list[tuple[str, str, str]]:
@@ -118,7 +108,7 @@ def _read_image(place: Path | Stored) -> tuple[bytes, list[str]]:
 def _encode_image(item: Item, settings: Settings) -> tuple[np.ndarray | bytes, list[str]]:
     """Pixels (C, px, px) or encoded bytes of an image, and notes; raises ImageError."""
     data, renamed = _read_image(item.image)
-    image, notes = decode(data, settings.window)
+    image, notes = decode(data, settings.window, settings.exif, settings.max_pixels)
     notes = [*notes, *renamed]
     if settings.encoding == "raw":
         return resize_crop(image, settings.px), notes
@@ -137,7 +127,7 @@ def _encode_image(item: Item, settings: Settings) -> tuple[np.ndarray | bytes, l
 
 @dataclass
 class _Shard:
-    """A shard that is being written: the grey or the coloured images of a chunk, or all."""
+    """A shard that is being written: grey or coloured images of a chunk, or both."""
 
     path: Path
     channels: int | None
@@ -145,6 +135,73 @@ class _Shard:
     keys: list[str] = field(default_factory=list)  # of images
     texts: list[tuple[int, str, str, str]] = field(default_factory=list)  # image's row, `clean`
     sizes: list[int] = field(default_factory=list)  # bytes of images
+    size: int = 0  # bytes of all images
+
+    def add(self, key: str, image: np.ndarray | bytes, texts: list[tuple[str, str, str]]) -> None:
+        """Append an image with its texts."""
+        self.writer.append(image)
+        self.texts += [(len(self.keys), *text) for text in texts]
+        self.keys.append(key)
+        self.sizes.append(memoryview(image).nbytes)
+        self.size += self.sizes[-1]
+
+    def finish(self, settings: Settings, lengths: Counter) -> dict[str, Any]:
+        """Write the rest, count the texts' lengths in words -> manifest entry."""
+        texts = [text for _, _, text, _ in self.texts]
+        lengths.update(len(text.split()) for text in texts)
+        tensors = {"image_of_text": np.array([row for row, *_ in self.texts], dtype=np.int64)}
+        tensors |= ragged("text", (text.encode() for text in texts))
+        tensors |= ragged("text_key", (key.encode() for _, key, _, _ in self.texts))
+        tensors |= ragged("image_key", (key.encode() for key in self.keys))
+        if settings.fields:
+            tensors |= ragged("text_fields", (stored.encode() for *_, stored in self.texts))
+        images, channels = len(self.keys), self.channels
+        if channels is None:
+            offsets = np.cumsum([0, *self.sizes], dtype=np.int64)
+            tensors["image_offsets"] = offsets
+            written = self.writer.finish("image_bytes", (int(offsets[-1]),), tensors)
+        else:
+            shape = (images, channels, settings.px, settings.px)
+            written = self.writer.finish("images", shape, tensors)
+        counts = {"images": images, "texts": len(texts), "channels": channels}
+        return {"name": self.path.name, **written, **counts}
+
+
+class _ChunkShards:
+    """The shards of a chunk: for raw, grey and coloured ones; a full one is followed by another."""
+
+    def __init__(self, index: int, folder: Path, settings: Settings) -> None:
+        self.index, self.folder, self.settings = index, folder, settings
+        self.lengths: Counter[int] = Counter()  # words of texts
+        self._open: dict[int | None, _Shard] = {}  # by channels
+        self._full: dict[int | None, list[dict[str, Any]]] = {}
+
+    def add(self, key: str, image: np.ndarray | bytes, texts: list[tuple[str, str, str]]) -> None:
+        """Append an image with its texts to the shard that it belongs in."""
+        channels = len(image) if self.settings.encoding == "raw" else None
+        shard = self._open.get(channels)
+        full = self._full.setdefault(channels, [])
+        if shard and shard.size + memoryview(image).nbytes > _SHARD_BYTES:
+            full.append(shard.finish(self.settings, self.lengths))
+            shard = None
+        if shard is None:
+            number = self.index if channels is None else 2 * self.index + (channels == 3)
+            path = self.folder / shard_name(number, len(full))
+            shard = self._open[channels] = _Shard(path, channels, ShardWriter(path))
+        shard.add(key, image, texts)
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Finish all; returns the entries of a manifest, grey ones first."""
+        files = []
+        for channels in sorted(self._full, key=lambda c: c or 0):
+            files += self._full[channels]
+            files.append(self._open[channels].finish(self.settings, self.lengths))
+        return files
+
+    def close(self) -> None:
+        """Close what was not finished as it is."""
+        for shard in self._open.values():
+            shard.writer.close()
 
 
 def prepare_chunk(
@@ -158,9 +215,8 @@ def prepare_chunk(
 def _write_chunk(
     items: list[Item], index: int, folder: Path, settings: Settings, digest: str
 ) -> dict[str, Any]:
-    drops, notes, lengths = Drops(), Drops(), Counter()
-    shards: dict[int | None, _Shard] = {}
-    files = []
+    drops, notes = Drops(), Drops()
+    shards = _ChunkShards(index, folder, settings)
     try:
         for item in items:
             texts = clean(item, settings.min_words, drops)
@@ -175,24 +231,13 @@ def _write_chunk(
                 continue
             for note in seen:
                 notes.add(note, item.key)
-            channels = len(image) if settings.encoding == "raw" else None
-            if channels not in shards:
-                number = index if channels is None else 2 * index + (channels == 3)
-                path = folder / shard_name(number)
-                shards[channels] = _Shard(path, channels, ShardWriter(path))
-            shard = shards[channels]
-            shard.writer.append(image)
-            shard.texts += [(len(shard.keys), *text) for text in texts]
-            shard.keys.append(item.key)
-            shard.sizes.append(len(image))
-        for channels in sorted(shards, key=lambda c: c or 0):
-            files.append(_finish_shard(shards[channels], settings, lengths))
+            shards.add(item.key, image, texts)
+        files = shards.finish()
     finally:
-        for shard in shards.values():
-            shard.writer.close()
-    seen = {"images": len(items), "texts": sum(len(item.texts) for item in items)}
-    result = {"digest": digest, "files": files, **seen, "dropped": drops.as_dict()}
-    result |= {"notes": notes.as_dict(), "lengths": sorted(map(list, lengths.items()))}
+        shards.close()
+    counts = {"images": len(items), "texts": sum(len(item.texts) for item in items)}
+    result = {"digest": digest, "files": files, **counts, "dropped": drops.as_dict()}
+    result |= {"notes": notes.as_dict(), "lengths": sorted(map(list, shards.lengths.items()))}
     write_json(chunk_path(folder, index), result)
     return result
 
@@ -202,39 +247,12 @@ def chunk_path(folder: Path, index: int) -> Path:
     return folder / f"chunk-{index:05d}.json"
 
 
-def _finish_shard(shard: _Shard, settings: Settings, lengths: Counter) -> dict[str, Any]:
-    """Write the rest of a shard, count its texts' lengths (tokens or words) -> manifest entry."""
-    texts = [text for _, _, text, _ in shard.texts]
-    tensors = {"image_of_text": np.array([row for row, *_ in shard.texts], dtype=np.int64)}
-    tensors |= ragged("text", (text.encode() for text in texts))
-    tensors |= ragged("text_key", (key.encode() for _, key, _, _ in shard.texts))
-    tensors |= ragged("image_key", (key.encode() for key in shard.keys))
-    if settings.fields:
-        tensors |= ragged("text_fields", (stored.encode() for *_, stored in shard.texts))
-    if settings.tokenizer is None:
-        lengths.update(len(text.split()) for text in texts)
-    else:
-        tokens = tokenize(settings.tokenizer, texts)
-        lengths.update(len(ids) for ids, _ in tokens)
-        tensors |= ragged_tokens(tokens)
-    images, channels = len(shard.keys), shard.channels
-    if channels is None:
-        offsets = np.cumsum([0, *shard.sizes], dtype=np.int64)
-        tensors["image_offsets"] = offsets
-        written = shard.writer.finish("image_bytes", (int(offsets[-1]),), tensors)
-    else:
-        shape = (images, channels, settings.px, settings.px)
-        written = shard.writer.finish("images", shape, tensors)
-    counts = {"images": images, "texts": len(texts), "channels": channels}
-    return {"name": shard.path.name, **written, **counts}
-
-
 Chunk = tuple[int, list[Item], str]  # number, items, digest of their keys, texts and fields
 
 
-def chunks_of(items: Iterable[Item], settings: Settings) -> Iterator[Chunk]:
-    """The items in the portions that are prepared one by one."""
-    iterator, size = iter(items), settings.chunk_images
+def chunks_of(items: Iterable[Item], size: int) -> Iterator[Chunk]:
+    """The items in the portions, of `size` images, that are prepared one by one."""
+    iterator = iter(items)
     for index in range(10**9):
         chunk = list(islice(iterator, size))
         if not chunk:
@@ -266,25 +284,30 @@ def _finished(
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
     if result["digest"] != digest:
-        said = f"{folder}: begun from other corpus files or another parser (chunk {index} differs)"
-        raise ValueError(f"{said}; delete this folder to start again")
+        wrong = f"begun from other corpus files or another parser (chunk {index} differs)"
+        raise ValueError(f"{folder}: {wrong}; delete this folder to start again")
     wanted = {folder / file["name"]: file["bytes"] for file in result["files"]}
     whole = all(p.is_file() and p.stat().st_size == size for p, size in wanted.items())
     return result if whole and not come_back(items, result, settings) else None
 
 
 def run_chunks(
-    items: Iterable[Item], folder: Path, settings: Settings, workers: int, total: int | None = None
+    items: Iterable[Item],
+    folder: Path,
+    settings: Settings,
+    workers: int,
+    size: int,
+    total: int | None = None,
 ) -> list[dict[str, Any]]:
     """Prepare every chunk that is not there yet; returns the results in input order.
 
-    total: how many items there are at most, for the progress bar.
+    size: images a chunk. total: how many items there are at most, for the progress bar.
     """
     results: dict[int, dict[str, Any]] = {}
     with tqdm(desc=folder.stem, unit=" images", total=total) as bar:
 
         def pending() -> Iterator[Chunk]:
-            for index, chunk, digest in chunks_of(items, settings):
+            for index, chunk, digest in chunks_of(items, size):
                 if done := _finished(folder, index, chunk, digest, settings):
                     results[index] = done
                     bar.initial += done["images"]
@@ -328,7 +351,6 @@ def _results(
 
 
 def _start_worker() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism here
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from m3ae.corpora.items import Drops
+from m3ae.corpora.roco_files import LICENCES, LINKS, figures
 from m3ae.corpora.tables import read_lines, read_table
 from m3ae.data.papers import PAPERS
 from m3ae.files import is_unicode, need, write_text
@@ -19,21 +20,14 @@ from m3ae.files import is_unicode, need, write_text
 def roco_papers(folder: Path, drops: Drops) -> dict[str, str]:
     """PMC id by ROCO id of a split's radiology folder, from licences.txt, else dlinks.txt."""
     papers: dict[str, str] = {}
-    for name, separator, pattern in (
-        ("licences.txt", ",", r"(PMC[0-9]+)_"),
-        ("dlinks.txt", "\t", r".*\b(PMC[0-9]+)\.tar\.gz\b"),
-    ):
-        if not (folder / name).exists():
-            drops.add("papers: no file of them", f"{folder.parent.name}/{name}")
-            continue
-        for number, line in read_lines(folder / name):
-            columns = line.split(separator)
-            paper = re.match(pattern, columns[1].strip()) if len(columns) > 1 else None
-            where = f"{name}:{number}: {line[:60]}"
+    for file in (LICENCES, LINKS):
+        if not (folder / file).exists():
+            drops.add("papers: no file of them", f"{folder.parent.name}/{file}")
+        for where, key, figure in figures(folder, file):
+            paper = re.match(r"(PMC[0-9]+)_", figure)
             if paper is None:
-                if columns[0] != "ROCO_ID":
-                    drops.add("papers: line without PMC id", where)
-            elif papers.setdefault(columns[0].strip(), paper[1]) != paper[1]:
+                drops.add("papers: line without PMC id", where)
+            elif papers.setdefault(key, paper[1]) != paper[1]:
                 drops.add("papers: two PMC ids, the first one used", where)
     return papers
 

@@ -9,8 +9,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
-import shlex
 import shutil
 import sys
 from collections import Counter
@@ -23,19 +21,19 @@ import numpy as np
 import PIL
 
 from m3ae.command import parser_for
-from m3ae.config import TEXT_TOKENS
 from m3ae.corpora.chunks import (
     Settings,
-    chunk_path,
     chunks_of,
     clean,
     come_back,
     run_chunks,
-    tokenize,
 )
 from m3ae.corpora.items import Drops, Item
+from m3ae.corpora.reopening import CHUNK_IMAGES, chunk_images, decisive, partial_folder, reopen
+from m3ae.corpora.report import first_drops, length_statistics, summarise, write_report
 from m3ae.corpora.shard_writer import seal
-from m3ae.corpora.splits import ORDER
+from m3ae.corpora.token_files import PATTERN, describe_tokenizer, write_tokens
+from m3ae.corpora.verification import finished_splits as finished_splits
 from m3ae.corpora.verification import read_chunks
 from m3ae.data import shards
 from m3ae.data.exclusions import (
@@ -45,15 +43,15 @@ from m3ae.data.exclusions import (
     say_unmatched,
     unmatched,
 )
-from m3ae.files import file_sha256, is_unicode, redecoded, replacing, write_json
+from m3ae.data.images import MAX_PIXELS
+from m3ae.data.manifest import ENCODINGS, FORMAT, VERSION
+from m3ae.files import file_sha256, is_unicode, redecoded, write_json
 from m3ae.processes import alone_in, usable_cores
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
 _IF_GIVEN = ("columns", "group", "text_encoding", "findings", "separator", "no_finding", "as")
-_IF_GIVEN += ("template",)  # else shards say no more than before them
+_IF_GIVEN += ("template", "exif", "max_pixels")  # else shards say no more than before them
 CHUNKS = "chunks.json"
-# As what a reason counts, by the word that it begins with.
-_COUNTED_AS = {"image": "images", "text": "texts", "row": "texts"}
 REPEATED = 10  # times that a text occurs, from which on it is named
 
 Splits = dict[str, Iterable[Item]]
@@ -67,7 +65,7 @@ def corpus_parser(text: str | None) -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR", help="where the prepared corpus goes")
     kinds = "raw: pixels after resize and centre crop (fastest); jpeg: shorter side resized, "
     kinds += "quality 90; original: the file's bytes (default: %(default)s)"
-    add("--encoding", choices=shards.ENCODINGS, default="raw", help=kinds)
+    add("--encoding", choices=ENCODINGS, default="raw", help=kinds)
     add("--px", type=int, default=288, help="image side in pixels (default: %(default)s)")
     names = "hub id, folder, or train:N (a WordPiece of N entries trained on the train texts); "
     names += "without it texts are tokenised at training time"
@@ -78,6 +76,9 @@ def corpus_parser(text: str | None) -> argparse.ArgumentParser:
     window = "grey values of 16-bit images that become 0 and 255; else these are left out, and "
     window += "DICOM has its own window"
     add("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help=window)
+    add("--exif", action="store_true", help="turn images as their EXIF says (published: ignored)")
+    most = f"larger images are left out, by their header (default: {MAX_PIXELS})"
+    add("--max-pixels", type=int, metavar="N", help=most)
     exclude = "image ids to leave out, one a line (anything after a tab is a remark)"
     add("--exclude", type=Path, metavar="FILE", help=exclude)
     encoding = "of texts that are not UTF-8, e.g. latin-1 or cp1252; else these are left out"
@@ -91,7 +92,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options that decide what is written; a file counts by its content, not its place."""
     options: dict[str, Any] = {}
     for name, value in sorted(vars(args).items()):
-        if name in _NOT_OPTIONS or (name in _IF_GIVEN and value is None):
+        if name in _NOT_OPTIONS or (name in _IF_GIVEN and value in (None, False)):
             continue
         many = isinstance(value, list) and all(isinstance(part, Path) for part in value)
         options[name] = [*map(_plain, value)] if many else _plain(value)
@@ -114,8 +115,10 @@ def compare(found: dict[str, Any], wanted: dict[str, Any], names: Iterable[str])
 def _same_or_raise(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise ValueError naming what differs between the options of `place` and today's."""
     if differing := compare(found, wanted, found | wanted):
-        said = f"{place}: prepared with other options ({differing})"
-        raise ValueError(f"{said}; give those, another --out, or delete that folder")
+        message = f"{place}: prepared with other options ({differing})"
+        only_tokens = differing.startswith("tokenizer was ") and ";" not in differing
+        hint = "; data_prep/tokens.py replaces the tokens alone" if only_tokens else ""
+        raise ValueError(f"{message}; give those, another --out, or delete that folder{hint}")
 
 
 def _tokenizer(
@@ -125,29 +128,14 @@ def _tokenizer(
     name = args.tokenizer
     if name is None:
         return None, None
-    from m3ae.data.texts import fingerprint, load_tokenizer  # transformers takes seconds to import
+    from m3ae.data.texts import load_tokenizer  # transformers takes seconds to import
 
     place = name
     if name.startswith("train:"):
         place = str(args.out / "tokenizer")
         _train_tokenizer(args, splits, excluded, args.out / "tokenizer")
     tokenizer = load_tokenizer(place)
-    size = max(tokenizer.get_vocab().values()) + 1
-    return tokenizer, {"name": name, "fingerprint": fingerprint(tokenizer), "size": size}
-
-
-def _save_tokenizer(tokenizer: Any, path: Path) -> str:
-    """Write what workers load; returns the path. ValueError if the model would see other tokens."""
-    from m3ae.data.texts import encode
-
-    probes = ["Axial CT of the chest: 5.6 cm mass.", "T2-weighted MRI, naïve FLAIR; x-ray", "a  B"]
-    probes.append(" ".join(probes * 40))  # longer than any limit
-    with replacing(path) as temporary:
-        tokenizer.backend_tokenizer.save(str(temporary))
-    if [tuple(row) for row in encode(tokenizer, probes)] != tokenize(str(path), probes):
-        said = "the tokenizers library alone gives other tokens than transformers"
-        raise ValueError(f"{tokenizer.name_or_path}: {said}; convert it to a plain fast tokenizer")
-    return str(path)
+    return tokenizer, describe_tokenizer(tokenizer, name)
 
 
 def _train_tokenizer(
@@ -244,6 +232,8 @@ def prepare(
         args.min_words = 1 if kind == shards.WITH_FIELDS else 3
     if unknown := set(args.split or ()) - set(splits):
         raise ValueError(f"--split {min(unknown)}: the corpus has {', '.join(splits)}")
+    if args.max_pixels is not None and args.max_pixels < 1:
+        raise ValueError(f"--max-pixels {args.max_pixels}: below 1")
     if args.px < 1 or args.workers < 0:
         raise ValueError(f"--px {args.px} --workers {args.workers}: out of range")
     redecoded("\udc80", args.text_encoding)  # a wrong name is an error now, not after hours
@@ -261,11 +251,13 @@ def _prepare(
     facts: dict[str, Any] | None,
 ) -> dict[str, Any]:
     excluded, exclusion_counts = _find_excluded(splits, args.exclude)
-    tokenizer, made = _tokenizer(args, splits, excluded)
+    tokenizer, tokenizer_facts = _tokenizer(args, splits, excluded)
     window, fields = tuple(args.window) if args.window else None, kind == shards.WITH_FIELDS
-    settings = Settings(args.encoding, args.px, window, args.min_words, None, fields)
-    entries = {"format": shards.FORMAT, "version": shards.VERSION, "kind": kind, "source": source}
-    entries |= {"encoding": args.encoding, "px": args.px, "tokenizer": made}
+    settings = Settings(
+        args.encoding, args.px, window, args.min_words, fields, args.exif, args.max_pixels
+    )
+    entries = {"format": FORMAT, "version": VERSION, "kind": kind, "source": source}
+    entries |= {"encoding": args.encoding, "px": args.px, "tokenizer": tokenizer_facts}
     entries["options"] = options_of(args)
     entries["made_with"] = {"pillow": PIL.__version__, "numpy": np.__version__}
     for name in (name for name in splits if name in (args.split or splits)):
@@ -296,41 +288,35 @@ def _total(items: Iterable[Item], limit: int | None) -> int | None:
     return min(filter(None, (known, limit)), default=None)
 
 
-def _decisive(facts: dict[str, Any]) -> dict[str, Any]:
-    """What of a manifest must be the same for a split to be continued or left as it is."""
-    made = facts["tokenizer"] and facts["tokenizer"]["fingerprint"]
-    return facts["options"] | {"source": facts["source"], "kind": facts["kind"], "tokenizer": made}
-
-
 def _prepare_split(
     work: _Work, final: Path, facts: dict[str, Any], settings: Settings, tokenizer: Any
 ) -> None:
     """Bring one split from nothing, from a part or from a whole to `final`."""
-    partial, wanted = partial_folder(final), _decisive(facts)
+    partial, wanted = partial_folder(final), decisive(facts)
     if final.exists():
-        _same_or_raise(final, _decisive(shards.read_manifest(final)), wanted)
+        _same_or_raise(final, decisive(shards.read_manifest(final)), wanted)
         work.items = list(work.items)
         if not _missing_came(work.items, final, settings):
             print(f"{final}: already prepared with these options; delete it to do it again")
             return
     partial.mkdir(exist_ok=True)
+    size = settings.chunk_images
     begun = partial / "options.json"
     if begun.exists():
-        _same_or_raise(partial, json.loads(begun.read_text(encoding="utf-8")), wanted)
+        found = json.loads(begun.read_text(encoding="utf-8"))
+        size = found.pop(CHUNK_IMAGES, settings.version_1_images)
+        _same_or_raise(partial, found, wanted)
     else:
-        write_json(begun, wanted)
+        write_json(begun, {**wanted, CHUNK_IMAGES: settings.chunk_images})
     if not (partial / "manifest.json").exists():
-        if tokenizer is not None:
-            path = partial / f"tokenizer-{facts['tokenizer']['fingerprint']}.json"
-            settings = replace(settings, tokenizer=_save_tokenizer(tokenizer, path))
         files: dict[str, str] = {}
         texts: Counter[str] = Counter()
         items = _noted(work.items, files, texts)
-        results = run_chunks(items, partial, settings, work.workers, work.total)
-        manifest = {**facts, **_summary(results, work, settings), "chunks": CHUNKS}
+        results = run_chunks(items, partial, settings, work.workers, size, work.total)
+        manifest = {**facts, **summarise(results, work.drops, work.left_out), "chunks": CHUNKS}
         if not manifest["counts"]["images"]:
             shutil.rmtree(partial)
-            raise ValueError(f"{final}: no image is left to prepare: {_first_drops(work.drops)}")
+            raise ValueError(f"{final}: no image is left to prepare: {first_drops(work.drops)}")
         often = [[text, n] for text, n in texts.most_common(5) if n >= REPEATED]
         if often and not settings.fields:  # the same question is asked of many images
             manifest["report"]["repeated_texts"] = often
@@ -338,10 +324,12 @@ def _prepare_split(
             path.unlink()
         if files:
             write_json(partial / IMAGE_FILES, files)
-        write_json(partial / CHUNKS, seal({"facts": facts, "chunks": results}), indent=None)
+        record = {"facts": {k: v for k, v in facts.items() if k != "tokenizer"}, CHUNK_IMAGES: size}
+        write_json(partial / CHUNKS, seal({**record, "chunks": results}), indent=None)
+        add_tokens(partial, manifest, tokenizer)
         write_json(partial / "manifest.json", seal(manifest))
-    kept = {file["name"] for file in shards.read_manifest(partial)["files"]}
-    leftovers = ("options.json", "chunk-*", "tokenizer-*", "shard-*", "*.tmp")
+    kept = file_names(shards.read_manifest(partial))
+    leftovers = ("options.json", "chunk-*", "tokenizer-*", "shard-*", PATTERN, "*.tmp")
     for path in {path for pattern in leftovers for path in partial.glob(pattern)}:
         if path.name not in kept:
             path.unlink()
@@ -357,14 +345,14 @@ def _missing_came(items: list[Item], final: Path, settings: Settings) -> bool:
         record = read_chunks(final)
     except FileNotFoundError:  # of an earlier version
         return False
-    parts, back = list(chunks_of(items, settings)), {}
+    parts, back = list(chunks_of(items, chunk_images(record) or settings.chunk_images)), {}
     others = [digest for _, _, digest in parts] != [chunk["digest"] for chunk in record["chunks"]]
     if others:
-        said = "made from other files, names or texts than --raw has now; delete it to do it again"
-        print(f"warning: {final}: {said}", file=sys.stderr)
+        message = "made from other files, names or texts than --raw has now"
+        print(f"warning: {final}: {message}; delete it to do it again", file=sys.stderr)
         return False
-    for (index, some, _), chunk in zip(parts, record["chunks"], strict=True):
-        if count := come_back(some, chunk, settings):
+    for (index, chunk_items, _), chunk in zip(parts, record["chunks"], strict=True):
+        if count := come_back(chunk_items, chunk, settings):
             back[index] = count
     if back:
         print(f"{final}: {sum(back.values())} images that were missing have come; taken in")
@@ -381,139 +369,16 @@ def _noted(items: Iterable[Item], files: dict[str, str], texts: Counter[str]) ->
         yield item
 
 
-def partial_folder(final: Path) -> Path:
-    """Where a split is until it is finished."""
-    return final.with_name(final.name + ".partial")
+def add_tokens(folder: Path, manifest: dict[str, Any], tokenizer: Any) -> None:
+    """Write the token ids of a split, and enter them in its manifest; "tokens": null without."""
+    manifest["tokens"] = None
+    if tokenizer is not None:
+        facts = manifest["tokenizer"]
+        manifest["tokens"], lengths = write_tokens(folder, manifest["files"], tokenizer, facts)
+        manifest["report"]["text_lengths"] = length_statistics(lengths, tokens=True)
 
 
-def finished_splits(out: Path) -> list[Path]:
-    """The folders in OUT that have a manifest and are not `partial_folder`s."""
-    found = sorted(path.parent for path in out.glob("*/manifest.json"))
-    return [split for split in found if split.suffix != ".partial"]
-
-
-def say_missing(raw: Path, splits: Container[str]) -> None:
-    """Name those of train, valid and test that a corpus has not."""
-    for split in (name for name in ("train", "valid", "test") if name not in splits):
-        print(f"{raw}: no split {split} in it, it is left out")
-
-
-def reopen(
-    final: Path, record: dict[str, Any], broken: Container[str], numbers: Container[int] = ()
-) -> tuple[int, int]:
-    """Turn a finished split into a begun one without some chunks.
-
-    Those that have a file in `broken`, or whose number is in `numbers`. `record`: of
-    `verification.read_chunks`. Returns the numbers of these chunks and of all. The preparation
-    command then makes them again; where this is interrupted, it can be repeated.
-    """
-    partial = partial_folder(final)
-    if partial.exists():
-        said = f"{partial}: an unfinished preparation of {final.name} is in the way"
-        raise ValueError(f"{said}; finish it elsewhere or delete it")
-    lost = 0
-    write_json(final / "options.json", _decisive(record["facts"]))
-    for index, chunk in enumerate(record["chunks"]):
-        path = chunk_path(final, index)
-        if index in numbers or any(file["name"] in broken for file in chunk["files"]):
-            path.unlink(missing_ok=True)
-            lost += 1
-        else:
-            write_json(path, chunk)
-    (final / "manifest.json").unlink(missing_ok=True)  # no split any more, whatever happens next
-    os.replace(final, partial)
-    return lost, len(record["chunks"])
-
-
-def command(facts: dict[str, Any], out: Path) -> str:
-    """The preparation command of a split as far as its manifest, which keeps no paths, tells."""
-    words = ["python data_prep/SCRIPT.py --raw RAW --out", shlex.quote(str(out))]
-    options = facts["options"] | {"tokenizer": facts["tokenizer"] and facts["tokenizer"]["name"]}
-    for name, value in sorted(options.items()):
-        if value is None or value is False:
-            continue
-        values = value if isinstance(value, list) else [] if value is True else [value]
-        plain = [re.sub(r" [0-9a-f]{16}$", "", str(part)) for part in values]  # a file's digest
-        words += [f"--{name.replace('_', '-')}", *map(shlex.quote, plain)]
-    return " ".join(words)
-
-
-def _first_drops(drops: Drops) -> str:
-    found = [f"{why}: {n} (e.g. {drops.examples[why][0]})" for why, n in drops.counts.items()]
-    return "; ".join(sorted(found)) or "the corpus is empty"
-
-
-def _summary(results: list[dict[str, Any]], work: _Work, settings: Settings) -> dict[str, Any]:
-    """counts, files and report of a split's manifest from the results of its chunks.
-
-    What was seen is what was prepared, what chunks dropped, and what the parser and `_select` left
-    out: images, and texts or their rows.
-    """
-    drops, notes, lengths = work.drops, Drops(), Counter()
-    drops.merge(work.left_out.as_dict())
-    left: Counter[str] = Counter()
-    for reason, count in drops.counts.items():
-        if not reason.endswith("(any split)"):  # of which nobody knows whether it is of this one
-            left[_COUNTED_AS.get(reason.partition(":")[0], "")] += count
-    for result in results:
-        drops.merge(result["dropped"])
-        notes.merge(result["notes"])
-        lengths.update(dict(result["lengths"]))
-    files = [file for result in results for file in result["files"]]
-    counts = {what: sum(file[what] for file in files) for what in ("images", "texts")}
-    report: dict[str, Any] = {
-        f"{what}_seen": sum(result[what] for result in results) + left[what] for what in counts
-    }
-    report |= {"dropped": drops.as_dict(), "notes": notes.as_dict()}
-    report["text_lengths"] = length_statistics(lengths, settings.tokenizer is not None)
-    return {"counts": counts, "files": files, "report": report}
-
-
-def length_statistics(lengths: Counter, tokens: bool) -> dict[str, Any]:
-    """Mean, percentiles and the fraction that 64 tokens cut; in words without a tokenizer."""
-    total = sum(lengths.values())
-    result: dict[str, Any] = {"unit": "tokens without specials" if tokens else "words"}
-    if not total:
-        return result
-    result["mean"] = round(sum(length * n for length, n in lengths.items()) / total, 2)
-    running, levels = 0, [5, 25, 50, 75, 95, 99, 100]
-    for length in sorted(lengths):
-        running += lengths[length]
-        while levels and running * 100 >= levels[0] * total:
-            result[f"p{levels.pop(0)}"] = length
-    if tokens:
-        cut = sum(n for length, n in lengths.items() if length > TEXT_TOKENS - 2)
-        result[f"share_cut_at_{TEXT_TOKENS}"] = round(cut / total, 4)
-    return result
-
-
-def write_report(out: Path, source: str, facts: dict[str, Any] | None = None) -> dict[str, Any]:
-    """OUT/report.json from the manifests of all finished splits, and a table on the screen.
-
-    `facts` (what a script counted in the raw corpus) go into it; without them, those stay that an
-    earlier report holds.
-    """
-    if facts is None and (out / "report.json").exists():
-        facts = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    report: dict[str, Any] = {**(facts or {}), "source": source, "splits": {}}
-    rank = {name: number for number, name in enumerate(ORDER)}
-    for split in sorted(finished_splits(out), key=lambda path: rank.get(path.name, len(rank))):
-        manifest = shards.read_manifest(split)
-        kept = ("counts", "encoding", "px", "tokenizer", "options", "report")
-        report["splits"][split.name] = {name: manifest[name] for name in kept}
-    write_json(out / "report.json", report)
-    print(f"\n{source} -> {out}\n{'split':<12}{'images':>9}{'of':>9}{'texts':>9}{'of':>9}")
-    for name, split in report["splits"].items():
-        counts, seen = split["counts"], split["report"]
-        images = f"{counts['images']:>9}{seen['images_seen']:>9}"
-        print(f"{name:<12}{images}{counts['texts']:>9}{seen['texts_seen']:>9}")
-        for what in ("dropped", "notes"):
-            for reason, entry in seen[what].items():
-                print(f"    {what} {entry['count']:>7}  {reason}  (e.g. {entry['examples'][0]})")
-        for text, count in seen.get("repeated_texts", ()):
-            print(f"    {count} texts read: {text[:80]}")
-        print(f"    text lengths: {seen['text_lengths']}")
-    for name, value in (facts or {}).items():
-        if name not in ("source", "splits"):
-            print(f"{name}: {json.dumps(value)}")
-    return report
+def file_names(manifest: dict[str, Any]) -> set[str]:
+    """Names of the shards of a split and of its file of token ids."""
+    tokens = manifest.get("tokens")
+    return {file["name"] for file in manifest["files"]} | ({tokens["name"]} if tokens else set())

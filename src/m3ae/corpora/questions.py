@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from m3ae.corpora.items import Drops, Item, Stored, is_inside
-from m3ae.corpora.prepare import compare, corpus_parser, finished_splits, options_of, prepare
+from m3ae.corpora.prepare import compare, corpus_parser, options_of, prepare
+from m3ae.corpora.splits import ORDER
 from m3ae.corpora.tables import read_json_list
+from m3ae.corpora.verification import finished_splits
 from m3ae.data import shards
 from m3ae.files import is_unicode, write_json
 from m3ae.scoring.answers import normalise_answer
@@ -178,10 +180,10 @@ def class_lists(splits: Splits, columns: Sequence[str]) -> dict[str, dict[str, l
 def class_coverage(lists: dict[str, dict[str, list[str]]], test: Sequence[Question]) -> Facts:
     """Of each column: numbers of classes, and the fraction of test rows' classes in `train`."""
     facts: Facts = {}
-    for column, some in lists.items():
-        facts[column] = {name: len(each) for name, each in some.items()}
+    for column, classes in lists.items():
+        facts[column] = {name: len(each) for name, each in classes.items()}
         given = [q.fields[column] for q in test if q.fields[column] is not None]
-        facts[column]["test_coverage"] = fraction([name in some["train"] for name in given])
+        facts[column]["test_coverage"] = fraction([name in classes["train"] for name in given])
     return facts
 
 
@@ -205,15 +207,15 @@ def refuse_mixture(args: argparse.Namespace, source: str, path: Path, lists: Any
     """
     wanted, splits = {**own_options(args), "source": source}, {}
     for split in finished_splits(args.out):
-        made = shards.read_manifest(split)
-        splits[split] = {**made["options"], "source": made["source"]}
+        manifest = shards.read_manifest(split)
+        splits[split] = {**manifest["options"], "source": manifest["source"]}
     for begun in sorted(args.out.glob("*.partial/options.json")):
         splits[begun.parent] = json.loads(begun.read_text(encoding="utf-8"))
     advice = f"give those, another --out, or delete what is in {args.out}"
-    for split, made in splits.items():
-        if differing := compare(made, wanted, wanted):
-            said = f"{split}: prepared with other options ({differing})"
-            raise ValueError(f"{said}, and {path.name} is one for all splits; {advice}")
+    for split, options in splits.items():
+        if differing := compare(options, wanted, wanted):
+            message = f"{split}: prepared with other options ({differing})"
+            raise ValueError(f"{message}, and {path.name} is one for all splits; {advice}")
     if splits and path.exists() and json.loads(path.read_text(encoding="utf-8")) != lists:
         raise ValueError(f"{path}: made from other files of the corpus than in --raw; {advice}")
 
@@ -267,7 +269,7 @@ def prepare_questions(
     if type_order is not None:
         rank = {kind: place for place, kind in enumerate(type_order)}
         found: dict[str, None] = {}
-        for name in ("train", "valid", "test"):
+        for name in ORDER:
             asked = splits.get(name, [])
             ordered = sorted(asked, key=lambda q: rank.get(q.fields["question_type"], len(rank)))
             found |= dict.fromkeys(question.fields["label"] for question in ordered)

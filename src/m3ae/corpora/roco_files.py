@@ -6,6 +6,7 @@ name and the figure's, which licences.txt has whole and dlinks.txt in two column
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from m3ae.corpora.items import Drops
@@ -13,33 +14,36 @@ from m3ae.corpora.stored import FileNames
 from m3ae.corpora.tables import read_lines
 from m3ae.data.exclusions import image_stem
 
+LINKS, LICENCES = "dlinks.txt", "licences.txt"
 
-def figures(folder: Path, drops: Drops) -> Iterator[tuple[str, str, str]]:
-    """Place, ROCO id and figure name of each line of dlinks.txt and licences.txt, if there."""
-    if (folder / "dlinks.txt").exists():
-        for number, line in read_lines(folder / "dlinks.txt"):
-            columns, where = line.split("\t"), f"dlinks.txt:{number}"
-            archives = [word for word in line.split() if word.endswith(".tar.gz")]
-            if len(columns) < 3 or not archives:
-                drops.add("line: no archive and figure", f"{where}: {line[:60]}")
-                continue
+
+def figures(folder: Path, file: str) -> Iterator[tuple[str, str, str]]:
+    """Place, ROCO id and figure name of each line of dlinks.txt or licences.txt; none if not there.
+
+    The figure's name is "" where a line has none.
+    """
+    if not (folder / file).exists():
+        return
+    for number, line in read_lines(folder / file):
+        columns = [column.strip() for column in line.split("\t" if file == LINKS else ",")]
+        figure = columns[1] if file == LICENCES and len(columns) > 1 else ""
+        archives = [word for word in line.split() if word.endswith(".tar.gz")]
+        if file == LINKS and len(columns) > 2 and archives:
             stem = PurePosixPath(archives[0]).name.removesuffix(".tar.gz")
-            yield where, columns[0].strip(), f"{stem}_{columns[-1].strip()}"
-    if (folder / "licences.txt").exists():
-        for number, line in read_lines(folder / "licences.txt"):
-            columns, where = line.split(","), f"licences.txt:{number}"
-            if len(columns) < 2:
-                drops.add("line: no figure", f"{where}: {line[:60]}")
-            elif columns[0] != "ROCO_ID":
-                yield where, columns[0].strip(), columns[1].strip()
+            figure = f"{stem}_{columns[-1]}"
+        if columns[0] != "ROCO_ID":
+            yield f"{file}:{number}: {line[:60]}", columns[0], figure
 
 
 def figure_names(folder: Path, drops: Drops) -> dict[str, str]:
     """ROCO id by figure name, e.g. PMC4608653_cro-0008-0385-g01.jpg, of a split's folder."""
     names: dict[str, str] = {}
-    for where, key, name in figures(folder, drops):
-        if names.setdefault(name, key) != key and where.startswith("dlinks"):
-            drops.add("line: figure occurs twice, first one kept", f"{where}: {name}")
+    for file in (LINKS, LICENCES):
+        for where, key, figure in figures(folder, file):
+            if not figure:
+                drops.add("line: no archive and figure", where)
+            elif names.setdefault(figure, key) != key and file == LINKS:
+                drops.add("line: figure occurs twice, first one kept", where)
     return names
 
 
@@ -48,8 +52,8 @@ def image_files(folder: Path, keys: Iterable[str]) -> dict[str, str]:
     names = FileNames(os.listdir(folder / "images"))
     files = {key: names.find(key) for key in keys}
     if None in files.values():
-        for _, key, figure in figures(folder, Drops()):
-            if key in files and files[key] is None:
+        for _, key, figure in chain(figures(folder, LINKS), figures(folder, LICENCES)):
+            if figure and key in files and files[key] is None:
                 files[key] = names.find(image_stem(figure))
     return {key: name or f"{key}.jpg" for key, name in files.items()}
 

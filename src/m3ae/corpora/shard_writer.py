@@ -23,9 +23,9 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Tensors = dict[str, np.ndarray]
 
 
-def shard_name(number: int, version: str = "") -> str:
-    """File name of a shard; `version`: of the tokenizer, where tokens were replaced."""
-    return f"shard-{number:05d}{'-' if version else ''}{version}.safetensors"
+def shard_name(number: int, part: int = 0) -> str:
+    """File name of a shard; `part`: how many full ones of its chunk and channels came before it."""
+    return f"shard-{number:05d}{f'-{part}' if part else ''}.safetensors"
 
 
 def ragged(name: str, rows: Iterable[bytes]) -> Tensors:
@@ -33,14 +33,6 @@ def ragged(name: str, rows: Iterable[bytes]) -> Tensors:
     rows = list(rows)
     offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     return {f"{name}_bytes": np.frombuffer(b"".join(rows), np.uint8), f"{name}_offsets": offsets}
-
-
-def ragged_tokens(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensors:
-    """(ids, word indices) of each text as the three token tensors of a shard."""
-    offsets = np.cumsum([0, *(len(ids) for ids, _ in rows)], dtype=np.int64)
-    ids = np.array([number for ids, _ in rows for number in ids], dtype=np.int32)
-    words = np.array([number for _, words in rows for number in words], dtype=np.int32)
-    return {"token_ids": ids, "token_words": words, "token_offsets": offsets}
 
 
 class ShardWriter:
@@ -57,13 +49,22 @@ class ShardWriter:
         if self._size - self._begun >= _WRITEBACK:
             self._start_writeback()
 
-    def finish(self, name: str, shape: Sequence[int], tensors: Tensors) -> dict[str, Any]:
+    def finish(
+        self,
+        name: str,
+        shape: Sequence[int],
+        tensors: Tensors,
+        metadata: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
         """Add all other tensors and close; returns the file's `bytes` and `sha256`.
 
-        `name`, `shape`: what the appended bytes are, images or image_bytes.
+        `name`, `shape`: what the appended bytes are, images or image_bytes; "" where there are
+        none. `metadata`: what the file says of itself.
         """
-        images = {"dtype": "U8", "shape": list(shape), "data_offsets": [0, self._size]}
-        header: dict[str, Any] = {name: images}
+        header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+        if name:
+            place = [0, self._size]
+            header[name] = {"dtype": "U8", "shape": list(shape), "data_offsets": place}
         if self._size % 8:
             tensors = {**tensors, "padding": np.zeros(-self._size % 8, np.uint8)}
         order = sorted(tensors, key=lambda n: (n != "padding", -tensors[n].dtype.itemsize, n))
@@ -102,17 +103,21 @@ class ShardWriter:
         self._begun = self._size
 
 
-def write_shard(path: Path, tensors: Tensors) -> dict[str, Any]:
-    """Write one safetensors file; returns its `bytes` and `sha256`."""
+def write_shard(
+    path: Path, tensors: Tensors, metadata: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Write one safetensors file; returns its `bytes` and `sha256`. `metadata`: of the file."""
     writer = ShardWriter(path)
     try:
-        first = next(name for name in _IMAGES if name in tensors)
+        first = next((name for name in _IMAGES if name in tensors), "")
+        if not first:
+            return writer.finish("", (), tensors, metadata)
         images = np.ascontiguousarray(tensors[first])
         flat = images.reshape(-1).view(np.uint8)
         for begin in range(0, len(flat), _WRITEBACK):
             writer.append(flat[begin : begin + _WRITEBACK])
         rest = {name: array for name, array in tensors.items() if name != first}
-        return writer.finish(first, images.shape, rest)
+        return writer.finish(first, images.shape, rest, metadata)
     finally:
         writer.close()
 

@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from m3ae.corpora.stored import SPLIT_NAMES
 from m3ae.corpora.tables import cell, shared_images
 from m3ae.data.sampler import SUBSET, keyed
 
-ORDER = ("train", "valid", "test")  # first in the report, others as they come
+ORDER = tuple(SPLIT_NAMES)  # first in the report, others as they come
 
 
 def read_fractions(args: argparse.Namespace) -> dict[str, float]:

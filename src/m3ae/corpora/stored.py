@@ -28,6 +28,7 @@ _MEMBER_BYTES = 2**30  # an encoded image is far smaller; what claims to be more
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
 _ZIP_ERRORS += (EOFError, RuntimeError, ValueError, OverflowError)
 SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "val"), "test": ("test",)}
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 Stamp = tuple[int, int]  # when a file was changed and its size: what caches know it by
 

@@ -130,9 +130,9 @@ class _Header:
             count = has.count(column)
             if count > 1 or (name and not count):
                 many, found = "more than one" if count else "no", ", ".join(has) or "none"
-                said = f"{self.path}: {many} column {column!r}; it has {found}"
+                message = f"{self.path}: {many} column {column!r}; it has {found}"
                 use = f"; say which one to take with --columns {name}=COLUMN"
-                raise ValueError(said + (use if self.hint and not count else ""))
+                raise ValueError(message + (use if self.hint and not count else ""))
 
 
 def _refuse_utf16(path: Path, head: bytes) -> None:
@@ -283,11 +283,11 @@ def shared_images(images: dict[str, Iterable[str]], what: str = "images") -> set
 
     `what` else they are.
     """
-    sets = {split: set(some) for split, some in images.items()}
+    sets = {split: set(names) for split, names in images.items()}
     places = Counter(chain(*sets.values()))
     shared = {name for name, count in places.items() if count > 1}
-    for split, some in sets.items():
-        if found := some & shared:
+    for split, names in sets.items():
+        if found := names & shared:
             say = f"{len(found)} {what} of split {split} are in another split too"
             print(f"warning: {say}, e.g. {min(found)}", file=sys.stderr)
     return shared

@@ -81,10 +81,10 @@ class Pairs:
             corpus.image(0, image_px)  # a size that these shards cannot give is named now
             if not corpus.manifest["tokenizer"]:
                 log.info("%s holds no tokens: tokenising while reading", corpus.folder)
-            made, encoding = corpus.manifest["px"], corpus.manifest["encoding"]
-            if encoding == "jpeg" and made < image_px:
-                said = "%s: prepared at %d px, enlarged to %d; prepare with --px %d to see more"
-                log.warning(said, corpus.folder, made, image_px, image_px)
+            side, encoding = corpus.manifest["px"], corpus.manifest["encoding"]
+            if encoding == "jpeg" and side < image_px:
+                warning = "%s: prepared at %d px, enlarged to %d; prepare with --px %d to see more"
+                log.warning(warning, corpus.folder, side, image_px, image_px)
 
     def __len__(self) -> int:
         return int(self.starts[-1])

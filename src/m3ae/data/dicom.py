@@ -32,12 +32,14 @@ def is_dicom(data: bytes) -> bool:
     return data[_PREAMBLE : _PREAMBLE + 4] == b"DICM" or data[:4] in _FIRST_TAGS
 
 
-def read_dicom(data: bytes, window: tuple[float, float] | None) -> tuple[Image.Image, list[str]]:
+def read_dicom(
+    data: bytes, window: tuple[float, float] | None, most: int
+) -> tuple[Image.Image, list[str]]:
     """The picture of a DICOM file as L or RGB, and notes; of several frames the middle one.
 
     Grey values go through the modality's transformation, then `window`, else the file's own window
-    or lookup table, else their range, to 0-255. Raises ImageError, ImportError without pydicom, and
-    ValueError for a window without width.
+    or lookup table, else their range, to 0-255. Raises ImageError (also for a frame of more than
+    `most` pixels), ImportError without pydicom, and ValueError for a window without width.
     """
     if window is not None and not window[1] > window[0]:
         raise ValueError(f"window: high ({window[1]}) must be above low ({window[0]})")
@@ -46,7 +48,7 @@ def read_dicom(data: bytes, window: tuple[float, float] | None) -> tuple[Image.I
         warnings.simplefilter("ignore")  # they quote headers
         try:
             header = pydicom.dcmread(io.BytesIO(data), force=True)
-            _check(header, pydicom)
+            _check(header, pydicom, most)
             return _picture(header, pydicom.pixels, window)
         except (ImageError, MemoryError):
             raise
@@ -67,15 +69,15 @@ def _pydicom() -> ModuleType:
     return pydicom
 
 
-def _check(header: Any, pydicom: ModuleType) -> None:
+def _check(header: Any, pydicom: ModuleType, most: int) -> None:
     """Raise ImageError where there is no picture, too large a one, or nothing to decode it."""
     if not any(name in header for name in _PIXELS):
         raise ImageError("DICOM without a picture")
     if missing := [name for name in _NEEDED if name not in header and "PixelData" in header]:
         raise ImageError("DICOM header without what its pixels need", ", ".join(missing))
     size = int(header.Rows) * int(header.Columns)
-    if Image.MAX_IMAGE_PIXELS and size > Image.MAX_IMAGE_PIXELS:
-        raise ImageError("too many pixels", f"more than {Image.MAX_IMAGE_PIXELS}")
+    if size > most:
+        raise ImageError("too many pixels", f"more than {most:,}; --max-pixels N sets the limit")
     if "TransferSyntaxUID" not in header.file_meta:
         implicit, little = header.original_encoding
         uid = pydicom.uid

@@ -98,12 +98,12 @@ def find_listed(
         best = {kind: fits[kind, rank] for kind, rank in sorted(fits, reverse=True)}
         if (1, 0) in fits and (0, 0) not in fits:
             best = {1: fits[1, 0]}  # the very file
-        meant = [(name, numbers) for some in best.values() for name, numbers in some.items()]
+        meant = [(name, numbers) for named in best.values() for name, numbers in named.items()]
         if any(numbers != meant[0][1] for _, numbers in meant):
-            some = sorted(name for name, _ in meant)
-            could = f"may be any of {len(some)} images, e.g. {some[0]!r} and {some[1]!r}"
-            said = f"{where}: id {listed_id!r} of an exclusion list {could}"
-            raise ValueError(f"{said}; list it with its folders and suffix (audit.py --ids path)")
+            images = sorted(name for name, _ in meant)
+            could = f"may be any of {len(images)} images, e.g. {images[0]!r} and {images[1]!r}"
+            hint = "list it with its folders and suffix (audit.py --ids path)"
+            raise ValueError(f"{where}: id {listed_id!r} of an exclusion list {could}; {hint}")
         found[listed_id] = sorted(meant[0][1])
     return found
 
@@ -128,16 +128,16 @@ def unmatched(
     `example`: the name of an image, for the message.
     """
     lost = {file: sorted(ids.difference(named)) for file, ids in lists.items()}
-    lost = {file: some for file, some in lost.items() if some}
+    lost = {file: names for file, names in lost.items() if names}
     if lost and all(len(lost.get(file, ())) == len(ids) for file, ids in lists.items()):
         files, whose = ", ".join(map(str, lost)), "its" if len(lost) == 1 else "their"
-        every = [name for some in lost.values() for name in some]
-        said = f"{files}: none of {whose} {len(every)} ids is an image, e.g. {every[0]!r}"
-        raise ValueError(f"{said}; images are named like {example!r} here: list them so")
+        every = [name for names in lost.values() for name in names]
+        message = f"{files}: none of {whose} {len(every)} ids is an image, e.g. {every[0]!r}"
+        raise ValueError(f"{message}; images are named like {example!r} here: list them so")
     return lost
 
 
 def say_unmatched(file: str | Path, ids: set[str], lost: Sequence[str]) -> str:
     """For a warning: how many ids of a list name no image, and the first of them."""
-    some = ", ".join(lost[:_MOST]) + (", ..." if len(lost) > _MOST else "")
-    return f"{file}: {len(lost)} of {len(ids)} ids name no image: {some}"
+    examples = ", ".join(lost[:_MOST]) + (", ..." if len(lost) > _MOST else "")
+    return f"{file}: {len(lost)} of {len(ids)} ids name no image: {examples}"

@@ -9,6 +9,8 @@ Letters: `C` channels (1 = grey, 3 = RGB).
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +19,52 @@ from PIL import Image
 from m3ae.data.dicom import is_dicom, read_dicom
 from m3ae.data.image_error import ImageError
 
+MAX_PIXELS = 89_478_485  # of an image, unless told otherwise: Pillow's first limit, 256 MiB as RGB
 _EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {  # what undoes each orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 Window = tuple[float, float] | None  # grey values that become 0 and 255
 _DEEP_GREY = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def decode(source: bytes | Path, window: Window = None) -> tuple[Image.Image, list[str]]:
+def decode(
+    source: bytes | Path,
+    window: Window = None,
+    exif: bool = False,
+    max_pixels: int | None = None,
+) -> tuple[Image.Image, list[str]]:
     """Open an image; returns it as L, RGB or, where some pixel is transparent, RGBA, and notes.
 
     RGBA is kept because alpha takes part in the resize (reference, data fact 19), which drops it
-    afterwards. `window` is for 16-bit and float grey values, and goes before that of a DICOM file.
-    Raises ImageError, and FileNotFoundError for a path that does not exist.
+    afterwards. `window` is for 16-bit and float grey values, and
+    goes before that of a DICOM file. `exif`: turn it upright as its EXIF
+    orientation says, which the reference ignores. An image of more than `max_pixels` (None:
+    MAX_PIXELS) is refused by its header, before a pixel is decoded. Raises ImageError, and
+    FileNotFoundError for a path that does not exist.
     """
+    most = MAX_PIXELS if max_pixels is None else max_pixels
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data:
         raise ImageError("zero bytes")
     if is_dicom(data):
-        return read_dicom(data, window)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # metadata warnings; the two that matter are errors:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return read_dicom(data, window, most)
+    with _pixel_limit(most):
         try:
             image = Image.open(io.BytesIO(data))
-            notes = _notes(image)
+            orientation, notes = _notes(image, exif)
             # 16 bits a channel in a mode that Pillow cuts to 8 (PNG, TIFF)
             deep = image.mode not in _DEEP_GREY and any(";16" in str(t.args) for t in image.tile)
             image.load()
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ImageError("too many pixels", f"more than {Image.MAX_IMAGE_PIXELS}") from error
+            detail = f"more than {most:,}; --max-pixels N sets the limit"
+            raise ImageError("too many pixels", detail) from error
         except Image.UnidentifiedImageError as error:
             raise ImageError("unreadable", "not a known image format") from error
         except MemoryError:  # of this machine, not of the file
@@ -55,10 +75,26 @@ def decode(source: bytes | Path, window: Window = None) -> tuple[Image.Image, li
             raise ImageError("truncated" if cut else "unreadable", detail) from error
     if deep:
         notes.append("16-bit colour, high bytes taken")
-    return _to_eight_bit(image, window, notes), notes
+    image = _to_eight_bit(image, window, notes)
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image, notes
 
 
-def _notes(image: Image.Image) -> list[str]:
+@contextmanager
+def _pixel_limit(most: int) -> Iterator[None]:
+    """Pillow raises an error in the block for an image of more pixels, by its header."""
+    before = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # metadata warnings; the two that matter are errors:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        Image.MAX_IMAGE_PIXELS = most
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _notes(image: Image.Image, exif: bool) -> tuple[int, list[str]]:
+    """The orientation to undo (1: none), and what is to be said of an image."""
     notes = []
     if getattr(image, "is_animated", False):
         notes.append("first frame of several taken")
@@ -68,12 +104,13 @@ def _notes(image: Image.Image) -> list[str]:
         notes.append("palette")
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # the rotation is ignored anyway, as in the reference
+    except Exception:  # an image may be sound without it
         orientation = 1
         notes.append("EXIF unreadable")
     if orientation not in (0, 1):
-        notes.append("EXIF rotation ignored")
-    return notes
+        applied = exif and orientation in _UPRIGHT
+        notes.append("EXIF rotation applied" if applied else "EXIF rotation ignored")
+    return orientation if exif else 1, notes
 
 
 def _to_eight_bit(image: Image.Image, window: Window, notes: list[str]) -> Image.Image:
@@ -102,11 +139,11 @@ def _to_eight_bit(image: Image.Image, window: Window, notes: list[str]) -> Image
 def resized_size(size: tuple[int, int], px: int) -> tuple[int, int]:
     """(width, height) after the shorter side is resized to `px`; the longer one is cut to a whole
     number as torchvision does. Raises ImageError for an image so elongated that the result would
-    have more pixels than Pillow's limit.
+    have more than MAX_PIXELS.
     """
     width, height = size
     longer = int(px * max(size) / min(size))
-    if Image.MAX_IMAGE_PIXELS and px * longer > Image.MAX_IMAGE_PIXELS:
+    if px * longer > MAX_PIXELS:
         raise ImageError("too many pixels", f"{width} x {height} resized to {px} x {longer}")
     return (px, longer) if width <= height else (longer, px)
 

@@ -1,27 +1,31 @@
 """Shards: the prepared form of a corpus, and its reading; `m3ae.corpora` writes and verifies it.
 
-A split is a folder: `manifest.json`, `shard-00000.safetensors`, ... (numbers may be left out) and
-`chunks.json`, which only repairs read. Tensors of a shard with n images and m texts (ragged ones
-are `NAME_bytes` uint8, flat, with `NAME_offsets` int64):
+A split is a folder: `manifest.json`, `shard-00000.safetensors`, ... (numbers may be left out),
+with a tokenizer `tokens-FINGERPRINT.safetensors`, and `chunks.json`, which only repairs read.
+Tensors of a shard with n images and m texts (ragged ones are `NAME_bytes` uint8, flat, with
+`NAME_offsets` int64):
 
     images         uint8 (n, C, px, px)   encoding raw: what the model normalises, C = 1 or 3
     image_bytes    encoding jpeg (shorter side px, not cropped) or original (the file's bytes)
     text_bytes     m texts, UTF-8; text_key_bytes (m) and image_key_bytes (n): their keys
-    token_ids, token_words   int32, flat, with token_offsets (m + 1): ids without special tokens,
-                             not truncated, and the word that each belongs to; only with a tokenizer
     image_of_text  int64 (m,)             row of the text's image in this shard
     text_fields_bytes                     kind vqa: m JSON objects, UTF-8 (see questions.py)
     padding        uint8, up to 7 zeros after the images, so that integers are aligned
 
-The images come first in a file, since they are written before the number of them is known.
+The images come first in a file, since they are written before the number of them is known. Token
+ids lie in a file of their own, so that another tokenizer copies no images; its tensors, of all
+texts of the split in the order of the shards:
+
+    token_ids, token_words   int32, flat, with token_offsets (texts + 1): ids without special
+                             tokens, not truncated, and the word that each belongs to
+
+In format version 1, which is still read, each shard holds those of its own texts.
 """
 
 import json
 import mmap
-import re
 import weakref
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,103 +33,18 @@ import numpy as np
 from PIL import Image
 
 from m3ae.data.images import ImageError, decode, resize_crop
+from m3ae.data.manifest import AGAIN, WITH_FIELDS, holds_tokens, is_count, is_text, read_manifest
 
 try:
     import resource  # how many files a process may open; not on every platform
 except ImportError:
     resource = None
 
-FORMAT = "m3ae-shards"
-VERSION = 1
-ENCODINGS = ("raw", "jpeg", "original")
-WITH_FIELDS = "vqa"  # the kind of shards whose texts are questions, with task fields
-_MANIFEST_KEYS = ("kind", "source", "encoding", "px", "tokenizer", "options", "counts", "files")
-_MOST = 2**40  # no count or size is larger: products of two fit an int64
 _OTHER_FILES = 200  # descriptors left for all but memory maps, each of which holds one
 _MOST_MAPS = 32_000  # Linux gives a process 65,530
 # What a header that is no header of tensors makes the code that reads it raise.
 _BROKEN = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 DTYPES = {"U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
-AGAIN = "prepare the split again, or copy it again"
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The checked manifest of a split folder; raises ValueError or FileNotFoundError naming it."""
-    path = Path(folder) / "manifest.json"
-    if not path.is_file():
-        hint = "no prepared split; give the folder of a split, e.g. OUT/train"
-        if Path(f"{folder}.partial").exists():
-            hint = "its preparation was not finished"
-        raise FileNotFoundError(f"{path}: not there ({hint})")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        found = (manifest["format"], manifest["version"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a manifest of shards ({error}); {AGAIN}") from error
-    if found != (FORMAT, VERSION):
-        made = f"format {found[0]} version {found[1]}"
-        reads = f"this code reads {FORMAT} version {VERSION}"
-        raise ValueError(f"{path}: {made}, {reads}; prepare the split again")
-    if wrong := _wrong_entry(manifest):
-        raise ValueError(f"{path}: {wrong}; {AGAIN}")
-    return manifest
-
-
-def _wrong_entry(manifest: dict[str, Any]) -> str | None:
-    """What in a manifest is other than the reader relies on: the first such thing, or None."""
-    missing = [name for name in _MANIFEST_KEYS if name not in manifest]
-    if missing:
-        return f"no {', '.join(missing)} in it"
-    if manifest["encoding"] not in ENCODINGS:
-        return f"unknown image encoding {manifest['encoding']!r}"
-    if not _has(manifest, kind=_is_text, source=_is_text):
-        return "kind or source is no text"
-    if not (_is_count(manifest["px"]) and 1 <= manifest["px"] < 2**16):
-        return f"px is {manifest['px']!r}"
-    if not _has(manifest["options"], window=_is_window):
-        return "options are not readable"
-    tokenizer, counts, files = (manifest[name] for name in ("tokenizer", "counts", "files"))
-    made = {"name": _is_text, "fingerprint": _is_text, "size": _is_count}
-    if tokenizer is not None and not _has(tokenizer, **made):
-        return "tokenizer is not one's name, fingerprint and size"
-    if not _has(counts, images=_is_count, texts=_is_count):
-        return "counts are no numbers"
-    if not isinstance(files, list):
-        return "files is no list"
-    channels = (1, 3) if manifest["encoding"] == "raw" else (None,)
-    kinds = dict.fromkeys(("bytes", "images", "texts"), _is_count)
-    kinds |= {"name": _is_file_name, "sha256": _is_text, "channels": lambda c: c in channels}
-    for number, file in enumerate(files):
-        if not _has(file, **kinds):
-            return f"entry {number} of files is not one of a shard"
-    if len({file["name"] for file in files}) < len(files):
-        return "a file occurs twice"
-    if any(counts[name] != sum(file[name] for file in files) for name in ("images", "texts")):
-        return f"counts {counts} are not the sums of its files"
-    return None
-
-
-def _has(value: Any, **kinds: Callable[[Any], bool]) -> bool:
-    """Whether a value is an object whose members are of these kinds; a missing one is null."""
-    return isinstance(value, dict) and all(fits(value.get(name)) for name, fits in kinds.items())
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _MOST
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_file_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(re.fullmatch(r"\w[\w.-]*", value, re.ASCII))
-
-
-def _is_window(value: Any) -> bool:
-    """Two numbers, or null."""
-    numbers = isinstance(value, list) and [type(side) in (int, float) for side in value]
-    return value is None or numbers == [True, True]
 
 
 def map_shard(path: Path, scattered: bool = False) -> dict[str, np.ndarray]:
@@ -141,17 +60,14 @@ def map_shard(path: Path, scattered: bool = False) -> dict[str, np.ndarray]:
         if scattered and hasattr(mmap, "MADV_RANDOM"):
             mapped.madvise(mmap.MADV_RANDOM)
         data = np.frombuffer(mapped, np.uint8)
-        start = 8 + int(data[:8].view("<u8")[0])
-        if start > len(data):
-            raise ValueError(f"a header of {start - 8} bytes in a file of {len(data)}")
-        header = json.loads(data[8:start].tobytes())
+        header, start = _header(data)
         header.pop("__metadata__", None)
         tensors, filled = {}, start
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             begin, end = (start + offset for offset in entry["data_offsets"])
             if begin != filled or end < begin:
                 raise ValueError(f"{name} begins at {begin}, the one before it ends at {filled}")
-            if not all(_is_count(side) for side in entry["shape"]):
+            if not all(is_count(side) for side in entry["shape"]):
                 raise ValueError(f"{name} is of shape {entry['shape']}")
             flat = data[begin:end].view(DTYPES[entry["dtype"]])
             tensors[name], filled = flat.reshape(entry["shape"]), end
@@ -162,12 +78,31 @@ def map_shard(path: Path, scattered: bool = False) -> dict[str, np.ndarray]:
     return tensors
 
 
+def _header(data: np.ndarray) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file and where it ends; raises one of `_BROKEN`."""
+    start = 8 + int(data[:8].view("<u8")[0])
+    if start > len(data):
+        raise ValueError(f"a header of {start - 8} bytes in a file of {len(data)}")
+    return json.loads(data[8:start].tobytes()), start
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself beside its tensors; ValueError naming it if broken."""
+    try:
+        metadata = _header(np.memmap(path, np.uint8, "r"))[0].get("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(map(is_text, metadata.values())):
+            raise ValueError("metadata is no table of texts")
+    except _BROKEN as error:
+        raise ValueError(f"{path}: corrupt header ({error}); {AGAIN}") from error
+    return metadata
+
+
 def check_size(path: Path, file: dict[str, Any]) -> None:
     """Raise where a file is missing or of another size than its entry in the manifest says."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; {AGAIN}")
-    if (size := path.stat().st_size) != (said := file["bytes"]):
-        wrong = f"{size} bytes where the manifest says {said} (cut short?)"
+    if (size := path.stat().st_size) != (expected := file["bytes"]):
+        wrong = f"{size} bytes where the manifest says {expected} (cut short?)"
         raise ValueError(f"{path}: {wrong}; {AGAIN}")
 
 
@@ -177,7 +112,7 @@ def check_shapes(path: Path, tensors: dict[str, np.ndarray], entry: dict, manife
     A flat tensor may have any length: its offsets say it, which `verify` compares.
     """
     n, m, px = entry["images"], entry["texts"], manifest["px"]
-    wanted: dict[str, tuple[str, tuple[int | None, ...]]] = {"image_of_text": ("I64", (m,))}
+    wanted: _Shapes = {"image_of_text": ("I64", (m,))}
     ragged = {"text": m, "text_key": m, "image_key": n}
     if manifest["kind"] == WITH_FIELDS:
         ragged["text_fields"] = m
@@ -188,9 +123,28 @@ def check_shapes(path: Path, tensors: dict[str, np.ndarray], entry: dict, manife
     for name, rows in ragged.items():
         wanted[f"{name}_offsets"] = ("I64", (rows + 1,))
         wanted[f"{name}_bytes"] = ("U8", (None,))
-    if manifest["tokenizer"]:
-        wanted["token_offsets"] = ("I64", (m + 1,))
-        wanted |= {name: ("I32", (None,)) for name in ("token_ids", "token_words")}
+    if manifest["tokenizer"] and holds_tokens(manifest):
+        wanted |= _token_shapes(m)
+    _check_tensors(path, tensors, wanted)
+
+
+def check_tokens(path: Path, tensors: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
+    """Raise ValueError where a file of token ids is not what the manifest says."""
+    _check_tensors(path, tensors, _token_shapes(manifest["counts"]["texts"]))
+    wanted = manifest["tokenizer"]["fingerprint"]
+    if (fingerprint := read_metadata(path).get("fingerprint")) != wanted:
+        raise ValueError(f"{path}: of tokenizer {fingerprint}, the manifest says {wanted}; {AGAIN}")
+
+
+_Shapes = dict[str, tuple[str, tuple[int | None, ...]]]  # by tensor: type, sides; None: any
+
+
+def _token_shapes(texts: int) -> _Shapes:
+    flat = {name: ("I32", (None,)) for name in ("token_ids", "token_words")}
+    return {"token_offsets": ("I64", (texts + 1,)), **flat}
+
+
+def _check_tensors(path: Path, tensors: dict[str, np.ndarray], wanted: _Shapes) -> None:
     for name, (dtype, shape) in wanted.items():
         found = tensors[name].shape if name in tensors else "missing"
         flat = shape == (None,) and len(found) == 1
@@ -224,6 +178,7 @@ class Shards:
         self.manifest = read_manifest(self.folder)
         self.files: list[dict[str, Any]] = self.manifest["files"]
         self._open: dict[int, dict[str, np.ndarray]] = {}
+        self._tokens: dict[str, np.ndarray] | None = None  # the file of token ids, when mapped
         if tokenizer is not None and self.manifest["tokenizer"]:
             self._check_tokenizer(tokenizer)
         self.image_starts = np.cumsum([0, *(file["images"] for file in self.files)])
@@ -235,14 +190,16 @@ class Shards:
         rows = [self.shard(k)["image_of_text"] + first for k, first in enumerate(firsts)]
         self.image_of_text = np.concatenate([np.zeros(0, np.int64), *rows])
         self._open.clear()
+        if self.manifest["tokenizer"] and not holds_tokens(self.manifest):
+            self._map_tokens()  # a wrong file is named now
 
     def _check_tokenizer(self, tokenizer: Any) -> None:
         from m3ae.data.texts import fingerprint  # transformers takes seconds to import
 
-        made, given = self.manifest["tokenizer"], fingerprint(tokenizer)
-        if made["fingerprint"] != given:
+        facts, given = self.manifest["tokenizer"], fingerprint(tokenizer)
+        if facts["fingerprint"] != given:
             name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-            those = f"{made['name']} ({made['fingerprint']}), not of {name} ({given})"
+            those = f"{facts['name']} ({facts['fingerprint']}), not of {name} ({given})"
             hint = "set that tokenizer in the config, or prepare with this one or with none"
             raise ValueError(f"{self.folder}: its tokens are of tokenizer {those}; {hint}")
 
@@ -250,7 +207,18 @@ class Shards:
         return int(self.text_starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_open": {}, "_tokens": None}
+
+    def _map_tokens(self) -> dict[str, np.ndarray]:
+        """The tensors of the file of token ids, mapped; checked when first touched."""
+        if self._tokens is None:
+            file = self.manifest["tokens"]
+            path = self.folder / file["name"]
+            check_size(path, file)
+            tensors = map_shard(path)
+            check_tokens(path, tensors, self.manifest)
+            self._tokens = tensors
+        return self._tokens
 
     def shard(self, k: int) -> dict[str, np.ndarray]:
         """The tensors of file k, mapped; checked against the manifest when first touched."""
@@ -266,10 +234,13 @@ class Shards:
             _opened.append((weakref.ref(self), k))
         return self._open[k]
 
-    def _find(self, starts: np.ndarray, index: int, what: str) -> tuple[dict[str, np.ndarray], int]:
-        """The shard and the row in it of a global text or image index."""
+    def _check_index(self, starts: np.ndarray, index: int, what: str) -> None:
         if not 0 <= index < starts[-1]:
             raise IndexError(f"{self.folder}: {what} {index} of {starts[-1]}")
+
+    def _find(self, starts: np.ndarray, index: int, what: str) -> tuple[dict[str, np.ndarray], int]:
+        """The shard and the row in it of a global text or image index."""
+        self._check_index(starts, index, what)
         k = int(np.searchsorted(starts, index, side="right")) - 1
         return self.shard(k), int(index - starts[k])
 
@@ -307,34 +278,56 @@ class Shards:
         """Token ids and word indices of text i, both int64 (tokens,); None without tokens."""
         if not self.manifest["tokenizer"]:
             return None
-        shard, row = self._find(self.text_starts, i, "text")
-        begin, end = shard["token_offsets"][row : row + 2]
-        ids, words = shard["token_ids"][begin:end], shard["token_words"][begin:end]
+        if holds_tokens(self.manifest):
+            tensors, row = self._find(self.text_starts, i, "text")
+        else:
+            self._check_index(self.text_starts, i, "text")
+            tensors, row = self._map_tokens(), i
+        begin, end = tensors["token_offsets"][row : row + 2]
+        ids, words = tensors["token_ids"][begin:end], tensors["token_words"][begin:end]
         return ids.astype(np.int64), words.astype(np.int64)
 
     def image(self, j: int, px: int) -> np.ndarray:
         """Pixels of image j, uint8 (C, px, px), C = 1 or 3; raw shards hold one size only."""
         shard, row = self._find(self.image_starts, j, "image")
         if self.manifest["encoding"] == "raw":
-            if px != (made := self.manifest["px"]):
+            if px != (side := self.manifest["px"]):
                 hint = f"prepare with --px {px}, or with --encoding jpeg or original for any size"
-                wrong = f"raw shards of {made} px cannot give {px} px"
+                wrong = f"raw shards of {side} px cannot give {px} px"
                 raise ValueError(f"{self.folder}: {wrong}; {hint}")
-            return np.array(shard["images"][row])
+            return np.array(_fetch(shard["images"][row]))
         try:
             return resize_crop(self.picture(j), px)
         except ImageError as error:
             raise ValueError(f"{self.folder}: image {self.image_key(j)}: {error}") from error
 
+    def image_bytes(self, j: int) -> bytes:
+        """The encoded bytes of image j; encodings jpeg and original only."""
+        shard, row = self._find(self.image_starts, j, "image")
+        begin, end = shard["image_offsets"][row : row + 2]
+        return _fetch(shard["image_bytes"][begin:end]).tobytes()
+
     def picture(self, j: int) -> Image.Image:
         """Image j decoded but neither resized nor cropped; encodings jpeg and original only."""
-        shard, row = self._find(self.image_starts, j, "image")
         try:
-            window = self.manifest["options"].get("window")
-            return decode(row_bytes(shard, "image", row), window)[0]
+            options = self.manifest["options"]
+            turn, most = bool(options.get("exif")), options.get("max_pixels")
+            return decode(self.image_bytes(j), options.get("window"), turn, most)[0]
         except ImageError as error:
             key = self.image_key(j)
             raise ValueError(f"{self.folder}: image {key}: {error}; {AGAIN}") from error
+
+
+def _fetch(part: np.ndarray) -> np.ndarray:
+    """A part of a mapped tensor whose pages are asked for at once; else each waits for the disk."""
+    if len(part) and hasattr(mmap, "MADV_WILLNEED"):
+        whole = part
+        while isinstance(whole.base, np.ndarray):
+            whole = whole.base
+        begin = part.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
+        page = begin - begin % mmap.PAGESIZE
+        whole.base.obj.madvise(mmap.MADV_WILLNEED, page, begin + part.nbytes - page)
+    return part
 
 
 def row_bytes(shard: dict[str, np.ndarray], name: str, row: int) -> bytes:
