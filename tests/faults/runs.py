@@ -86,7 +86,11 @@ class Forked:
 
 
 def start(
-    arguments: list[str], processes: int = 1, script: str = "run_pretrain.py", **options: object
+    arguments: list[str],
+    processes: int = 1,
+    script: str = "run_pretrain.py",
+    stderr: int = subprocess.PIPE,
+    **options: object,
 ) -> subprocess.Popen:
     """A run under torchrun, or of one process, in a session of its own; options: of torchrun."""
     command = [str(ROOT / script), *arguments]
@@ -98,7 +102,7 @@ def start(
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     return subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, env=environment, stderr=stderr, text=True, start_new_session=True
     )
 
 
