@@ -141,6 +141,9 @@ def test_a_host_that_dies(long_run, tmp_path, hosts, measured):  # noqa: F811
         join += ["--rdzv_id", "1", "--local_addr", ADDRESSES[number]]
         join += ["--rdzv_conf", f"is_host={int(number == 0)}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": hosts[number]}
+        # Else a host that comes new into a run waits for an address that the others gave at its
+        # beginning alone.
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
         command = ["ip", "netns", "exec", NAMES[number], TORCHRUN, *join]
         command += [str(ROOT / "run_pretrain.py"), *arguments]
