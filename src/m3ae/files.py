@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,24 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """Write a JSON file as `write_text` does."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def most_expanded(path: Path) -> int:
+    """Bytes that a compressed file may hold, so that a small one does not fill the memory.
+
+    Predictions and tables are compressed to a tenth or a thirtieth; zeros to a thousandth.
+    """
+    return max(2**25, 200 * path.stat().st_size)
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """A file's bytes; OSError where it is no plain file (a device, a pipe) or has too many."""
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(f"{path}: no plain file")
+    if facts.st_size > most:
+        raise OSError(f"{path}: {facts.st_size} bytes, more than {most}")
+    return path.read_bytes()
 
 
 def file_sha256(path: Path) -> str:

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.shard_writer import ShardWriter, ragged, ragged_tokens, shard_name
+from m3ae.corpora.stored import IMAGE_BYTES
 from m3ae.data.images import ImageError, decode, resize_crop, resize_shorter, resized_size, to_array
-from m3ae.files import is_unicode, naming, write_json
+from m3ae.files import is_unicode, naming, read_regular, write_json
 
 _SHARD_BYTES = 256 * 2**20
 _JPEG_SIDE = 65500  # the longest that libjpeg writes
@@ -92,7 +93,8 @@ def clean(item: Item, min_words: int, drops: Drops) -> list[tuple[str, str, str]
 def _encode_image(item: Item, settings: Settings) -> tuple[np.ndarray | bytes, list[str]]:
     """Pixels (C, px, px) or encoded bytes of an image, and notes; raises ImageError."""
     try:
-        data = item.image.read_bytes()
+        image = item.image
+        data = read_regular(image, IMAGE_BYTES) if isinstance(image, Path) else image.read_bytes()
     except FileNotFoundError as error:
         raise ImageError("missing") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import gzip
+import io
 import json
 import math
 import os
@@ -14,11 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from m3ae.corpora.items import Drops, Stored
 from m3ae.corpora.stored import InParquet, column_names, holds_images, parquet_rows
-from m3ae.files import is_unicode, redecoded
+from m3ae.files import is_unicode, most_expanded, redecoded
 
 Row = tuple[int, dict[str, Any]]  # number from 1, cells by column
 
@@ -133,13 +134,47 @@ def _refuse_utf16(path: Path, head: bytes) -> None:
         raise ValueError(f"{path}: is UTF-16; save it as UTF-8 (Excel: `CSV UTF-8`)")
 
 
+class _Bounded(io.RawIOBase):
+    """A gzip file that ends in ValueError where it expands to more than `most_expanded`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.file, self.most = path, gzip.open(path), most_expanded(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def readinto(self, into: Any) -> int:
+        count = self.file.readinto(into)
+        if self.file.tell() > self.most:
+            raise ValueError(f"{self.path}: expands to more than {self.most} bytes; a bomb")
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _opened(path: Path) -> BinaryIO:
+    return io.BufferedReader(_Bounded(path)) if path.suffix.lower() == ".gz" else open(path, "rb")
+
+
 def _read_delimited(header: _Header, drops: Drops, delimiter: str) -> Iterator[Row]:
     path, line = header.path, 0
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with opened(path, "rb") as file:
+        with _opened(path) as file:
             _refuse_utf16(path, file.read(2))
-        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with io.TextIOWrapper(
+            _opened(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        ) as file:
             first = file.readline()
             # Spreadsheets write the separator of their country, whatever the ending.
             marks = [delimiter, *(mark for mark in ",;\t" if mark != delimiter)]

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from m3ae.files import is_unicode, replacing
+from m3ae.files import is_unicode, most_expanded, replacing
 from m3ae.scoring.answers import accepted_answers, answer_label, keeps_its_form, normalise_answer
 from m3ae.scoring.protocols import protocols_of, select_rows
 
@@ -133,12 +133,17 @@ def _write(path: Path, text: str) -> None:
 
 
 def _read(path: Path) -> bytes:
-    """What a file holds, decompressed where it ends in .gz; ValueError where it is cut short."""
-    data = path.read_bytes()
+    """What a file holds, decompressed where it ends in .gz; ValueError where that cannot be."""
+    if path.suffix != ".gz":
+        return path.read_bytes()
     try:
-        return gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.open(path) as file:
+            data = file.read(most_expanded(path) + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: not a whole gzip file ({error})") from error
+    if len(data) > most_expanded(path):
+        raise ValueError(f"{path}: expands to more than {most_expanded(path)} bytes; a bomb")
+    return data
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
