@@ -68,6 +68,30 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """A text file; ValueError naming it where it is not UTF-8."""
+    try:
+        return path.read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error})") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; ValueError naming it where it is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object; ValueError naming the file where it is none."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
 def most_expanded(path: Path) -> int:
     """Bytes that a compressed file may hold, so that a small one does not fill the memory.
 

@@ -29,7 +29,7 @@ from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.shard_writer import ShardWriter, ragged, ragged_tokens, shard_name
 from m3ae.corpora.stored import IMAGE_BYTES
 from m3ae.data.images import ImageError, decode, resize_crop, resize_shorter, resized_size, to_array
-from m3ae.files import is_unicode, naming, read_regular, write_json
+from m3ae.files import is_unicode, naming, read_json_object, read_regular, write_json
 
 _SHARD_BYTES = 256 * 2**20
 _JPEG_SIDE = 65500  # the longest that libjpeg writes
@@ -243,8 +243,8 @@ def _finished(
     path = chunk_path(folder, index)
     if not path.exists():
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if result["digest"] != digest:
+    result = read_json_object(path)
+    if result.get("digest") != digest:
         said = f"{folder}: begun from other corpus files or another parser (chunk {index} differs)"
         raise ValueError(f"{said}; delete this folder to start again")
     wanted = {folder / file["name"]: file["bytes"] for file in result["files"]}

@@ -45,7 +45,7 @@ from m3ae.data.exclusions import (
     say_unmatched,
     unmatched,
 )
-from m3ae.files import file_sha256, is_unicode, redecoded, replacing, write_json
+from m3ae.files import file_sha256, is_unicode, read_json_object, redecoded, replacing, write_json
 from m3ae.processes import alone_in, usable_cores
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
@@ -168,7 +168,7 @@ def _train_tokenizer(
     facts = {"entries": int(size), "texts": digest.hexdigest()[:16]}
     record = folder / "trained_on.json"
     if record.exists():
-        _same_or_raise(folder, json.loads(record.read_text()), facts)
+        _same_or_raise(folder, read_json_object(record), facts)
     else:
         train_wordpiece(texts(), int(size), folder)
         write_json(record, facts)
@@ -312,7 +312,7 @@ def _prepare_split(
     partial.mkdir(exist_ok=True)
     begun = partial / "options.json"
     if begun.exists():
-        _same_or_raise(partial, json.loads(begun.read_text(encoding="utf-8")), wanted)
+        _same_or_raise(partial, read_json_object(begun), wanted)
     else:
         write_json(begun, wanted)
     if not (partial / "manifest.json").exists():
@@ -488,7 +488,7 @@ def write_report(out: Path, source: str, facts: dict[str, Any] | None = None) ->
     earlier report holds.
     """
     if facts is None and (out / "report.json").exists():
-        facts = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        facts = read_json_object(out / "report.json")
     report: dict[str, Any] = {**(facts or {}), "source": source, "splits": {}}
     rank = {name: number for number, name in enumerate(ORDER)}
     for split in sorted(finished_splits(out), key=lambda path: rank.get(path.name, len(rank))):

@@ -26,7 +26,7 @@ from m3ae.corpora.items import Drops, Item, Stored, is_inside
 from m3ae.corpora.prepare import compare, corpus_parser, finished_splits, options_of, prepare
 from m3ae.corpora.tables import read_json_list
 from m3ae.data import shards
-from m3ae.files import is_unicode, write_json
+from m3ae.files import is_unicode, read_json, read_json_object, write_json
 from m3ae.scoring.answers import normalise_answer
 
 ANSWER_TYPES = ("open", "closed")
@@ -199,13 +199,13 @@ def refuse_mixture(args: argparse.Namespace, source: str, path: Path, lists: Any
         made = shards.read_manifest(split)
         splits[split] = {**made["options"], "source": made["source"]}
     for begun in sorted(args.out.glob("*.partial/options.json")):
-        splits[begun.parent] = json.loads(begun.read_text(encoding="utf-8"))
+        splits[begun.parent] = read_json_object(begun)
     advice = f"give those, another --out, or delete what is in {args.out}"
     for split, made in splits.items():
         if differing := compare(made, wanted, wanted):
             said = f"{split}: prepared with other options ({differing})"
             raise ValueError(f"{said}, and {path.name} is one for all splits; {advice}")
-    if splits and path.exists() and json.loads(path.read_text(encoding="utf-8")) != lists:
+    if splits and path.exists() and read_json(path) != lists:
         raise ValueError(f"{path}: made from other files of the corpus than in --raw; {advice}")
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m3ae.config import Architecture
-from m3ae.files import last_checkpoint, replacing, write_json
+from m3ae.files import last_checkpoint, read_json_object, replacing, write_json
 from m3ae.models.heads import HEADS
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
@@ -29,7 +29,6 @@ from m3ae.models.weight_files import (
     State,
     find_file,
     read_checkpoint,
-    read_json,
     read_safetensors,
     read_weights,
     unwrapped,
@@ -333,7 +332,7 @@ def read_pretrained(path_or_hub_id: str | Path) -> tuple[Architecture, State]:
         if Path(path_or_hub_id).is_file():
             wrong = "is a file: python -m m3ae.convert makes a folder of it"
         raise FileNotFoundError(f"{path_or_hub_id} {wrong}")
-    config = read_json(place)
+    config = read_json_object(place)
     made = config.get("format"), config.get("version")
     if made != ("m3ae", 1):
         found = f"format {made[0]!r}, version {made[1]!r}"

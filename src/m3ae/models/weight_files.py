@@ -1,6 +1,5 @@
 """Tensors out of files, folders and hub repositories. Nothing stored in a file is ever executed."""
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from m3ae.files import read_json_object
 from m3ae.hub import ask_hub
 from m3ae.models.pickles import Inert, Module, read_archive, read_legacy
 
@@ -115,17 +115,6 @@ def find_file(source: str | Path, *names: str) -> Path | None:
     return None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ValueError naming the file where it is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
-
-
 # ------------------------------------------------------------------------------------- formats
 
 
@@ -135,7 +124,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 
 def _read_parts(source: str | Path, index: Path) -> State:
     """The tensors of all files that an index names, which must be those that it lists."""
-    listed = read_json(index).get("weight_map")
+    listed = read_json_object(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise ValueError(f"{index}: no weight_map in it, which says what stands in which file")
     state: State = {}
