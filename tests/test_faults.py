@@ -2,3 +2,4 @@
 
 from tests.faults.test_archives import *  # noqa: F403
 from tests.faults.test_pickles import *  # noqa: F403
+from tests.faults.test_readers import *  # noqa: F403

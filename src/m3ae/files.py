@@ -121,6 +121,22 @@ def is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
+def printable(text: object) -> str:
+    r"""A text from data for a terminal or log: what cannot be seen as its escape, e.g. \x1b.
+
+    Else a file's name or a caption could move the cursor, colour what follows, or hide it.
+    """
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+
+
+def one_line(error: object) -> str:
+    """An error's message, or another text of lines, as one printable line."""
+    return printable(" ".join(str(error).split()))
+
+
 def redecoded(text: str, encoding: str | None) -> str:
     """A text with lone surrogates read again in another encoding, if its bytes are text in that.
 

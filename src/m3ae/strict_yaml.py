@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from m3ae.files import read_text
+from m3ae.files import one_line, read_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,7 +70,7 @@ def _parse(text: str, name: str) -> Any:
         return loader.construct_document(node)
     # Numbers of thousands of digits, dates of no month, brackets within brackets without end ...
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         if isinstance(error, ValueError) and said.startswith(name):
             raise
         raise ValueError(f"{name}: not valid YAML: {said}") from error

@@ -247,9 +247,12 @@ def _finished(
     if result.get("digest") != digest:
         said = f"{folder}: begun from other corpus files or another parser (chunk {index} differs)"
         raise ValueError(f"{said}; delete this folder to start again")
-    wanted = {folder / file["name"]: file["bytes"] for file in result["files"]}
-    whole = all(p.is_file() and p.stat().st_size == size for p, size in wanted.items())
-    return result if whole and not come_back(items, result, settings) else None
+    try:
+        wanted = {folder / file["name"]: file["bytes"] for file in result["files"]}
+        whole = all(p.is_file() and p.stat().st_size == size for p, size in wanted.items())
+        return result if whole and not come_back(items, result, settings) else None
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ({error!r}); delete it") from error
 
 
 def run_chunks(

@@ -45,7 +45,15 @@ from m3ae.data.exclusions import (
     say_unmatched,
     unmatched,
 )
-from m3ae.files import file_sha256, is_unicode, read_json_object, redecoded, replacing, write_json
+from m3ae.files import (
+    file_sha256,
+    is_unicode,
+    printable,
+    read_json_object,
+    redecoded,
+    replacing,
+    write_json,
+)
 from m3ae.processes import alone_in, usable_cores
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
@@ -503,9 +511,10 @@ def write_report(out: Path, source: str, facts: dict[str, Any] | None = None) ->
         print(f"{name:<12}{images}{counts['texts']:>9}{seen['texts_seen']:>9}")
         for what in ("dropped", "notes"):
             for reason, entry in seen[what].items():
-                print(f"    {what} {entry['count']:>7}  {reason}  (e.g. {entry['examples'][0]})")
+                example = printable(f"{reason}  (e.g. {entry['examples'][0]})")
+                print(f"    {what} {entry['count']:>7}  {example}")
         for text, count in seen.get("repeated_texts", ()):
-            print(f"    {count} texts read: {text[:80]}")
+            print(f"    {count} texts read: {printable(text[:80])}")
         print(f"    text lengths: {seen['text_lengths']}")
     for name, value in (facts or {}).items():
         if name not in ("source", "splits"):

@@ -18,7 +18,7 @@ from typing import Any
 
 from m3ae.corpora.items import Drops, Item
 from m3ae.data.exclusions import IMAGE_SUFFIXES
-from m3ae.files import most_expanded
+from m3ae.files import most_expanded, one_line
 
 _ROWS = 16  # of a column of images that are in memory at a time
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -137,7 +137,9 @@ def _open_parquet(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a parquet file ({error}); download it again") from error
+        raise ValueError(
+            f"{path}: not a parquet file ({one_line(error)}); download it again"
+        ) from error
 
 
 class _ImageColumn:
@@ -204,7 +206,7 @@ class InParquet:
         except FileNotFoundError:
             raise
         except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
-            raise OSError(f"{self.where} of {self.file}: {error}") from error
+            raise OSError(f"{self.where} of {self.file}: {one_line(error)}") from error
         return (value.get("bytes") if isinstance(value, dict) else value) or b""
 
 
@@ -265,7 +267,9 @@ def parquet_rows(
                 if short := [name for name in wanted if len(values[name]) != rows]:
                     raise ValueError(f"{', '.join(short)} should have {rows} rows")
             except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-                raise ValueError(f"{path}: row group {group} cannot be read: {error}") from error
+                raise ValueError(
+                    f"{path}: row group {group} cannot be read: {one_line(error)}"
+                ) from error
             for row in range(rows):
                 place = InParquet(path, group, row, image)
                 yield place, {name: values[name][row] for name in wanted}

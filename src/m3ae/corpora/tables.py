@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from m3ae.corpora.items import Drops, Stored
 from m3ae.corpora.stored import InParquet, column_names, holds_images, parquet_rows
-from m3ae.files import is_unicode, most_expanded, redecoded
+from m3ae.files import is_unicode, most_expanded, printable, redecoded
 
 Row = tuple[int, dict[str, Any]]  # number from 1, cells by column
 
@@ -307,5 +307,5 @@ def shared_images(images: dict[str, Iterable[str]], what: str = "images") -> set
     for split, some in sets.items():
         if found := some & shared:
             say = f"{len(found)} {what} of split {split} are in another split too"
-            print(f"warning: {say}, e.g. {min(found)}", file=sys.stderr)
+            print(f"warning: {say}, e.g. {printable(min(found))}", file=sys.stderr)
     return shared

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from m3ae.data.shards import Shards
-from m3ae.files import need, read_json_object, read_text
+from m3ae.files import need, printable, read_json_object, read_text
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp"}
 IMAGE_FILES = "images.json"  # of a split whose keys are not the names of the images' files
@@ -135,4 +135,4 @@ def unmatched(file: str | Path, ids: set[str], named: Collection[str], example: 
 def say_unmatched(file: str | Path, ids: set[str], lost: Sequence[str]) -> str:
     """For a warning: how many ids of a list name no image, and the first of them."""
     some = ", ".join(lost[:_MOST]) + (", ..." if len(lost) > _MOST else "")
-    return f"{file}: {len(lost)} of {len(ids)} ids name no image: {some}"
+    return f"{file}: {len(lost)} of {len(ids)} ids name no image: {printable(some)}"

@@ -255,7 +255,7 @@ def _resume(out: Path, facts: dict[str, Any], blocks: list[range], texts: int) -
         if path.exists():
             try:
                 scores = np.load(path)
-            except (ValueError, OSError, EOFError) as error:
+            except Exception as error:  # whatever numpy's parser of headers stumbles over
                 raise ValueError(f"{path}: cannot be read ({error}); delete it") from error
             if scores.shape != wanted or scores.dtype != np.float32:
                 wrong = f"{scores.dtype} {scores.shape}, not float32 {wanted}"

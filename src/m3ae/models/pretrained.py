@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m3ae.config import Architecture
-from m3ae.files import last_checkpoint, read_json_object, replacing, write_json
+from m3ae.files import last_checkpoint, one_line, read_json_object, replacing, write_json
 from m3ae.models.heads import HEADS
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
@@ -337,8 +337,18 @@ def read_pretrained(path_or_hub_id: str | Path) -> tuple[Architecture, State]:
     if made != ("m3ae", 1):
         found = f"format {made[0]!r}, version {made[1]!r}"
         raise ValueError(f"{place}: {found}; expected 'm3ae', 1")
-    section = {key: value for key, value in config["model"].items() if key not in _SWITCHES}
+    section = config.get("model")
+    if not isinstance(section, dict):
+        raise ValueError(f"{place}: no section model in it")
+    section = {key: value for key, value in section.items() if key not in _SWITCHES}
+    try:
+        architecture = build(Architecture, section)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
     weights = find_file(path_or_hub_id, "model.safetensors")
     if weights is None:
         raise FileNotFoundError(f"{path_or_hub_id}/model.safetensors does not exist")
-    return build(Architecture, section), joined(read_safetensors(weights))
+    try:
+        return architecture, joined(read_safetensors(weights))
+    except RuntimeError as error:  # parts of a matrix that do not fit one another
+        raise ValueError(f"{weights}: {one_line(error)}") from error

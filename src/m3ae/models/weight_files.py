@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from m3ae.files import read_json_object
+from m3ae.files import one_line, printable, read_json_object
 from m3ae.hub import ask_hub
 from m3ae.models.pickles import Inert, Module, read_archive, read_legacy
 
@@ -60,7 +60,7 @@ def unwrapped(content: Mapping[str, Any], source: str) -> State:
         # These may be weights too, an average's or a student's.
         beside = (key for key, x in content.items() if key != name and isinstance(x, Mapping))
         if others := sorted(map(str, beside)):
-            log.info("%s: read %s, not %s", source, name, ", ".join(others))
+            log.info("%s: read %s, not %s", source, name, printable(", ".join(others)))
         content = content[name]
     state = {str(key): tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
     if not state:
@@ -169,7 +169,7 @@ def read_checkpoint(path: str | Path) -> dict:
     except Exception as error:  # a damaged file can make the unpickler fail in any way
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ValueError(f"{path} is no PyTorch checkpoint, or is cut short: {reason}") from error
     if isinstance(content, Inert):
         raise ValueError(f"{path}: {_pickled('it')}")
