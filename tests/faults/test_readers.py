@@ -38,7 +38,8 @@ from m3ae.features import read_features
 from m3ae.models.pretrained import read_pretrained
 from m3ae.models.settings import check_settings
 from m3ae.models.weight_files import read_weights
-from m3ae.reports.pretraining import Run
+from m3ae.reports import parts
+from m3ae.reports.pretraining import Run, write_report
 from m3ae.scoring.predictions import read_predictions, read_trained_on, write_trained_on
 from m3ae.tables.definition import read_table as read_definition
 from m3ae.tables.forecast import _speeds
@@ -46,6 +47,7 @@ from tests.faults.offered import ALL, DAMAGE, accepted_or_refused, damaged, ofte
 from tests.models.clips import HEADS, HIDDEN, PATCH, WIDTH
 from tests.models.test_weight_files import clip_encoder
 from tests.recipe import ROOT, golden_model
+from tests.reports.test_pretraining import EVALUATION
 
 
 class Reader(NamedTuple):
@@ -229,6 +231,8 @@ def run_readers(place: Path) -> dict[str, Reader]:
         name: Reader(run / name, lambda: Run(run))
         for name in ("config.yaml", "log.jsonl", "evaluation.json", "environment.json")
     }
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION))
+    found["report"] = Reader(run / "evaluation.json", lambda: write_report(run))
     found["speeds"] = Reader(run / "log.jsonl", lambda: _speeds(run / "log.jsonl"))
     found["pretrained_on"] = Reader(run / "config.yaml", lambda: pretrained_on(str(run)))
     own = place / "own.yaml"
@@ -252,7 +256,7 @@ TABLES = ("t.csv", "t.csv.gz", "t.tsv", "t.jsonl", "t.parquet", "questions", "me
 MODELS = ("safetensors", "config_json", "facts", "features", "index", "settings", "ranking")
 MODELS += ("scores", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 RUNS = ("config.yaml", "log.jsonl", "evaluation.json", "environment.json", "speeds")
-RUNS += ("pretrained_on", "table", "config", "chunk")
+RUNS += ("report", "pretrained_on", "table", "config", "chunk")
 NAMES = (*SPLIT, *LISTS, "p.jsonl", "p.jsonl.gz", "p.csv", *TABLES, *MODELS, *RUNS)
 
 
@@ -269,8 +273,9 @@ def readers(tmp_path_factory, shards, questions) -> dict[str, Reader]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
-def test_damaged(name, readers):
+def test_damaged(name, readers, monkeypatch):
     """A KeyError, a TypeError, a struct.error, an error that does not name the file."""
+    monkeypatch.setattr(parts, "chart", lambda *args, **options: "")  # most of a report's time
     if name not in readers:
         pytest.skip("pyarrow, an extra, is not there")
     path, read, named = readers[name]

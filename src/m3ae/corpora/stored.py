@@ -18,7 +18,7 @@ from typing import Any
 
 from m3ae.corpora.items import Drops, Item
 from m3ae.data.exclusions import IMAGE_SUFFIXES
-from m3ae.files import most_expanded, one_line
+from m3ae.files import most_expanded, one_line, printable
 
 _ROWS = 16  # of a column of images that are in memory at a time
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -232,7 +232,7 @@ def _schema(file: Path, columns: Iterable[str]) -> Any:
     schema = _open_parquet(file).schema_arrow
     for name in columns:
         if schema.names.count(name) != 1:
-            has = ", ".join(schema.names) or "none"
+            has = printable(", ".join(schema.names)) or "none"
             many = "no" if name not in schema.names else "more than one"
             raise ValueError(f"{file}: {many} column {name!r}; it has {has}")
     return schema

@@ -122,7 +122,10 @@ class _Header:
         for name, column in columns:
             count = has.count(column)
             if count > 1 or (name and not count):
-                many, found = "more than one" if count else "no", ", ".join(has) or "none"
+                many, found = (
+                    "more than one" if count else "no",
+                    printable(", ".join(has)) or "none",
+                )
                 said = f"{self.path}: {many} column {column!r}; it has {found}"
                 use = f"; say which one to take with --columns {name}=COLUMN"
                 raise ValueError(said + (use if self.hint and not count else ""))

@@ -14,7 +14,7 @@ from statistics import median
 
 from m3ae import strict_yaml
 from m3ae.command import exit_status, parser_for
-from m3ae.files import read_text, write_text
+from m3ae.files import one_line, read_text, write_text
 from m3ae.reports import parts
 from m3ae.reports.parts import Series, absent, is_number, paragraph, section
 
@@ -371,7 +371,12 @@ def write_report(run: Path) -> Path:
     """
     contents = Run(Path(run))
     path = contents.folder / "report.html"
-    write_text(path, parts.page(contents.name, "".join(part(contents) for part in SECTIONS)))
+    try:
+        body = "".join(part(contents) for part in SECTIONS)
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        wrong = f"not the files of a run, or damaged ({one_line(repr(error))})"
+        raise ValueError(f"{contents.folder}: {wrong}") from error
+    write_text(path, parts.page(contents.name, body))
     return path
 
 
