@@ -9,6 +9,7 @@ import pytest
 from m3ae.data.texts import load_tokenizer
 from m3ae.models.pretrained import read_pretrained
 from m3ae.models.weight_files import read_weights
+from tests.faults.offered import some
 
 
 @pytest.fixture()
@@ -41,7 +42,7 @@ ELSEWHERE = {"AutoTokenizer": ["someone/else--tokenization_own.Own", None]}
 
 
 @pytest.mark.parametrize("auto_map", [AUTO_MAP, ELSEWHERE])
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", some([True, False]))
 def test_a_tokenisers_own_code(folder, no_network, auto_map, known, monkeypatch):
     """Code beside a tokeniser that is imported, or a question at the terminal whether to."""
     place, sentinel = folder

@@ -1,5 +1,6 @@
 """Markup and control characters in data: every page escapes them, no terminal gets them raw."""
 
+import html
 import html.parser
 import json
 import re
@@ -13,9 +14,11 @@ from data_prep import audit, table, verify
 from m3ae import score
 from m3ae.data.shards import Shards
 from m3ae.files import one_line, printable
+from m3ae.reports import parts
 from m3ae.reports.differences import differing, sheet
 from m3ae.reports.pretraining import write_report
 from m3ae.scoring.predictions import complete, write_predictions
+from tests.faults.offered import whole
 from tests.reports.test_pretraining import EVALUATION, train_line
 from tests.reports.test_tables import corpora, made  # noqa: F401  (fixtures)
 
@@ -66,8 +69,9 @@ def hostile(value: object) -> object:
     return f"{value}{MARKUP}" if isinstance(value, str) else value
 
 
-def test_report_of_a_run(tmp_path):
+def test_report_of_a_run(tmp_path, monkeypatch):
     """Markup in a note, a device, an attribute's name, a config or a protocol, run by a browser."""
+    monkeypatch.setattr(parts, "chart", lambda title, *_, **__: f"<i>{html.escape(title)}</i>")
     lines = [{"kind": "note", "step": 0, "message": MARKUP}, train_line(1)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     evaluation = hostile(EVALUATION)
@@ -127,6 +131,7 @@ def test_differences_and_scores(tmp_path, capsys):
     assert "\\x1b[31m" in printed and not RAW.search(printed)
 
 
+@whole
 def test_pages_of_tables(made, tmp_path):  # noqa: F811
     """Markup in a title, a row's or a column's name, a note."""
     from m3ae.reports.tables import write_pages

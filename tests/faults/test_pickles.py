@@ -14,7 +14,7 @@ from hypothesis import given
 
 from m3ae.models import pickles
 from m3ae.models.weight_files import read_checkpoint, read_weights
-from tests.faults.offered import ALL, DAMAGE, accepted_or_refused, damaged, often, refused
+from tests.faults.offered import ALL, DAMAGE, accepted_or_refused, damaged, often, refused, some
 
 LEGACY = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}]
 
@@ -169,7 +169,7 @@ def offer(path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("form", SOME)
-@pytest.mark.parametrize("kind", calls(""))
+@pytest.mark.parametrize("kind", some(calls(""), 3))
 def test_nothing_is_called(kind, form, tmp_path):
     """A function or a method that a file names is run, by any of the ways that pickle has."""
     sentinel = tmp_path / "executed"
@@ -197,7 +197,7 @@ def test_nothing_is_changed(kind, tmp_path):
 def test_the_traps_are_traps(tmp_path):
     """Files that do nothing whoever reads them, which would prove nothing."""
     ran = []
-    for kind in ("reduce", "stack_global", "inst", "obj", "build", "eval", "partial", "protocol_0"):
+    for kind in some(("reduce", "obj", "inst", "build", "eval", "stack_global", "protocol_0")):
         sentinel = tmp_path / kind
         pickle.loads(calls(f"touch {sentinel}")[kind])
         ran.append(sentinel.exists())
@@ -205,7 +205,7 @@ def test_the_traps_are_traps(tmp_path):
 
 
 @pytest.mark.parametrize("form", SOME)
-@pytest.mark.parametrize("kind", bombs())
+@pytest.mark.parametrize("kind", some(bombs(), 5))
 def test_bombs(kind, form, tmp_path):
     """A few bytes that take gigabytes, or do not end."""
     offer(tmp_path / "bomb.pt", FORMS[form](bombs()[kind]))
@@ -232,15 +232,15 @@ def overlapping() -> bytes:
 
 LARGE = b"}" + text("w") + tensor(2**26, big(2**26), b"K\x01") + b"s."
 ARCHIVES: dict[str, Callable[[], bytes]] = {
+    "outside": lambda: archive(LARGE).replace(b"x/data/0", b"../../00"),
     "compressed_pickle": lambda: archive(b"}." + bytes(2**28), zipfile.ZIP_DEFLATED),
     "compressed_storage": lambda: archive(LARGE, zipfile.ZIP_DEFLATED, bytes(2**28)),
     "nested": lambda: archive(archive(b"}.")),
-    "outside": lambda: archive(LARGE).replace(b"x/data/0", b"../../00"),
     "overlapping": overlapping,
 }
 
 
-@pytest.mark.parametrize("kind", ARCHIVES)
+@pytest.mark.parametrize("kind", some(ARCHIVES))
 def test_archives(kind, tmp_path):
     """A compressed record of gigabytes, records that lie over one another, one outside."""
     offer(tmp_path / "bomb.pt", ARCHIVES[kind]())
@@ -260,7 +260,7 @@ def whole(form: str) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-@pytest.mark.parametrize("form", ["legacy", "zipped", "script"])
+@pytest.mark.parametrize("form", some(["zipped", "legacy", "script"]))
 def test_damaged_files(form, tmp_path_factory):
     """A damaged file that ends in an error that no caller expects, or without the file's name."""
     path, content = tmp_path_factory.mktemp("damaged") / "damaged.pt", whole(form)
