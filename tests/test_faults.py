@@ -3,6 +3,7 @@
 from tests.faults.test_archives import *  # noqa: F403
 from tests.faults.test_hub import *  # noqa: F403
 from tests.faults.test_images import *  # noqa: F403
+from tests.faults.test_integrity import *  # noqa: F403
 from tests.faults.test_pages import *  # noqa: F403
 from tests.faults.test_pickles import *  # noqa: F403
 from tests.faults.test_readers import *  # noqa: F403

@@ -18,6 +18,7 @@ The images come first in a file, since they are written before the number of the
 
 import json
 import mmap
+import os
 import re
 import weakref
 from collections import deque
@@ -162,6 +163,15 @@ def map_shard(path: Path, scattered: bool = False) -> dict[str, np.ndarray]:
     return tensors
 
 
+def stamp(path: str) -> tuple[int, int, int] | None:
+    """What changes where a file is replaced, altered or cut short; None where it is gone."""
+    try:
+        facts = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
 def check_size(path: Path, file: dict[str, Any]) -> None:
     """Raise where a file is missing or of another size than its entry in the manifest says."""
     if not path.is_file():
@@ -231,6 +241,7 @@ class Shards:
         self.num_images = int(self.image_starts[-1])
         for file in self.files:
             check_size(self.folder / file["name"], file)
+        self.stamps = {k: stamp(f"{folder}/{file['name']}") for k, file in enumerate(self.files)}
         firsts = self.image_starts[:-1]
         rows = [self.shard(k)["image_of_text"] + first for k, first in enumerate(firsts)]
         self.image_of_text = np.concatenate([np.zeros(0, np.int64), *rows])
@@ -264,6 +275,9 @@ class Shards:
             check_shapes(path, tensors, self.files[k], self.manifest)
             self._open[k] = tensors
             _opened.append((weakref.ref(self), k))
+        # A map of a file that was cut short since kills the process that reads it (SIGBUS).
+        if stamp(path := f"{self.folder}/{self.files[k]['name']}") != self.stamps[k]:
+            raise ValueError(f"{path}: replaced or altered since the run began to read it; {AGAIN}")
         return self._open[k]
 
     def _find(self, starts: np.ndarray, index: int, what: str) -> tuple[dict[str, np.ndarray], int]:
