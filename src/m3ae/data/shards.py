@@ -20,6 +20,7 @@ import json
 import mmap
 import os
 import re
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -234,6 +235,7 @@ class Shards:
         self.manifest = read_manifest(self.folder)
         self.files: list[dict[str, Any]] = self.manifest["files"]
         self._open: dict[int, dict[str, np.ndarray]] = {}
+        self._checked = (-1, 0)  # the shard that was last seen to be as it was, and when
         if tokenizer is not None and self.manifest["tokenizer"]:
             self._check_tokenizer(tokenizer)
         self.image_starts = np.cumsum([0, *(file["images"] for file in self.files)])
@@ -276,8 +278,11 @@ class Shards:
             self._open[k] = tensors
             _opened.append((weakref.ref(self), k))
         # A map of a file that was cut short since kills the process that reads it (SIGBUS).
-        if stamp(path := f"{self.folder}/{self.files[k]['name']}") != self.stamps[k]:
-            raise ValueError(f"{path}: replaced or altered since the run began to read it; {AGAIN}")
+        if self._checked != (moment := (k, time.monotonic_ns() >> 20)):  # once a millisecond
+            if stamp(path := f"{self.folder}/{self.files[k]['name']}") != self.stamps[k]:
+                wrong = "replaced or altered since the run began to read it"
+                raise ValueError(f"{path}: {wrong}; {AGAIN}")
+            self._checked = moment
         return self._open[k]
 
     def _find(self, starts: np.ndarray, index: int, what: str) -> tuple[dict[str, np.ndarray], int]:
