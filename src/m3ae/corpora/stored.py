@@ -207,7 +207,10 @@ class InParquet:
             raise
         except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
             raise OSError(f"{self.where} of {self.file}: {one_line(error)}") from error
-        return (value.get("bytes") if isinstance(value, dict) else value) or b""
+        data = (value.get("bytes") if isinstance(value, dict) else value) or b""
+        if len(data) > IMAGE_BYTES:
+            raise OSError(f"{self.where} of {self.file}: {len(data)} bytes")
+        return data
 
 
 def column_names(file: Path) -> list[str]:
