@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from m3ae.files import one_line, read_text
+from m3ae.files import one_line, printable, read_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -133,7 +133,7 @@ def build(cls: type, content: Any, where: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     for key in content:
         if key not in hints:
-            raise ValueError(f"unknown key {where}{key}{_nearest(key, hints, where)}")
+            raise ValueError(f"unknown key {where}{printable(key)}{_nearest(key, hints, where)}")
     optional = {field.name for field in dataclasses.fields(cls) if has_default(field)}
     missing = [where + key for key in hints if key not in content and key not in optional]
     if missing:

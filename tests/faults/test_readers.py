@@ -295,6 +295,14 @@ def test_damaged(name, readers, monkeypatch):
         path.write_bytes(content)
 
 
+def same(one: bytes, other: bytes) -> bool:
+    """Whether two files say the same: JSON may have other white space."""
+    try:
+        return json.loads(one) == json.loads(other)
+    except (ValueError, RecursionError):
+        return one == other
+
+
 @pytest.mark.skipif(not ALL, reason="the fixture's split is verified in tests/data_prep")
 def test_verify_names_any_damage(readers):
     """Damage to a split that `verify` takes for sound."""
@@ -307,7 +315,7 @@ def test_verify_names_any_damage(readers):
         for name in ("manifest", "shard", "chunks"):
             path = readers[name].path
             content = path.read_bytes()
-            if (wrong := damaged(content, damage)) != content:
+            if not same(wrong := damaged(content, damage), content):
                 path.write_bytes(wrong)
                 try:
                     assert find_problems(folder), name

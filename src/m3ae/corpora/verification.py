@@ -53,7 +53,7 @@ def find_problems(folder: Path) -> list[tuple[str, str]]:
 
 def _manifest_problems(folder: Path, manifest: dict[str, Any]) -> list[tuple[str, str]]:
     path, files = folder / "manifest.json", manifest["files"]
-    if "sha256" in manifest and not is_sealed(manifest):
+    if {"sha256", "chunks"} & manifest.keys() and not is_sealed(manifest):
         return [("manifest.json", f"{path}: its sha256 is not that of what it says; {AGAIN}")]
     if "chunks" not in manifest:
         return []  # of an earlier version

@@ -344,7 +344,7 @@ def read_pretrained(path_or_hub_id: str | Path) -> tuple[Architecture, State]:
     try:
         architecture = build(Architecture, section)
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise ValueError(f"{place}: {one_line(error)}") from error
     weights = find_file(path_or_hub_id, "model.safetensors")
     if weights is None:
         raise FileNotFoundError(f"{path_or_hub_id}/model.safetensors does not exist")
