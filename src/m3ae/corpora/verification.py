@@ -34,7 +34,7 @@ def find_problems(folder: Path) -> list[tuple[str, str]]:
     """(name of the damaged file, what is wrong with it); "" where no file alone is to blame."""
     try:
         manifest = read_manifest(folder)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         return [("manifest.json", str(error))]
     problems = _manifest_problems(folder, manifest)
     for file in manifest["files"]:
@@ -98,7 +98,7 @@ def _file_problems(folder: Path, file: dict[str, Any], manifest: dict[str, Any])
         shards.check_size(path, file)
         tensors = shards.map_shard(path)
         shards.check_shapes(path, tensors, file, manifest)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         return [str(error)]
     if file_sha256(path) != file["sha256"]:
         return [f"{path}: sha256 is not the manifest's; {AGAIN}"]
