@@ -1,7 +1,7 @@
 """Every file that the package reads, damaged at random: read, or a documented error that names it.
 
-Training's own files (state.json, optimizer.pt, ...) are in test_checkpoints.py, pickles of other
-programs in test_pickles.py.
+Not here: training's own state (state.json, optimizer.pt, ...), the corpora's files
+(test_corpora.py), pickles of other programs (test_pickles.py).
 """
 
 import csv
