@@ -3,6 +3,7 @@
 # make tables-small phantoms, then the paper's Table 4 and Figure 2 on them, three seeds (an hour and a half on two cores)
 # make test         lint and the whole test suite; hides GPUs
 # make test-long    what takes longer: compilation, two hosts (network namespaces, as root), a file of 2 GiB
+# make test-faults  kills, signals, full disks, hostile and damaged files, all tries (as root, about 40 minutes)
 # make test-gpu     what only a GPU can show
 # make bench        the optimisations one by one, measured on this machine (GPU or CPU), and the roofline
 # make results      the tables of docs/results that rest on predictions, from the kept files
@@ -16,7 +17,7 @@ FINETUNE = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 run
   --config configs/finetune/quickstart.yaml
 TABLE = $(BIN)/python data_prep/table.py --raw data/tables/raw/tables/images --px 96 --tokenizer data/tables/pairs/tokenizer
 
-.PHONY: quickstart tables-small test test-long test-gpu bench results environment
+.PHONY: quickstart tables-small test test-long test-faults test-gpu bench results environment
 
 environment: $(VENV)/.installed
 	@$(BIN)/python -c "import m3ae, pathlib, sys; \
@@ -62,6 +63,10 @@ test: environment
 
 test-long: environment
 	$(BIN)/python -m pytest tests/long
+
+test-faults: environment
+	rm -f runs/faults.jsonl
+	$(BIN)/python -m pytest tests/faults
 
 test-gpu: environment
 	M3AE_TEST_DEVICE=$${M3AE_TEST_DEVICE:-cuda} $(BIN)/python -m pytest tests/on_gpu

@@ -29,6 +29,7 @@ from m3ae.corpora.own_table import SPLIT_AND_ID, OwnTable, add_table_options, re
 from m3ae.corpora.prepare import corpus_parser, prepare
 from m3ae.corpora.splits import ORDER, Groups, check_undrawn, read_fractions
 from m3ae.corpora.tables import cell, shared_images, split_of
+from m3ae.files import printable
 
 
 def read_items(table: OwnTable) -> dict[str, list[Item]]:
@@ -56,7 +57,8 @@ def read_items(table: OwnTable) -> dict[str, list[Item]]:
     for split, some in found.items():
         images = Counter(key for key, *_ in some.values())
         if shared := [key for key, count in images.items() if count > 1]:
-            said = f"{len(shared)} ids of split {split} are of several images, e.g. {shared[0]}"
+            said = f"{len(shared)} ids of split {split} are of several images"
+            said = printable(f"{said}, e.g. {shared[0]}")
             print(f"note: {table.name}: {said}; their files name these images", file=sys.stderr)
         items[split] = [
             Item(key if images[key] == 1 else image, place, tuple(texts), image)

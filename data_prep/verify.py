@@ -16,7 +16,7 @@ from pathlib import Path
 from m3ae.command import parser_for, run
 from m3ae.corpora.reopening import command, partial_folder, reopen
 from m3ae.corpora.verification import find_problems, read_chunks, split_folders
-from m3ae.files import file_sha256
+from m3ae.files import file_sha256, one_line
 
 
 def damaged_files(split: Path, problems: list[tuple[str, str]]) -> set[str]:
@@ -52,12 +52,12 @@ def check(args: argparse.Namespace) -> None:
         problems = find_problems(split)
         print(f"{split}: {f'{len(problems)} problems' if problems else 'sound'}")
         for _, message in problems:
-            print(f"    {message}")
+            print(f"    {one_line(message)}")
         if problems and args.repair:
             try:
                 repair(split, problems)
             except (ValueError, OSError) as error:
-                print(f"    not repaired: {error}")
+                print(f"    not repaired: {one_line(error)}")
                 left += [str(error)]
         else:
             left += [message for _, message in problems]

@@ -43,7 +43,7 @@ from m3ae.corpora.items import Drops, Stored
 from m3ae.corpora.prepare import corpus_parser
 from m3ae.corpora.questions import Place, Question, Splits
 from m3ae.corpora.stored import parquet_rows, parquet_splits
-from m3ae.files import is_unicode, need, write_text
+from m3ae.files import is_unicode, need, printable, write_text
 from m3ae.scoring.answers import normalise_answer
 
 OFFICIAL, MEVF = "VQA_RAD Dataset Public.json", ("trainset.json", "testset.json")
@@ -280,7 +280,7 @@ def read_corpus(
         corpus = replace(in_folder(raw, splits), unlike=tuple(unlike), other=other)
         if unlike:
             wrong = f"{MEVF[0]} and {MEVF[1]} are not VQA-RAD's as published"
-            print(f"warning: {raw}: {wrong}: {'; '.join(unlike)}", file=sys.stderr)
+            print(f"warning: {raw}: {wrong}: {printable('; '.join(unlike))}", file=sys.stderr)
     elif parquet_splits(raw):
         corpus = read_copy(raw, official, found, encoding)
     else:

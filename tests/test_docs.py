@@ -12,7 +12,7 @@ from m3ae.downstream.config import load_finetune_config
 from m3ae.models import build_model
 from tests.recipe import ROOT, tiny_config
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "data_prep/README.md"]
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "data_prep/README.md"]
 LOADERS = {"run_pretrain.py": load_config, "run_finetune.py": load_finetune_config}
 
 

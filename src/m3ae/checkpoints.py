@@ -102,7 +102,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         bare = {key: value for key, value in state.items() if key != "sha256"}
     except FileNotFoundError:
         raise
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{path}: damaged (no JSON of a checkpoint)") from error
     if {"files", "sha256"} & state.keys() and text != _sealed(bare):
         raise DamagedError(f"{path}: damaged (its digest is another)")

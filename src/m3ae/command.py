@@ -5,6 +5,8 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from m3ae.files import one_line
+
 
 def parser_for(text: str | None) -> ArgumentParser:
     """A parser whose --help shows a script's docstring as it stands."""
@@ -25,6 +27,6 @@ def exit_status(body: Callable[[], Any], mistake: int = 1) -> int:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return mistake
     return 0

@@ -28,7 +28,7 @@ from m3ae.downstream.config import PAPER_HEAD
 from m3ae.downstream.data import read_answers
 from m3ae.downstream.evaluation import report
 from m3ae.downstream.model import Downstream, write_facts
-from m3ae.files import write_text
+from m3ae.files import read_json_object, write_text
 from m3ae.models.heads import HEADS
 from m3ae.models.losses import OBJECTIVES
 from m3ae.models.m3ae import M3AE
@@ -39,7 +39,7 @@ from m3ae.models.pretrained import (
     heads_in,
     load_strictly,
 )
-from m3ae.models.weight_files import State, read_checkpoint, read_json
+from m3ae.models.weight_files import State, read_checkpoint
 from m3ae.training.logs import start_logging
 
 log = logging.getLogger("m3ae")
@@ -141,7 +141,7 @@ def card_of(model: M3AE, args: argparse.Namespace) -> str:
     if args.data:
         data = f"Fine-tuned on {args.data}." if task else f"Pre-trained on {args.data}."
     if args.evaluation:
-        content = read_json(Path(args.evaluation))
+        content = read_json_object(Path(args.evaluation))
         if not {"task", "trained_on", "image"} <= content.keys():
             raise ValueError(f"{args.evaluation}: not the evaluation.json of a fine-tuning run")
         numbers = "\n".join(f"    {line}".rstrip() for line in report(content))

@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,48 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """A text file; ValueError naming it where it is not UTF-8."""
+    try:
+        return path.read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error})") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; ValueError naming it where it is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object; ValueError naming the file where it is none."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def most_expanded(path: Path) -> int:
+    """Bytes that a compressed file may hold, so that a small one does not fill the memory.
+
+    Predictions and tables are compressed to a tenth or a thirtieth; zeros to a thousandth.
+    """
+    return max(2**25, 200 * path.stat().st_size)
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """A file's bytes; OSError where it is no plain file (a device, a pipe) or has too many."""
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(f"{path}: no plain file")
+    if facts.st_size > most:
+        raise OSError(f"{path}: {facts.st_size} bytes, more than {most}")
+    return path.read_bytes()
+
+
 def file_sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
@@ -76,6 +119,22 @@ def file_sha256(path: Path) -> str:
 def is_unicode(text: str) -> bool:
     """Whether a text has no lone surrogates, the mark of bytes that were not UTF-8."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def printable(text: object) -> str:
+    r"""A text from data for a terminal or log: what cannot be seen as its escape, e.g. \x1b.
+
+    Else a file's name or a caption could move the cursor, colour what follows, or hide it.
+    """
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+
+
+def one_line(error: object) -> str:
+    """An error's message, or another text of lines, as one printable line."""
+    return printable(" ".join(str(error).split()))
 
 
 def redecoded(text: str, encoding: str | None) -> str:

@@ -3,6 +3,8 @@
 import functools
 import logging
 
+from m3ae.files import one_line
+
 log = logging.getLogger(__name__)
 
 
@@ -20,5 +22,5 @@ def ask_hub() -> None:
         get_session().head(constants.ENDPOINT, timeout=10)
     except Exception as error:  # of whatever client the library has
         constants.HF_HUB_OFFLINE = True
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = one_line(error) or type(error).__name__
         log.warning("%s cannot be reached (%s): only its cache is read", constants.ENDPOINT, why)

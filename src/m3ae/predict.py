@@ -37,7 +37,7 @@ from m3ae.downstream.predictions import (
     scores_of,
 )
 from m3ae.downstream.trained import Trained, add_model_arguments, load_from
-from m3ae.files import is_unicode
+from m3ae.files import is_unicode, printable
 from m3ae.scoring.predictions import write_predictions
 from m3ae.training.distributed import Processes
 from m3ae.training.logs import start_logging
@@ -195,9 +195,12 @@ def _predict(args: argparse.Namespace) -> None:
             results += answer(trained, image, some, args.top, precision)
         if args.json:
             for result in results:
-                print(json.dumps({"image": str(args.image), **result}, ensure_ascii=False))
+                row = {"image": str(args.image), **result}
+                line = json.dumps(row, ensure_ascii=False)
+                print(line if line.isprintable() else json.dumps(row))
         else:
-            print("\n\n".join(_lines(trained, results)))
+            lines = "\n\n".join(_lines(trained, results)).split("\n")
+            print("\n".join(map(printable, lines)))
     if args.attention is not None:
         _draw(trained, args, image, results)
 

@@ -32,7 +32,7 @@ from typing import Any
 from m3ae.command import parser_for, run
 from m3ae.data.exclusions import find_listed, read_exclusions
 from m3ae.data.questions import read_questions
-from m3ae.files import write_json, write_text
+from m3ae.files import printable, write_json, write_text
 from m3ae.scoring.baselines import blind_baselines
 from m3ae.scoring.calibration import measure_calibration, why_not
 from m3ae.scoring.measures import (
@@ -273,7 +273,7 @@ def report(measured: dict[str, Any]) -> list[str]:
 def measure_and_tell(args: argparse.Namespace) -> None:
     """Measure, print, and write the files that were asked for."""
     measured = measure(args)
-    print("\n".join(report(measured)))
+    print("\n".join(printable(line) for line in report(measured)))
     if args.json:
         write_json(args.json, measured)
     if args.sheet:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
+from m3ae.files import one_line, printable, read_text
+
 
 class _Loader(yaml.SafeLoader):
     """YAML whose `1e-5` is a float, whose only booleans are true and false, without duplicates."""
@@ -28,6 +30,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes also the words that `_Loader`, unlike YAML 1.1, reads as numbers, such as 1e5."""
 
 
+_MOST_NODES = 100_000  # in a file; ours have a few hundred
 _FLOAT = re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|nan)$")
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
@@ -59,14 +62,41 @@ def _parse(text: str, name: str) -> Any:
     try:
         loader = _Loader(text)
         loader.name = name
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > _MOST_NODES:
+            raise ValueError(f"its aliases (*name) make more than {_MOST_NODES} values of it")
+        return loader.construct_document(node)
+    # Numbers of thousands of digits, dates of no month, brackets within brackets without end ...
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
+        said = one_line(error)
+        if isinstance(error, ValueError) and said.startswith(name):
+            raise
+        raise ValueError(f"{name}: not valid YAML: {said}") from error
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values below a node, each as often as aliases repeat it; its own alias counts as too many."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_NODES
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        flat = [x for part in parts for x in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_size(part, known) for part in flat)
+    return known[id(node)]
 
 
 def dump(content: dict) -> str:
     """YAML that `parse` reads back as the same content."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """One file's keys and values, `base:` among them; ValueError where it has none."""
+    content = parse(read_text(path), str(path)) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected keys and values, got {type(content).__name__}")
+    return content
 
 
 def read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
@@ -75,9 +105,7 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
         raise ValueError(f"{path}: `base:` leads back to this file")
     if not path.is_file():
         raise FileNotFoundError(f"config {path} does not exist")
-    content = parse(path.read_text(encoding="utf-8"), str(path)) or {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected keys and values, got {type(content).__name__}")
+    content = read_file(path)
     base = content.pop("base", None)
     if base is None:
         return content
@@ -105,7 +133,7 @@ def build(cls: type, content: Any, where: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     for key in content:
         if key not in hints:
-            raise ValueError(f"unknown key {where}{key}{_nearest(key, hints, where)}")
+            raise ValueError(f"unknown key {where}{printable(key)}{_nearest(key, hints, where)}")
     optional = {field.name for field in dataclasses.fields(cls) if has_default(field)}
     missing = [where + key for key in hints if key not in content and key not in optional]
     if missing:

@@ -75,7 +75,7 @@ def test_missing_and_damaged_members(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         InZip(tmp_path / "b.zip", "1.jpg").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(stored, "_MEMBER_BYTES", 100)
+        patch.setattr(stored, "IMAGE_BYTES", 100)
         with pytest.raises(OSError, match="claims 297 bytes"):
             InZip(path, "1.jpg").read_bytes()
     data = path.read_bytes()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from m3ae.config import ImageEncoderConfig
 from m3ae.models.image_encoder import ImageEncoder
 from m3ae.models.pretrained import load_image_encoder
-from m3ae.models.weight_files import _Inert, find_file, read_checkpoint, read_weights, unwrapped
+from m3ae.models.weight_files import Inert, find_file, read_checkpoint, read_weights, unwrapped
 from tests.models.clips import DEPTH, HEADS, HIDDEN, PATCH, PX, WIDTH, clip, picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
@@ -219,7 +219,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 BESIDE = {
     "epoch": 3,
     "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}},
-    "args": _Inert(),
+    "args": Inert(),
     "student": {"w": torch.zeros(1)},
     "loss": torch.zeros(()),
 }

@@ -252,8 +252,8 @@ def test_absent_objectives_and_values(run):
         ),
         ("log.jsonl", "\n[1]\n", r"log\.jsonl, line 2: no kind, step"),
         ("log.jsonl", '{"kind": "train", "step": 1}', r"log\.jsonl, line 1: no samples"),
-        ("evaluation.json", "{", r"evaluation\.json: not JSON"),
-        ("environment.json", "[]", r"environment\.json: not a JSON object"),
+        ("evaluation.json", "{", r"evaluation\.json is not valid JSON"),
+        ("environment.json", "[]", r"environment\.json: expected a JSON object"),
     ],
 )
 def test_names_the_corrupt_file(run, file, content, message, capsys):

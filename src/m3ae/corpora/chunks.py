@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from m3ae.corpora.items import Drops, Item, Stored
 from m3ae.corpora.shard_writer import ShardWriter, ragged, shard_name
-from m3ae.corpora.stored import on_disk
+from m3ae.corpora.stored import IMAGE_BYTES, on_disk
 from m3ae.data.dicom import is_dicom
 from m3ae.data.images import (
     ImageError,
@@ -37,7 +37,7 @@ from m3ae.data.images import (
     resized_size,
     to_array,
 )
-from m3ae.files import is_unicode, naming, write_json
+from m3ae.files import is_unicode, naming, read_json_object, read_regular, write_json
 
 _SHARD_BYTES = 256 * 10**6  # of images, at most, unless one image alone is larger
 _CHUNK_IMAGES = 3072  # at most: grey ones of 288 px then fill a shard
@@ -89,16 +89,20 @@ def clean(item: Item, min_words: int, drops: Drops) -> list[tuple[str, str, str]
     return kept
 
 
+def _bytes_of(place: Path | Stored) -> bytes:
+    return read_regular(place, IMAGE_BYTES) if isinstance(place, Path) else place.read_bytes()
+
+
 def _read_image(place: Path | Stored) -> tuple[bytes, list[str]]:
     """The bytes of an image, and a note where its name is of another case; raises ImageError."""
     try:
         try:
-            return place.read_bytes(), []
+            return _bytes_of(place), []
         except FileNotFoundError:
             found = on_disk(place)
             if found == place:
                 raise
-            return found.read_bytes(), ["found under a name of another case"]
+            return _bytes_of(found), ["found under a name of another case"]
     except FileNotFoundError as error:
         raise ImageError("missing") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
@@ -282,13 +286,16 @@ def _finished(
     path = chunk_path(folder, index)
     if not path.exists():
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if result["digest"] != digest:
-        wrong = f"begun from other corpus files or another parser (chunk {index} differs)"
-        raise ValueError(f"{folder}: {wrong}; delete this folder to start again")
-    wanted = {folder / file["name"]: file["bytes"] for file in result["files"]}
-    whole = all(p.is_file() and p.stat().st_size == size for p, size in wanted.items())
-    return result if whole and not come_back(items, result, settings) else None
+    result = read_json_object(path)
+    if result.get("digest") != digest:
+        wrong = f"{folder}: begun from other corpus files or another parser (chunk {index} differs)"
+        raise ValueError(f"{wrong}; delete this folder to start again")
+    try:
+        wanted = {folder / file["name"]: file["bytes"] for file in result["files"]}
+        whole = all(p.is_file() and p.stat().st_size == size for p, size in wanted.items())
+        return result if whole and not come_back(items, result, settings) else None
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ({error!r}); delete it") from error
 
 
 def run_chunks(

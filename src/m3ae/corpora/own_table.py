@@ -15,7 +15,7 @@ from m3ae.corpora.items import Drops, Stored
 from m3ae.corpora.splits import Groups
 from m3ae.corpora.stored import SPLIT_NAMES, InParquet, on_disk, parquet_splits
 from m3ae.corpora.tables import image_of, read_column_names, read_table
-from m3ae.files import need
+from m3ae.files import need, printable
 
 SPLIT_AND_ID = ("split", "id")  # columns that every such table may have
 _LIKE_GROUPS = re.compile(r"(patient|subject|study|case)", re.IGNORECASE)
@@ -175,8 +175,10 @@ def read_own_table(
 def name_unused(file: str, unused: Sequence[str], group: str | None) -> None:
     """Name on stderr the columns of a table that nothing reads, and which look like groups."""
     if unused:
-        print(f"note: columns of {file} not used: {', '.join(unused)}", file=sys.stderr)
+        listed = printable(", ".join(unused))
+        print(f"note: columns of {file} not used: {listed}", file=sys.stderr)
     alike = [name for name in unused if _LIKE_GROUPS.match(name)]
     if alike and group is None:
         keeps = f"--group {shlex.quote(alike[0])} keeps what it joins in one split"
-        print(f"note: {file} has a column {', '.join(alike)}: {keeps}", file=sys.stderr)
+        said = printable(f"{', '.join(alike)}: {keeps}")
+        print(f"note: {file} has a column {said}", file=sys.stderr)

@@ -7,7 +7,6 @@ depend on the number of workers or on interruptions.
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -45,7 +44,7 @@ from m3ae.data.exclusions import (
 )
 from m3ae.data.images import MAX_PIXELS
 from m3ae.data.manifest import ENCODINGS, FORMAT, VERSION
-from m3ae.files import file_sha256, is_unicode, redecoded, write_json
+from m3ae.files import file_sha256, is_unicode, read_json_object, redecoded, write_json
 from m3ae.processes import alone_in, usable_cores
 
 _NOT_OPTIONS = ("raw", "out", "workers", "split", "tokenizer")  # nothing written depends on them
@@ -160,7 +159,7 @@ def _train_tokenizer(
     facts = {"entries": int(size), "texts": digest.hexdigest()[:16]}
     record = folder / "trained_on.json"
     if record.exists():
-        _same_or_raise(folder, json.loads(record.read_text()), facts)
+        _same_or_raise(folder, read_json_object(record), facts)
     else:
         train_wordpiece(texts(), int(size), folder)
         write_json(record, facts)
@@ -303,7 +302,7 @@ def _prepare_split(
     size = settings.chunk_images
     begun = partial / "options.json"
     if begun.exists():
-        found = json.loads(begun.read_text(encoding="utf-8"))
+        found = read_json_object(begun)
         size = found.pop(CHUNK_IMAGES, settings.version_1_images)
         _same_or_raise(partial, found, wanted)
     else:

@@ -31,7 +31,7 @@ from m3ae.corpora.splits import ORDER
 from m3ae.corpora.tables import read_json_list
 from m3ae.corpora.verification import finished_splits
 from m3ae.data import shards
-from m3ae.files import is_unicode, write_json
+from m3ae.files import is_unicode, read_json, read_json_object, write_json
 from m3ae.scoring.answers import normalise_answer
 
 ANSWER_TYPES = ("open", "closed")
@@ -210,13 +210,13 @@ def refuse_mixture(args: argparse.Namespace, source: str, path: Path, lists: Any
         manifest = shards.read_manifest(split)
         splits[split] = {**manifest["options"], "source": manifest["source"]}
     for begun in sorted(args.out.glob("*.partial/options.json")):
-        splits[begun.parent] = json.loads(begun.read_text(encoding="utf-8"))
+        splits[begun.parent] = read_json_object(begun)
     advice = f"give those, another --out, or delete what is in {args.out}"
     for split, options in splits.items():
         if differing := compare(options, wanted, wanted):
             message = f"{split}: prepared with other options ({differing})"
             raise ValueError(f"{message}, and {path.name} is one for all splits; {advice}")
-    if splits and path.exists() and json.loads(path.read_text(encoding="utf-8")) != lists:
+    if splits and path.exists() and read_json(path) != lists:
         raise ValueError(f"{path}: made from other files of the corpus than in --raw; {advice}")
 
 

@@ -11,7 +11,7 @@ from m3ae.corpora.items import Drops
 from m3ae.corpora.splits import ORDER
 from m3ae.corpora.verification import finished_splits
 from m3ae.data import shards
-from m3ae.files import write_json
+from m3ae.files import printable, read_json_object, write_json
 
 # As what a reason counts, by the word that it begins with.
 _COUNTED_AS = {"image": "images", "text": "texts", "row": "texts"}
@@ -80,7 +80,7 @@ def write_report(out: Path, source: str, facts: dict[str, Any] | None = None) ->
     earlier report holds.
     """
     if facts is None and (out / "report.json").exists():
-        facts = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        facts = read_json_object(out / "report.json")
     report: dict[str, Any] = {**(facts or {}), "source": source, "splits": {}}
     rank = {name: number for number, name in enumerate(ORDER)}
     for split in sorted(finished_splits(out), key=lambda path: rank.get(path.name, len(rank))):
@@ -95,9 +95,10 @@ def write_report(out: Path, source: str, facts: dict[str, Any] | None = None) ->
         print(f"{name:<12}{images}{counts['texts']:>9}{seen['texts_seen']:>9}")
         for what in ("dropped", "notes"):
             for reason, entry in seen[what].items():
-                print(f"    {what} {entry['count']:>7}  {reason}  (e.g. {entry['examples'][0]})")
+                example = printable(f"{reason}  (e.g. {entry['examples'][0]})")
+                print(f"    {what} {entry['count']:>7}  {example}")
         for text, count in seen.get("repeated_texts", ()):
-            print(f"    {count} texts read: {text[:80]}")
+            print(f"    {count} texts read: {printable(text[:80])}")
         print(f"    text lengths: {seen['text_lengths']}")
     for name, value in (facts or {}).items():
         if name not in ("source", "splits"):

@@ -4,7 +4,6 @@ Nothing is extracted to disk. Each process keeps the archives that it reads open
 group that it read last in memory. pyarrow is needed for parquet alone, and imported there.
 """
 
-import lzma
 import os
 import re
 import struct
@@ -20,12 +19,13 @@ from typing import Any
 
 from m3ae.corpora.items import Drops, Item, Stored
 from m3ae.data.exclusions import IMAGE_SUFFIXES
+from m3ae.files import most_expanded, one_line, printable
 
 _ROWS = 16  # of a column of images that are in memory at a time
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-_MEMBER_BYTES = 2**30  # an encoded image is far smaller; what claims to be more is a zip bomb
+IMAGE_BYTES = 100_000_000  # an encoded image is far smaller; what is more is a bomb
 # What zipfile and its decompressors raise for damaged, encrypted or unknown content.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error)
 _ZIP_ERRORS += (EOFError, RuntimeError, ValueError, OverflowError)
 SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "val"), "test": ("test",)}
 SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
@@ -137,9 +137,14 @@ class InZip:
         try:
             archive = _open_zip(self.archive)
             info = archive.getinfo(self.member)
-            if info.file_size > _MEMBER_BYTES:
+            if info.file_size > IMAGE_BYTES:
                 raise OSError(f"{self.member} of {self.archive}: claims {info.file_size} bytes")
-            return archive.read(info)
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise OSError(f"{self.member} of {self.archive}: neither stored nor deflated")
+            with archive.open(
+                info
+            ) as file:  # one byte more than it claims, then its sum is checked
+                return file.read(info.file_size) + file.read(1)
         except KeyError as error:
             raise FileNotFoundError(f"{self.archive}: has no {self.member}") from error
         except _ZIP_ERRORS as error:
@@ -167,7 +172,9 @@ def _open_parquet(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a parquet file ({error}); download it again") from error
+        raise ValueError(
+            f"{path}: not a parquet file ({one_line(error)}); download it again"
+        ) from error
 
 
 class _ImageColumn:
@@ -234,8 +241,11 @@ class InParquet:
         except FileNotFoundError:
             raise
         except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
-            raise OSError(f"{self.where} of {self.file}: {error}") from error
-        return (value.get("bytes") if isinstance(value, dict) else value) or b""
+            raise OSError(f"{self.where} of {self.file}: {one_line(error)}") from error
+        data = (value.get("bytes") if isinstance(value, dict) else value) or b""
+        if len(data) > IMAGE_BYTES:
+            raise OSError(f"{self.where} of {self.file}: {len(data)} bytes")
+        return data
 
 
 def column_names(file: Path) -> list[str]:
@@ -260,7 +270,7 @@ def _schema(file: Path, columns: Iterable[str]) -> Any:
     schema = _open_parquet(file).schema_arrow
     for name in columns:
         if schema.names.count(name) != 1:
-            has = ", ".join(schema.names) or "none"
+            has = printable(", ".join(schema.names)) or "none"
             many = "no" if name not in schema.names else "more than one"
             raise ValueError(f"{file}: {many} column {name!r}; it has {has}")
     return schema
@@ -284,29 +294,65 @@ def parquet_rows(
         if image and not holds_images(path, image):
             found = f"{path}: column {image!r} is {_schema(path, ()).field(image).type}"
             raise ValueError(f"{found}; it should hold images, as {{bytes, path}} or binary")
-        file = _open_parquet(path)
+        schema, most = _schema(path, ()), most_expanded(path)
+        texts = [name for name in wanted if _is_string(schema.field(name).type)]
+        # So a text that many rows have is in memory once.
+        file = pyarrow.parquet.ParquetFile(path, read_dictionary=texts)
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             try:
-                table = file.read_row_group(group, columns=wanted)
-                values = {name: _values(table[name]) for name in wanted}
+                values, most = _row_group(file, group, wanted, most)
                 if short := [name for name in wanted if len(values[name]) != rows]:
                     raise ValueError(f"{', '.join(short)} should have {rows} rows")
             except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-                raise ValueError(f"{path}: row group {group} cannot be read: {error}") from error
+                raise ValueError(
+                    f"{path}: row group {group} cannot be read: {one_line(error)}"
+                ) from error
             for row in range(rows):
                 place = InParquet(path, group, row, image)
                 yield place, {name: values[name][row] for name in wanted}
 
 
+def _row_group(
+    file: Any, group: int, wanted: Sequence[str], most: int
+) -> tuple[dict[str, list[Any]], int]:
+    """Values by column, and how many of `most` bytes are left; ValueError where they are more."""
+    # Of the group as a whole: pyarrow aborts the process where a column's statistics are damaged.
+    facts = file.metadata.row_group(group)
+    most -= facts.total_byte_size + facts.num_rows * len(wanted)
+    if most >= 0:
+        table = file.read_row_group(group, columns=wanted)
+        values = {name: _values(table[name]) for name in wanted}
+        most -= sum(len(x) for column in values.values() for x in column if isinstance(x, str))
+    if most < 0:
+        raise ValueError("its texts are 200 times the file; a bomb")
+    return values, most
+
+
+def _is_string(kind: Any) -> bool:
+    types = _pyarrow().types
+    return types.is_string(kind) or types.is_large_string(kind)
+
+
 def _values(column: Any) -> list[Any]:
     """A column's Python values; text is decoded here, as one bad byte would end the reading."""
-    pyarrow = _pyarrow()
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
-        return column.to_pylist()
-    encoded = column.cast(pyarrow.large_binary()).to_pylist()
+    pyarrow, values = _pyarrow(), []
+    for part in column.chunks:
+        if not pyarrow.types.is_dictionary(part.type):
+            values += _decoded(part)
+            continue
+        words = _decoded(part.dictionary)
+        places = part.indices.drop_null()
+        if len(places) and not 0 <= min(places.to_pylist()) <= max(places.to_pylist()) < len(words):
+            raise ValueError("texts that are not in it")
+        values += [None if index is None else words[index] for index in part.indices.to_pylist()]
+    return values
+
+
+def _decoded(array: Any) -> list[Any]:
+    if not _is_string(array.type):
+        return array.to_pylist()
+    encoded = array.cast(_pyarrow().large_binary()).to_pylist()
     return [None if text is None else text.decode("utf-8", "surrogateescape") for text in encoded]
 
 

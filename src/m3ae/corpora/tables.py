@@ -3,6 +3,7 @@
 import codecs
 import csv
 import gzip
+import io
 import json
 import math
 import os
@@ -14,11 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from m3ae.corpora.items import Drops, Stored
 from m3ae.corpora.stored import InParquet, column_names, holds_images, parquet_rows
-from m3ae.files import is_unicode, redecoded
+from m3ae.files import is_unicode, most_expanded, printable, redecoded
 
 Row = tuple[int, dict[str, Any]]  # number from 1, cells by column
 
@@ -129,7 +130,8 @@ class _Header:
         for name, column in columns:
             count = has.count(column)
             if count > 1 or (name and not count):
-                many, found = "more than one" if count else "no", ", ".join(has) or "none"
+                many = "more than one" if count else "no"
+                found = printable(", ".join(has)) or "none"
                 message = f"{self.path}: {many} column {column!r}; it has {found}"
                 use = f"; say which one to take with --columns {name}=COLUMN"
                 raise ValueError(message + (use if self.hint and not count else ""))
@@ -141,13 +143,47 @@ def _refuse_utf16(path: Path, head: bytes) -> None:
         raise ValueError(f"{path}: is UTF-16; save it as UTF-8 (Excel: `CSV UTF-8`)")
 
 
+class _Bounded(io.RawIOBase):
+    """A gzip file that ends in ValueError where it expands to more than `most_expanded`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.file, self.most = path, gzip.open(path), most_expanded(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def readinto(self, into: Any) -> int:
+        count = self.file.readinto(into)
+        if self.file.tell() > self.most:
+            raise ValueError(f"{self.path}: expands to more than {self.most} bytes; a bomb")
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _opened(path: Path) -> BinaryIO:
+    return io.BufferedReader(_Bounded(path)) if path.suffix.lower() == ".gz" else open(path, "rb")
+
+
 def _read_delimited(header: _Header, drops: Drops, delimiter: str) -> Iterator[Row]:
     path, line = header.path, 0
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with opened(path, "rb") as file:
+        with _opened(path) as file:
             _refuse_utf16(path, file.read(2))
-        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with io.TextIOWrapper(
+            _opened(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        ) as file:
             first = file.readline()
             said = _SEPARATOR.fullmatch(first)
             if said:
@@ -289,5 +325,5 @@ def shared_images(images: dict[str, Iterable[str]], what: str = "images") -> set
     for split, names in sets.items():
         if found := names & shared:
             say = f"{len(found)} {what} of split {split} are in another split too"
-            print(f"warning: {say}, e.g. {min(found)}", file=sys.stderr)
+            print(f"warning: {say}, e.g. {printable(min(found))}", file=sys.stderr)
     return shared

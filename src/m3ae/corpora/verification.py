@@ -40,7 +40,7 @@ def find_problems(folder: Path) -> list[tuple[str, str]]:
     """(name of the damaged file, what is wrong with it); "" where no file alone is to blame."""
     try:
         manifest = read_manifest(folder)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         return [("manifest.json", str(error))]
     problems = _manifest_problems(folder, manifest)
     for file in manifest["files"]:
@@ -62,7 +62,7 @@ def find_problems(folder: Path) -> list[tuple[str, str]]:
 
 def _manifest_problems(folder: Path, manifest: dict[str, Any]) -> list[tuple[str, str]]:
     path, files = folder / "manifest.json", manifest["files"]
-    if "sha256" in manifest and not is_sealed(manifest):
+    if {"sha256", "chunks"} & manifest.keys() and not is_sealed(manifest):
         return [("manifest.json", f"{path}: its sha256 is not that of what it says; {AGAIN}")]
     if "chunks" not in manifest:
         return []  # of an earlier version
@@ -120,7 +120,7 @@ def _file_problems(folder: Path, file: dict[str, Any], manifest: dict[str, Any])
         shards.check_size(path, file)
         tensors = shards.map_shard(path)
         shards.check_shapes(path, tensors, file, manifest)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         return [str(error)]
     if file_sha256(path) != file["sha256"]:
         return [f"{path}: sha256 is not the manifest's; {AGAIN}"]

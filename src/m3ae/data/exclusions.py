@@ -6,7 +6,6 @@ image file may be missing on either side. So `view1` names patient7/view1.jpg wh
 has that name; where one has, the id is refused, as any choice would be wrong.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from m3ae.data.shards import Shards
-from m3ae.files import need
+from m3ae.files import need, printable, read_json_object, read_text
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".dcm"}
 IMAGE_FILES = "images.json"  # of a split whose keys are not the names of the images' files
@@ -39,15 +38,17 @@ def image_names(split: Shards) -> list[tuple[str, ...]]:
     """
     path = split.folder / IMAGE_FILES
     try:
-        files = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        files = read_json_object(path) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path}: damaged ({error}); copy it again") from error
+    if not all(isinstance(name, str) for name in files.values()):
+        raise ValueError(f"{path}: damaged (a name that is no text); copy it again")
     return [(key, files[key]) if key in files else (key,) for key in image_keys(split)]
 
 
 def read_exclusions(*files: str | Path) -> set[str]:
     """Ids of these lists: the part of each line before the first tab; # starts a remark."""
-    texts = [need(Path(file), "a list of image ids").read_text("utf-8-sig") for file in files]
+    texts = [read_text(need(Path(file), "a list of image ids"), "utf-8-sig") for file in files]
     lines = [line for text in texts for line in text.splitlines() if not line.startswith("#")]
     return {line.split("\t")[0].strip() for line in lines} - {""}
 
@@ -140,4 +141,4 @@ def unmatched(
 def say_unmatched(file: str | Path, ids: set[str], lost: Sequence[str]) -> str:
     """For a warning: how many ids of a list name no image, and the first of them."""
     examples = ", ".join(lost[:_MOST]) + (", ..." if len(lost) > _MOST else "")
-    return f"{file}: {len(lost)} of {len(ids)} ids name no image: {examples}"
+    return f"{file}: {len(lost)} of {len(ids)} ids name no image: {printable(examples)}"

@@ -3,10 +3,9 @@
 A line is `image key<TAB>PMC id`; images that are not in it are of an unknown article, or of none.
 """
 
-import json
 from pathlib import Path
 
-from m3ae.files import need
+from m3ae.files import need, read_json, read_text
 
 PAPERS = "papers.tsv"
 _HOW = "the articles that the corpus is from. data_prep/roco.py writes it, and medicat.py with \
@@ -21,9 +20,9 @@ def read_papers(folder: str | Path) -> dict[str, str]:
     """
     path = need(Path(folder).parent / PAPERS, _HOW)
     papers: dict[str, str] = {}
-    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(read_text(path, "utf-8-sig").split("\n"), start=1):
         key, tab, paper = line.partition("\t")
-        if line and not (tab and paper.startswith("PMC") and paper[3:].isdigit()):
+        if line and not (tab and paper.startswith("PMC") and paper[3:].isdecimal()):
             raise ValueError(f"{path}:{number}: not `image key<TAB>PMC id`: {line[:60]!r}")
         if line:
             papers[key] = paper
@@ -39,7 +38,7 @@ def pool_papers(folder: str | Path) -> tuple[dict[str, str], int] | None:
     if not path.is_file():
         return None
     try:
-        pool = json.loads(path.read_text(encoding="utf-8"))["pools"].get(Path(folder).name)
+        pool = read_json(path)["pools"].get(Path(folder).name)
         return pool and (dict(pool["papers"]), len(pool["unknown"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not of data_prep/roco_retrieval.py ({error})") from error

@@ -24,6 +24,8 @@ In format version 1, which is still read, each shard holds those of its own text
 
 import json
 import mmap
+import os
+import time
 import weakref
 from collections import deque
 from pathlib import Path
@@ -95,6 +97,15 @@ def read_metadata(path: Path) -> dict[str, str]:
     except _BROKEN as error:
         raise ValueError(f"{path}: corrupt header ({error}); {AGAIN}") from error
     return metadata
+
+
+def stamp(path: str) -> tuple[int, int, int] | None:
+    """What changes where a file is replaced, altered or cut short; None where it is gone."""
+    try:
+        facts = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def check_size(path: Path, file: dict[str, Any]) -> None:
@@ -179,6 +190,7 @@ class Shards:
         self.files: list[dict[str, Any]] = self.manifest["files"]
         self._open: dict[int, dict[str, np.ndarray]] = {}
         self._tokens: dict[str, np.ndarray] | None = None  # the file of token ids, when mapped
+        self._checked: dict[int, int] = {}  # when a file was last seen to be as it was
         if tokenizer is not None and self.manifest["tokenizer"]:
             self._check_tokenizer(tokenizer)
         self.image_starts = np.cumsum([0, *(file["images"] for file in self.files)])
@@ -186,11 +198,14 @@ class Shards:
         self.num_images = int(self.image_starts[-1])
         for file in self.files:
             check_size(self.folder / file["name"], file)
+        files = [*self.files, self.manifest["tokens"]] if self._token_file() else self.files
+        self._paths = [f"{folder}/{file['name']}" for file in files]
+        self._stamps = [stamp(path) for path in self._paths]
         firsts = self.image_starts[:-1]
         rows = [self.shard(k)["image_of_text"] + first for k, first in enumerate(firsts)]
         self.image_of_text = np.concatenate([np.zeros(0, np.int64), *rows])
         self._open.clear()
-        if self.manifest["tokenizer"] and not holds_tokens(self.manifest):
+        if self._token_file():
             self._map_tokens()  # a wrong file is named now
 
     def _check_tokenizer(self, tokenizer: Any) -> None:
@@ -209,6 +224,20 @@ class Shards:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}, "_tokens": None}
 
+    def _token_file(self) -> bool:
+        return bool(self.manifest["tokenizer"]) and not holds_tokens(self.manifest)
+
+    def _check_same(self, k: int) -> None:
+        """ValueError where file k (-1: of token ids) is not what it was; once a millisecond.
+
+        Reading a map of a file that was cut short since kills the process (SIGBUS).
+        """
+        if self._checked.get(k) != (moment := time.monotonic_ns() >> 20):
+            if stamp(self._paths[k]) != self._stamps[k]:
+                wrong = "replaced or altered since the run began to read it"
+                raise ValueError(f"{self._paths[k]}: {wrong}; {AGAIN}")
+            self._checked[k] = moment
+
     def _map_tokens(self) -> dict[str, np.ndarray]:
         """The tensors of the file of token ids, mapped; checked when first touched."""
         if self._tokens is None:
@@ -218,6 +247,7 @@ class Shards:
             tensors = map_shard(path)
             check_tokens(path, tensors, self.manifest)
             self._tokens = tensors
+        self._check_same(-1)
         return self._tokens
 
     def shard(self, k: int) -> dict[str, np.ndarray]:
@@ -232,6 +262,7 @@ class Shards:
             check_shapes(path, tensors, self.files[k], self.manifest)
             self._open[k] = tensors
             _opened.append((weakref.ref(self), k))
+        self._check_same(k)
         return self._open[k]
 
     def _check_index(self, starts: np.ndarray, index: int, what: str) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from m3ae.config import TextEncoderConfig
 from m3ae.data.masking import NOT_SCORED
+from m3ae.files import one_line, read_json_object, read_text
 from m3ae.hub import ask_hub
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,13 @@ def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
     if not folder.exists():
         ask_hub()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name_or_folder), use_fast=True)
-    except (OSError, ValueError) as error:
+        # False: else the library asks the terminal whether to run a tokeniser's own code.
+        name, options = str(name_or_folder), {"use_fast": True, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except Exception as error:  # the libraries raise whatever their parsers stumble over
+        if _says_its_kind(folder) or not isinstance(error, OSError | ValueError):
+            reason = one_line(error)[:300]
+            raise ValueError(f"tokeniser {name}: cannot be read ({reason})") from error
         if found := [name for name in _VOCABULARIES if (folder / name).is_file()]:
             lacking = 'no config.json with a "model_type" that transformers knows (e.g. "roberta")'
             wrong = f"holds {', '.join(found)} and {lacking}; write it there"
@@ -69,12 +75,7 @@ def _says_its_kind(folder: Path) -> bool:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _read_vocabulary(folder: Path) -> PreTrainedTokenizerFast:
@@ -82,7 +83,7 @@ def _read_vocabulary(folder: Path) -> PreTrainedTokenizerFast:
 
     Raises ValueError where the vocabulary is not BERT's.
     """
-    entries = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    entries = read_text(folder / "vocab.txt").splitlines()
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     if lacking := [token for token in special if token not in entries]:
         wrong = f"no {', '.join(lacking)} in it, so not BERT's; add its tokenizer.json"

@@ -3,7 +3,6 @@
 Letters: `B` pairs, `F` false texts an image, `L` text tokens.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from m3ae.downstream.model import IMAGE_READ
 from m3ae.downstream.papers import check_disjoint
 from m3ae.downstream.retrieval import draw_false_texts
 from m3ae.downstream.selection import read_fields, select_training
+from m3ae.files import read_json
 from m3ae.models.m3ae import Batch
 from m3ae.scoring.protocols import Protocol
 from m3ae.training.distributed import Processes
@@ -304,7 +304,7 @@ def read_answers(folder: str, file: str | None, field: str, name: str) -> list[s
             raise FileNotFoundError(f"data.answers: {file} does not exist")
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if isinstance(content, dict) and field in content:  # classes.json: lists by column
             content = content[field]
         answers = content[name] if isinstance(content, dict) else content

@@ -17,7 +17,7 @@ from m3ae.checkpoints import last_checkpoint
 from m3ae.config import Architecture, load_config
 from m3ae.downstream.config import PAPER_HEAD, FinetuneConfig, HeadConfig
 from m3ae.downstream.retrieval import retrieval_scores
-from m3ae.files import write_json
+from m3ae.files import read_json_object, write_json
 from m3ae.models.heads import (
     HEADS,
     AnswerHead,
@@ -38,8 +38,8 @@ from m3ae.models.pretrained import (
     read_pretrained,
 )
 from m3ae.models.switches import wrap_blocks
-from m3ae.models.weight_files import State, find_file, read_checkpoint, read_json
-from m3ae.strict_yaml import build, parse
+from m3ae.models.weight_files import State, find_file, read_checkpoint
+from m3ae.strict_yaml import build, read_file
 
 log = logging.getLogger(__name__)
 
@@ -276,7 +276,7 @@ def read_facts(path_or_hub_id: str | Path) -> dict[str, Any] | None:
     path = find_file(path_or_hub_id, FACTS)
     if path is None:
         return None
-    facts = read_json(path)
+    facts = read_json_object(path)
     answers = facts.get("answers")
     fine = facts.get("task") in HEADS and isinstance(answers, list)
     if not fine or not all(isinstance(answer, str) for answer in answers):
@@ -305,7 +305,7 @@ def read_head(folder: Path, facts: dict[str, Any] | None) -> HeadConfig:
     place, section = folder / FACTS, (facts or {}).get("head")
     if facts is None and (folder / "config.yaml").is_file():
         place = folder / "config.yaml"
-        section = parse(place.read_text(encoding="utf-8"), str(place)).get("head")
+        section = read_file(place).get("head")
     return PAPER_HEAD if section is None else build(HeadConfig, section, f"{place}: head.")
 
 

@@ -10,7 +10,7 @@ from m3ae.data.exclusions import image_keys, listed, read_exclusions
 from m3ae.data.papers import pool_papers, read_papers
 from m3ae.data.shards import Shards
 from m3ae.downstream.config import FinetuneConfig
-from m3ae.strict_yaml import parse
+from m3ae.strict_yaml import read_file
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,11 @@ def pretrained_on(init: str | None) -> list[tuple[str, tuple[str, ...]]]:
     if path is None:
         wrong = "no config.yaml says what it was pre-trained on, to be compared with the pool"
         raise ValueError(f"init={init}: {wrong}; give the run's folder, or protocol=paper")
-    saved = parse(path.read_text(encoding="utf-8"), str(path))
-    if "task" in saved:
-        return pretrained_on(saved["init"])
-    return [(folder, tuple(saved["data"]["exclude"] or ())) for folder in saved["data"]["train"]]
+    saved = read_file(path)
+    try:
+        if "task" in saved:
+            return pretrained_on(saved["init"])
+        excluded = tuple(saved["data"]["exclude"] or ())
+        return [(folder, excluded) for folder in saved["data"]["train"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the config of a run ({error!r})") from error

@@ -13,7 +13,6 @@ Letters: `I` images, `T` texts, `L` text tokens, `S` image tokens, `D` fusion wi
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 
 from m3ae.data.datasets import Pairs, stack_images, trim
 from m3ae.downstream.retrieval import match_score
-from m3ae.files import replacing, write_json
+from m3ae.files import read_json, replacing, write_json
 from m3ae.models.m3ae import M3AE
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import evaluating, to_device
@@ -238,7 +237,7 @@ def _resume(out: Path, facts: dict[str, Any], blocks: list[range], texts: int) -
     record = out / "ranking.json"
     if record.exists():
         try:
-            saved = json.loads(record.read_text(encoding="utf-8"))
+            saved = read_json(record)
             other = [key for key in facts if saved[key] != facts[key]]
         except (ValueError, KeyError, TypeError) as error:
             message = f"{record}: not the record of a ranking ({error}); delete {out}"
@@ -256,7 +255,7 @@ def _resume(out: Path, facts: dict[str, Any], blocks: list[range], texts: int) -
         if path.exists():
             try:
                 scores = np.load(path)
-            except (ValueError, OSError, EOFError) as error:
+            except Exception as error:  # whatever numpy's parser of headers stumbles over
                 raise ValueError(f"{path}: cannot be read ({error}); delete it") from error
             if scores.shape != wanted or scores.dtype != np.float32:
                 wrong = f"{scores.dtype} {scores.shape}, not float32 {wanted}"

@@ -16,7 +16,7 @@ from m3ae.downstream.model import FACTS, build_fine_tuned, read_facts
 from m3ae.models.m3ae import M3AE
 from m3ae.models.pretrained import at_size, fine_tuned_heads, load_strictly, read_pretrained
 from m3ae.scoring.predictions import PROTOCOLS
-from m3ae.strict_yaml import parse
+from m3ae.strict_yaml import read_file
 from m3ae.training.precision import DTYPES, resolve_precision
 
 log = logging.getLogger("m3ae")
@@ -136,8 +136,8 @@ def _text_length(folder: Path) -> int:
     """The text length of the training that wrote a checkpoint, else the paper's."""
     for path in (folder / "config.yaml", folder.parent.parent / "config.yaml"):
         if path.is_file():
-            data = parse(path.read_text(encoding="utf-8"), str(path)).get("data", {})
-            if isinstance(length := data.get("text_length"), int):
+            data = read_file(path).get("data", {})
+            if isinstance(data, dict) and isinstance(length := data.get("text_length"), int):
                 return length
     log.info("%s does not say its text length: %d tokens are taken", folder, TEXT_TOKENS)
     return TEXT_TOKENS

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from m3ae.checkpoints import check_folder, last_checkpoint
 from m3ae.config import Architecture
-from m3ae.files import replacing, write_json
+from m3ae.files import one_line, read_json_object, replacing, write_json
 from m3ae.models.heads import HEADS
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
@@ -30,7 +30,6 @@ from m3ae.models.weight_files import (
     State,
     find_file,
     read_checkpoint,
-    read_json,
     read_safetensors,
     read_weights,
     unwrapped,
@@ -344,13 +343,23 @@ def read_pretrained(path_or_hub_id: str | Path) -> tuple[Architecture, State]:
         if Path(path_or_hub_id).is_file():
             wrong = "is a file: python -m m3ae.convert makes a folder of it"
         raise FileNotFoundError(f"{path_or_hub_id} {wrong}")
-    config = read_json(place)
+    config = read_json_object(place)
     made = config.get("format"), config.get("version")
     if made != ("m3ae", 1):
         found = f"format {made[0]!r}, version {made[1]!r}"
         raise ValueError(f"{place}: {found}; expected 'm3ae', 1")
-    section = {key: value for key, value in config["model"].items() if key not in _SWITCHES}
+    section = config.get("model")
+    if not isinstance(section, dict):
+        raise ValueError(f"{place}: no section model in it")
+    section = {key: value for key, value in section.items() if key not in _SWITCHES}
+    try:
+        architecture = build(Architecture, section)
+    except ValueError as error:
+        raise ValueError(f"{place}: {one_line(error)}") from error
     weights = find_file(path_or_hub_id, "model.safetensors")
     if weights is None:
         raise FileNotFoundError(f"{path_or_hub_id}/model.safetensors does not exist")
-    return build(Architecture, section), joined(read_safetensors(weights))
+    try:
+        return architecture, joined(read_safetensors(weights))
+    except RuntimeError as error:  # parts of a matrix that do not fit one another
+        raise ValueError(f"{weights}: {one_line(error)}") from error

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from m3ae.config import ImageEncoderConfig, TextEncoderConfig
-from m3ae.models.weight_files import find_file, read_json
+from m3ae.files import read_json_object
+from m3ae.models.weight_files import find_file
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +37,13 @@ def check_settings(config: ImageEncoderConfig | TextEncoderConfig, source: str) 
         return
     ours = _of_image(config) if image else _of_text(config)
     section = "image_encoder" if image else "text_encoder"
-    content = read_json(path)
-    theirs = _of_open_clip(content) if "model_cfg" in content else _of_transformers(content, image)
-    kind = _KINDS.get(theirs("model_type"), config.kind)
+    content = read_json_object(path)
+    try:
+        open_clip = "model_cfg" in content
+        theirs = _of_open_clip(content) if open_clip else _of_transformers(content, image)
+        kind = _KINDS.get(theirs("model_type"), config.kind)
+    except (AttributeError, TypeError, KeyError, ZeroDivisionError) as error:
+        raise ValueError(f"{path}: not a model's settings ({error!r})") from error
     wrong = [] if kind == config.kind else [f"kind is {kind!r} there, {config.kind!r} here"]
     for name, (own, value) in ours.items():
         if (there := theirs(name)) is not None and there != value:

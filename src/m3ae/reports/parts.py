@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from PIL import Image
 
+from m3ae.files import read_json_object, read_text
+
 NOT_MEASURED = "not measured"
 LARGE_PICTURE = 1_000_000  # bytes above which a picture is inlined as JPEG
 
@@ -79,15 +81,7 @@ pre { overflow-x: auto; font-size: .8125rem; line-height: 1.4; } .facts td, .fac
 
 def read_json(path: Path) -> dict:
     """A JSON object, {} where there is no file; ValueError names a corrupt one."""
-    if not path.exists():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return values
+    return read_json_object(path) if path.exists() else {}
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -95,17 +89,19 @@ def read_lines(path: Path) -> list[dict]:
     if not path.exists():
         return []
     out = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
         values = values if isinstance(values, dict) else {}
         needed = ("kind", "step", "samples") if values.get("kind") == "train" else ("kind", "step")
         if missing := [key for key in needed if key not in values]:
             raise ValueError(f"{path}, line {number}: no {', '.join(missing)}")
+        if wrong := [key for key in needed[1:] if not is_number(values[key])]:
+            raise ValueError(f"{path}, line {number}: {', '.join(wrong)} is no number")
         out.append(values)
     return out
 

@@ -12,10 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median
 
-import yaml
-
+from m3ae import strict_yaml
 from m3ae.command import exit_status, parser_for
-from m3ae.files import write_text
+from m3ae.files import one_line, read_text, write_text
 from m3ae.reports import parts
 from m3ae.reports.parts import Series, absent, is_number, paragraph, section
 
@@ -48,8 +47,8 @@ class Run:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such run folder")
         self.folder, config = folder, folder / "config.yaml"
-        self.config_text = config.read_text(encoding="utf-8") if config.exists() else ""
-        self.config = yaml.safe_load(self.config_text) or {}
+        self.config_text = read_text(config) if config.exists() else ""
+        self.config = strict_yaml.read_file(config) if config.exists() else {}
         self.environment = parts.read_json(folder / "environment.json")
         self.evaluation = parts.read_json(folder / "evaluation.json")
         lines = parts.read_lines(folder / "log.jsonl")
@@ -372,7 +371,12 @@ def write_report(run: Path) -> Path:
     """
     contents = Run(Path(run))
     path = contents.folder / "report.html"
-    write_text(path, parts.page(contents.name, "".join(part(contents) for part in SECTIONS)))
+    try:
+        body = "".join(part(contents) for part in SECTIONS)
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        wrong = f"not the files of a run, or damaged ({one_line(repr(error))})"
+        raise ValueError(f"{contents.folder}: {wrong}") from error
+    write_text(path, parts.page(contents.name, body))
     return path
 
 

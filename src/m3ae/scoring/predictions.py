@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from m3ae.files import is_unicode, replacing
+from m3ae.files import is_unicode, most_expanded, printable, replacing
 from m3ae.scoring.answers import accepted_answers, answer_label, keeps_its_form, normalise_answer
 from m3ae.scoring.protocols import protocols_of, select_rows
 
@@ -145,12 +145,17 @@ def _write(path: Path, text: str) -> None:
 
 
 def _read(path: Path) -> bytes:
-    """What a file holds, decompressed where it ends in .gz; ValueError where it is cut short."""
-    data = path.read_bytes()
+    """What a file holds, decompressed where it ends in .gz; ValueError where that cannot be."""
+    if path.suffix != ".gz":
+        return path.read_bytes()
     try:
-        return gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.open(path) as file:
+            data = file.read(most_expanded(path) + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: not a whole gzip file ({error})") from error
+    if len(data) > most_expanded(path):
+        raise ValueError(f"{path}: expands to more than {most_expanded(path)} bytes; a bomb")
+    return data
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -176,9 +181,11 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
         header = [name.strip() for name in next(reader, [])]
         if "id" not in header or not {"prediction", "right", "rank"} & set(header):
             lacking = "prediction" if "id" in header else "id"
-            raise ValueError(f"{path}:1: no column {lacking}; it has {', '.join(header) or 'none'}")
+            raise ValueError(
+                f"{path}:1: no column {lacking}; it has {printable(', '.join(header)) or 'none'}"
+            )
         if len(set(header)) < len(header):
-            raise ValueError(f"{path}:1: a column occurs twice: {', '.join(header)}")
+            raise ValueError(f"{path}:1: a column occurs twice: {printable(', '.join(header))}")
         for cells in filter(None, reader):
             if len(cells) != len(header):
                 what = f"{len(cells)} cells, the header has {len(header)}"

@@ -24,6 +24,7 @@ from m3ae.config import (
 )
 from m3ae.downstream.config import FinetuneConfig
 from m3ae.downstream.model import Downstream
+from m3ae.files import read_text
 from m3ae.models import M3AE
 from m3ae.pretraining.cost import meta_batch
 from m3ae.tables.cells import Cell
@@ -86,6 +87,15 @@ def how_to_prepare(path: str, sources: dict[str, Source]) -> str:
     return f"{known}: {sources[known].prepare}  (get: {sources[known].get})"
 
 
+def _speeds(log: Path) -> list[float]:
+    """Samples a second of a run's steps."""
+    try:
+        lines = [json.loads(line) for line in read_text(log).split("\n") if line]
+        return [float(line["samples_per_s"]) for line in lines if line["kind"] == "train"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{log}: not a run's log ({error!r})") from error
+
+
 def known_rate(cells: Sequence[Cell], out: Path, given: float | None) -> tuple[float, str]:
     """FLOP/s of a run, and where that figure is from: given, finished cells, a matrix product."""
     if given:
@@ -94,8 +104,7 @@ def known_rate(cells: Sequence[Cell], out: Path, given: float | None) -> tuple[f
     for cell in cells:
         log = cell.folder(out) / "log.jsonl"
         if cell.kind == "pretrain" and is_done(cell, out) and log.is_file():
-            lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-            speeds = [line["samples_per_s"] for line in lines if line["kind"] == "train"]
+            speeds = _speeds(log)
             config = cell.resolved
             rates.append(
                 statistics.median(speeds) * _pretrain_flops(config.model, config.data.text_length)

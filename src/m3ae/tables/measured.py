@@ -14,7 +14,7 @@ from typing import Any
 
 from m3ae.data.contents import content_of
 from m3ae.data.questions import read_questions
-from m3ae.files import file_sha256, write_json
+from m3ae.files import file_sha256, read_json, write_json
 from m3ae.scoring import VERSION
 from m3ae.scoring.baselines import blind_baselines
 from m3ae.scoring.measures import measure_answers, measure_classes, measure_ranks
@@ -120,7 +120,7 @@ class Measures:
         text = json.dumps(identity, sort_keys=True)
         path = self.out / "measured" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path)
         found = self._measure(runs, against)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)

@@ -133,7 +133,7 @@ def ablation(name: str) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in ABLATIONS.glob("*.yaml")))
         raise FileNotFoundError(f"{path}: no such ablation; there are {known}")
-    content: dict[str, Any] = strict_yaml.parse(path.read_text(encoding="utf-8"), str(path))
+    content = strict_yaml.read_file(path)
     content.pop("base", None)
     return [f"{key}={_text(value)}" for key, value in flat(content).items()]
 

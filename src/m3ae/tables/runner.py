@@ -2,7 +2,6 @@
 
 import ctypes
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from m3ae.config import to_yaml
-from m3ae.files import write_json, write_text
+from m3ae.files import read_json_object, write_json, write_text
 from m3ae.processes import usable_cores
 from m3ae.tables import claims
 from m3ae.tables.cells import Cell
@@ -193,8 +192,8 @@ def why_not(cell: Cell, out: Path) -> str:
     if cell.lacks:
         return f"data are lacking: {', '.join(cell.lacks)}"
     if (folder / "failed.json").is_file():
-        failed = json.loads((folder / "failed.json").read_text(encoding="utf-8"))
-        return f"it failed (status {failed['code']}): {failed['line']}"
+        failed = read_json_object(folder / "failed.json")
+        return f"it failed (status {failed.get('code')}): {failed.get('line')}"
     if cell.init is not None and not is_done(cell.init, out):
         return f"its pre-training {cell.init.id} is not finished: {why_not(cell.init, out)}"
     if claims.is_held(folder):

@@ -1,6 +1,5 @@
 """Going on from a checkpoint that `saving` wrote, or a word why not."""
 
-import json
 import logging
 import random
 from pathlib import Path
@@ -14,7 +13,8 @@ from m3ae.checkpoints import newest_whole, read_state, step_of
 from m3ae.config import to_yaml
 from m3ae.data.contents import contents
 from m3ae.data.sampler import DROPOUT, keyed
-from m3ae.strict_yaml import flat, parse
+from m3ae.files import read_json_object
+from m3ae.strict_yaml import flat, parse, read_file
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer
 from m3ae.training.sharding import copy_from, spread
@@ -115,8 +115,8 @@ def _read(run: Path, trainer: Trainer, config: Any) -> dict[str, Any] | None:
     if not (path := newest_whole(run)):
         return None
     state = read_state(path)
-    if state["version"] != VERSION:
-        told = f"version {state['version']}, this code resumes {VERSION}"
+    if state.get("version") != VERSION:
+        told = f"version {state.get('version')}, this code resumes {VERSION}"
         raise ValueError(f"{path}: {told}; init={path} output=... starts from its weights")
     check_same_config(path, config, state["step"])
     trainer.model.load_weights(path)
@@ -147,7 +147,7 @@ def _finished(run: Path, config: Any, steps: int) -> bool:
     path = run / "evaluation.json"
     if not path.exists():
         return False
-    done = json.loads(path.read_text(encoding="utf-8")).get("step", 0)
+    done = read_json_object(path).get("step", 0)
     if done < steps:
         return False
     check_same_config(run, config, done)
@@ -162,7 +162,7 @@ def check_same_config(folder: Path, config: Any, step: int) -> None:
     goes to the log.
     """
     path = folder / "config.yaml"
-    old = flat(parse(path.read_text(encoding="utf-8"), str(path)))
+    old = flat(read_file(path))
     new = flat(parse(to_yaml(config), "config"))
     free = {*FREE_KEYS, *(["train.steps"] if new.get("train.steps", 0) >= step else [])}
     if "task" in new:  # fine-tuning: an epoch that is not evaluated cannot be selected
@@ -170,7 +170,7 @@ def check_same_config(folder: Path, config: Any, step: int) -> None:
     differing = sorted(key for key in old | new if old.get(key) != new.get(key))
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     facts = run / "environment.json"
-    there = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
+    there = read_json_object(facts) if facts.exists() else {}
     there, now = there.get("contents", {}), contents(config)
     free |= {key for key in differing if key in now and there.get(key) == now[key]}
     changes = {key: f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in differing}

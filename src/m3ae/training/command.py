@@ -8,7 +8,7 @@ from pathlib import Path
 
 from m3ae.command import parser_for
 from m3ae.config import to_yaml
-from m3ae.files import naming
+from m3ae.files import naming, one_line
 from m3ae.installation import check_installation
 from m3ae.training.distributed import join_processes, world_size
 from m3ae.training.logs import start_logging
@@ -50,7 +50,7 @@ def run_script(description: str, load: Callable, body: Callable, argv: Sequence[
             status = STOPPED
         elif isinstance(error, ValueError | OSError):
             status = 2
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
         elif world_size() > 1:
             traceback.print_exc()
         if world_size() > 1:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from m3ae.config import to_yaml
 from m3ae.data.contents import contents
-from m3ae.files import naming, write_json, write_text
+from m3ae.files import naming, printable, read_text, write_json, write_text
 from m3ae.processes import usable_cores
 from m3ae.strict_yaml import flat
 from m3ae.training.distributed import Processes
@@ -28,7 +28,8 @@ log = logging.getLogger("m3ae")
 
 class _ThroughProgressBars(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        lines = self.format(record).split("\n")
+        tqdm.write("\n".join(map(printable, lines)), file=sys.stderr)
 
 
 def start_logging(first: bool) -> None:
@@ -53,9 +54,10 @@ class RunLog:
         if not active:
             return
         if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = read_text(self.path).splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= step]
+            steps = [line["step"] for line in _parsed(self.path, whole)]
+            kept = [line for line, its in zip(whole, steps, strict=True) if its <= step]
             if len(kept) < len(lines):
                 write_text(self.path, "".join(kept))
         if importlib.util.find_spec("tensorboard"):
@@ -117,8 +119,24 @@ def start_tracker(name: str | None, config: Any, processes: Processes) -> Any:
 
 def read_log(run: Path, kind: str) -> list[dict[str, Any]]:
     """The lines of one kind of a run's log."""
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
+    path = run / "log.jsonl"
+    lines = _parsed(path, read_text(path).splitlines())
+    return [entry for entry in lines if entry["kind"] == kind]
+
+
+def _parsed(path: Path, lines: list[str]) -> list[dict[str, Any]]:
+    """Lines of a log; ValueError naming it and the first that is none."""
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            fits = type(entry["step"]) is int and type(entry["kind"]) is str
+        except (ValueError, LookupError, TypeError, RecursionError):
+            fits = False
+        if not fits:
+            raise ValueError(f"{path}, line {number}: no line of a log: {printable(line[:80])}")
+        found.append(entry)
+    return found
 
 
 def peak_memory_gib(device: torch.device) -> float:
