@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from m3ae.corpora import alignment
+from m3ae.corpora import alignment, candidates
 from m3ae.corpora import near_duplicates as near
 from m3ae.corpora.audit_work import near_images
 from tests.data_prep.test_audit import scene
@@ -123,3 +123,58 @@ def test_near_texts(monkeypatch):
         assert [match[:2] for match in matches] == [(1, 0)] and 0.5 < matches[0][2] < 1
     assert list(near.near_texts([], against, 0.5)) == []
     assert near.normal_text("  The\tLEFT-lung, (x-ray). ") == "the left lung x ray"
+
+
+def test_directions_of_a_pair():
+    """A zoomed picture that is found in the whole one, but not the whole one in it."""
+    zoomed = gather([CHANGES["zoomed"](scene(k)) for k in range(6)])
+    queries = gather([scene(k) for k in range(6)])
+    assert sorted((i, j) for i, j, _ in found(queries, keep=zoomed)) == [(k, k) for k in range(6)]
+
+
+def test_a_picture_among_many_alike():
+    """The twin lost among more pictures of the same coarse structure than are aligned."""
+    coarse = scene(0).resize((6, 5), Image.Resampling.BOX).resize((200, 160))
+    alike = [Image.blend(coarse, scene(100 + k), 0.5) for k in range(2 * candidates.CANDIDATES)]
+    queries = gather([CHANGES["zoomed"](alike[k]) for k in (3, 30)])
+    assert [match[:2] for match in found(queries, keep=gather(alike))] == [(0, 3), (1, 30)]
+
+
+def test_half_the_products(monkeypatch):
+    """A corpus with itself: pairs across or within blocks that are skipped with the other half."""
+    images = [scene(k) for k in (0, 1, 0, 2, 1, 0)]
+    pictures, places = gather(images), np.arange(6)
+    asked, match = [], candidates.Index.match
+
+    def watched(self, keypoints, first):
+        result = match(self, keypoints, first)
+        asked.append((first, int(result[2].min()) // keypoints.there.shape[1]))
+        return result
+
+    monkeypatch.setattr(candidates.Index, "match", watched)
+    for block, starts in ((2, [0, 2, 4]), (6, [0])):
+        asked.clear()
+        monkeypatch.setattr(near, "BLOCK", block)
+        pairs = sorted(m[:2] for m in near_images(pictures, pictures, places, places, 0.85))
+        assert pairs == [(0, 2), (0, 5), (1, 4), (2, 5)]
+        assert sorted(first for first, _ in asked) == starts
+        assert all(lowest >= first for first, lowest in asked)
+
+
+def test_device_and_threads(monkeypatch):
+    """The path of a device, or of one thread, that gives other pairs; an option of torch's that
+    stays changed."""
+    queries = gather([scene(k) for k in (9, 4, 2)])
+    monkeypatch.setattr(near, "BLOCK", 1)
+    threads, results = torch.get_num_threads(), []
+    for number in (1, 2):
+        args = (np.arange(6), np.arange(10, 13), near.THRESHOLD, torch.device("cpu"))
+        search = near.Search(KEEP, queries, *args)
+        search.threads = number
+        results.append(list(search.run()))
+    assert results[0] == results[1] and torch.get_num_threads() == threads
+    assert [(start, [m[:2] for m in near_]) for start, near_ in results[0]] == [
+        (0, []),
+        (1, [(1, 4)]),
+        (2, [(2, 2)]),
+    ]
