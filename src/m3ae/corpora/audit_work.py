@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from m3ae.corpora.alignment import SIDE
 from m3ae.corpora.near_duplicates import BLOCK, Near, PictureRows, Pictures, Search
+from m3ae.files import write_text
 
 FORMAT = 1  # of pictures and of the search; another one begins anew
 RECORD = np.dtype([("key", "V32"), ("aspect", "<f4"), ("pixels", "u1", (SIDE, SIDE))])
@@ -106,10 +107,8 @@ def near_images(
     if path:
         key = search_key(search)
         done = finished_blocks(path, key)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(json.dumps({"search": key}) + "\n")
-            for start, near in done.items():
-                file.write(json.dumps({"start": start, "near": near}) + "\n")
+        lines = [{"search": key}, *({"start": k, "near": near} for k, near in done.items())]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
     where = f"on {search.device}" + (f", {search.threads} threads" if search.threads > 1 else "")
     again = f", {len(done)} of {len(search.starts)} blocks done before" if done else ""
     print(f"near images: {where}{again}")
