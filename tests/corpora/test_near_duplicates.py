@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from m3ae.corpora import alignment, candidates
 from m3ae.corpora import near_duplicates as near
@@ -178,3 +179,22 @@ def test_device_and_threads(monkeypatch):
         (1, [(1, 4)]),
         (2, [(2, 2)]),
     ]
+
+
+def test_no_tensor_stays_on_the_cpu():
+    """A constant made on the CPU, which stops the search on a GPU; fake tensors."""
+    with FakeTensorMode():
+        pixels = torch.zeros(2, near.SIDE, near.SIDE, dtype=torch.uint8, device="cuda")
+        aspects, maps = torch.ones(2, device="cuda"), torch.ones(2, 2, 3, device="cuda")
+        found = near.keypoints(pixels, aspects)
+        mirrored = candidates.mirrored(found.descriptors)
+        fine = alignment.refine(pixels[:, None].float(), pixels[:, None].float(), maps, 1)
+        score = alignment.score(pixels, pixels, candidates.squeezed(maps, aspects, aspects), 64)
+        rough = alignment.rough_score(pixels, pixels, alignment.invert(maps))
+        places = (found.x[:, :9], found.y[:, :9])
+        votes = candidates.Votes(
+            places, places, found.size[:, :9], found.angle[:, :9], places[0] > 0
+        )
+        fit = votes.fit(torch.zeros(2, dtype=torch.long, device="cuda"), votes.agree()[:, 0])
+        for result in (found.there, mirrored, fine, score, rough, fit):
+            assert result.device.type == "cuda"
