@@ -1,14 +1,16 @@
 """How much change `data_prep/audit.py` tolerates in near-duplicate images, and what it costs.
 
     python benchmarks/audit.py IMAGES [IMAGES ...] --queries 60
+    python benchmarks/audit.py --size 300000 10000 [--part 20000]
 
-Changes --queries images of the folders in each of several ways and looks for them among all images
-of the folders with the search and the threshold of the audit: `recall` is the share found,
-`lowest_tenth` the score that nine of ten changed images reach. False positives: `random` = random
-pairs, aligned from their best view; `hardest` = for unchanged queries, the best other image by
-thumbnail, so the most alike image in the folders. Some of those are duplicates indeed: `hardest`
-is a bound from above, pairs over the threshold are named, to be looked at. Times are of the CPU,
-one thread. Prints JSON.
+The first changes --queries images of the folders in each of several ways and looks for them among
+all images of the folders with the search and the threshold of the audit: `recall` is the share
+found, `lowest_tenth` the score that nine of ten changed images reach. Then the folders are searched
+for duplicates within them; `over` are the pairs found, to be looked at: many are duplicates indeed.
+
+The second makes up pictures, as many to search and to search among, and times the search alone:
+reading and describing images comes on top, at `images_read_a_s` a core in the first. With --part,
+only so many are searched, and the hours for all are reckoned from that. Prints JSON.
 """
 
 import argparse
@@ -23,25 +25,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from m3ae.corpora.near_duplicates import (
-    THRESHOLD,
-    Pictures,
-    align,
-    near_images,
-    near_texts,
-    picture,
-    start_maps,
-    turned,
-    view_maps,
-    views,
-)
+from m3ae.corpora.alignment import SIDE
+from m3ae.corpora.near_duplicates import THRESHOLD, Pictures, Search, near_texts, picture
 from m3ae.data.exclusions import IMAGE_SUFFIXES
 from m3ae.data.images import decode
 
 Change = Callable[[Image.Image], Image.Image]
+INVERTED = "grey levels inverted"
 
 
 def resize(share: float) -> Change:
@@ -59,10 +53,10 @@ def jpeg(quality: int) -> Change:
     return change
 
 
-def crop(share: float, place: float = 0.5) -> Change:
+def crop(share: float, across: float = 0.5, down: float = 0.5) -> Change:
     def change(image: Image.Image) -> Image.Image:
         width, height = (round(share * side) for side in image.size)
-        x, y = round(place * (image.width - width)), round(place * (image.height - height))
+        x, y = round(across * (image.width - width)), round(down * (image.height - height))
         return image.crop((x, y, x + width, y + height))
 
     return change
@@ -84,15 +78,30 @@ def grey_levels(table: Callable[[int], float]) -> Change:
     return lambda image: image.point(values * 3)
 
 
-def pad(grey: int, share: float = 0.15) -> Change:
+def frame(grey: int, left: float, top: float, right: float, bottom: float) -> Change:
+    """A border of these parts of the sides."""
+
     def change(image: Image.Image) -> Image.Image:
-        border = round(share * max(image.size))
-        size = (image.width + 2 * border, image.height + border)
+        width, height = image.size
+        x, y = round(left * width), round(top * height)
+        size = (width + x + round(right * width), height + y + round(bottom * height))
         out = Image.new("RGB", size, (grey,) * 3)
-        out.paste(image, (border, border // 2))
+        out.paste(image, (x, y))
         return out
 
     return change
+
+
+def annotate(image: Image.Image) -> Image.Image:
+    """Burnt-in texts and a coloured line."""
+    image, size = image.copy(), max(8, image.height // 14)
+    width, height = image.size
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
+    for across, down, text in ((0.04, 0.03, "PORTABLE 12:45"), (0.7, 0.88, "R  SUPINE")):
+        draw.text((across * width, down * height), text, (255,) * 3, font)
+    ends = (0.4 * width, 0.3 * height, 0.5 * width, 0.45 * height)
+    draw.line(ends, (255, 255, 0), max(1, size // 6))
+    return image
 
 
 def several(*changes: Change) -> Change:
@@ -110,12 +119,20 @@ CHANGES: dict[str, Change] = {
     "resized to 0.25": resize(0.25),
     "JPEG quality 90": jpeg(90),
     "JPEG quality 50": jpeg(50),
+    "JPEG quality 30": jpeg(30),
     "JPEG quality 20": jpeg(20),
-    "centre crop, 95 % of the sides": crop(0.95),
-    "centre crop, 90 %": crop(0.9),
-    "centre crop, 80 %": crop(0.8),
-    "corner crop, 90 %": crop(0.9, 0),
-    "corner crop, 80 %": crop(0.8, 0),
+    "zoom, 95 % of the sides": crop(0.95, 1, 0.2),
+    "zoom 90 %": crop(0.9),
+    "zoom 80 %": crop(0.8),
+    "zoom 70 %": crop(0.7),
+    "zoom 60 %": crop(0.6),
+    "corner 90 %": crop(0.9, 0, 0),
+    "corner 80 %": crop(0.8, 0, 0),
+    "corner 70 %": crop(0.7, 1, 0),
+    "corner 60 %": crop(0.6, 0, 1),
+    "side 70 %": crop(0.7, 0.3, 1),
+    "side 60 %": crop(0.6, 0, 0.4),
+    "squeezed to a square": lambda image: image.resize((224, 224), Image.Resampling.BICUBIC),
     "centre square at 288 px": centre_square,
     "rotated by 2 degrees": rotate(2),
     "rotated by 5 degrees": rotate(5),
@@ -128,13 +145,21 @@ CHANGES: dict[str, Change] = {
     "gamma 1.7": grey_levels(lambda value: 255 * (value / 255) ** 1.7),
     "contrast x 0.6": grey_levels(lambda value: 0.6 * value + 40),
     "contrast x 1.6, clipped": grey_levels(lambda value: 1.6 * value - 60),
-    "inverted": grey_levels(lambda value: 255 - value),
-    "black border": pad(0),
-    "white border": pad(255),
+    INVERTED: grey_levels(lambda value: 255 - value),
+    "brighter by 50": grey_levels(lambda value: value + 50),
+    "black frame": frame(0, 0.15, 0.08, 0.15, 0.08),
+    "white frame": frame(255, 0.15, 0.08, 0.15, 0.08),
+    "uneven grey frame": frame(128, 0.4, 0.05, 0.1, 0.3),
+    "frame in a frame": several(frame(20, 0.06, 0.06, 0.06, 0.06), frame(235, 0.2, 0.1, 0.05, 0.3)),
+    "burnt-in text and line": annotate,
+    "zoom 75 %, text, JPEG 50": several(crop(0.75, 0.2, 0.7), annotate, jpeg(50)),
+    "zoom 70 %, white frame, x 0.5, JPEG 50": several(
+        crop(0.7, 0.8, 0.3), frame(255, 0.2, 0.1, 0.1, 0.3), resize(0.5), jpeg(50)
+    ),
     "rotated 3, gamma 0.8, corner 90 %, x 0.5, JPEG 50": several(
         rotate(3),
         grey_levels(lambda value: 255 * (value / 255) ** 0.8),
-        crop(0.9, 0),
+        crop(0.9, 0, 0),
         resize(0.5),
         jpeg(50),
     ),
@@ -142,17 +167,121 @@ CHANGES: dict[str, Change] = {
 
 
 def pictures(images: list[Image.Image]) -> Pictures:
-    made = [picture(image) for image in images]
-    pixels, boxes = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
-    return Pictures(pixels, boxes)
+    pixels, aspects = zip(*map(picture, images), strict=True)
+    return Pictures(torch.from_numpy(np.stack(pixels)), torch.tensor(aspects))
 
 
-def scores_of(ours: Pictures, theirs: Pictures) -> torch.Tensor:
-    """Scores of picture k of ours with picture k of theirs."""
-    maps = start_maps(
-        turned(views(ours)), views(theirs), view_maps(ours.boxes), view_maps(theirs.boxes)
+class MadeUp:
+    """Pictures of structure at several scales, made when asked for; each seed its own."""
+
+    def __init__(self, number: int, seed: int) -> None:
+        self.number, self.seed = number, seed
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, rows: torch.Tensor | slice) -> Pictures:
+        found = rows if isinstance(rows, torch.Tensor) else torch.arange(self.number)[rows]
+        made = [self.made(int(row)) for row in found]
+        return Pictures(torch.stack(made), torch.ones(len(made)))
+
+    def made(self, row: int) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(self.seed + row)
+        total = torch.zeros(1, 1, SIDE, SIDE)
+        for cells in (4, 8, 16, 32, 64):
+            coarse = torch.rand(1, 1, cells, cells, generator=draw)
+            total += F.interpolate(coarse, (SIDE, SIDE), mode="bilinear")
+        return (total[0, 0] * 51).byte()
+
+
+def processor_seconds(work: Callable[[], object]) -> tuple[float, float, object]:
+    """Wall and CPU seconds of some work, and its result."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    return time.perf_counter() - wall, time.process_time() - cpu, result
+
+
+def size(against: int, keep: int, part: int) -> dict[str, object]:
+    """Time and memory of a search of made-up pictures."""
+    search = Search(
+        MadeUp(keep, 0),
+        MadeUp(part, 10**7),
+        np.arange(keep),
+        np.arange(part) + keep,
+        THRESHOLD,
     )
-    return align(ours.pixels, theirs.pixels, maps)[1]
+    wall, cpu, _ = processor_seconds(search.describe_keep)
+    wall_search, cpu_search, found = processor_seconds(
+        lambda: [pair for _, near in tqdm(search.run(), total=len(search.starts)) for pair in near]
+    )
+    reckoned = (wall + wall_search * against / part) / 3600
+    reckoned_cpu = (cpu + cpu_search * against / part) / 3600 / search.threads
+    return {
+        "against": against,
+        "keep": keep,
+        "searched": part,
+        "device": str(search.device),
+        "threads": search.threads,
+        "pairs": len(found),
+        "index_s": {"wall": round(wall, 1), "cpu": round(cpu, 1)},
+        "search_s": {"wall": round(wall_search, 1), "cpu": round(cpu_search, 1)},
+        "cpu_ms_an_image": round(1000 * cpu_search / part, 1),
+        "hours_for_all": {"wall": round(reckoned, 2), "cpu_by_threads": round(reckoned_cpu, 2)},
+    }
+
+
+def tolerance(paths: list[Path], queries: int, seed: int) -> dict[str, object]:
+    """Recall of changed images, pairs within the folders, and what both cost."""
+    _, cpu, corpus = processor_seconds(
+        lambda: pictures([decode(path)[0] for path in tqdm(paths, "reading")])
+    )
+    chosen = np.random.default_rng(seed).choice(len(paths), queries, replace=False)
+    images = [decode(paths[k])[0].convert("RGB") for k in chosen]
+    changed = pictures(
+        [change(image) for change in tqdm(CHANGES.values(), "changes") for image in images]
+    )
+    places = np.arange(len(paths))
+    new = np.arange(len(changed)) + len(paths)
+    search = Search(corpus, changed, places, new, 1e-6)
+    index = processor_seconds(search.describe_keep)[:2]
+    wall_search, cpu_search, found = processor_seconds(lambda: list(search.run()))
+    own, others = np.zeros((len(CHANGES), queries)), set()
+    for i, j, score in (pair for _, near in found for pair in near):
+        if j == chosen[i % queries]:
+            own[i // queries, i % queries] = score
+        elif score >= THRESHOLD:
+            others.add((paths[chosen[i % queries]].stem, paths[j].stem))
+    itself = Search(corpus, corpus, places, places, THRESHOLD)
+    wall_self, cpu_self, over = processor_seconds(
+        lambda: [pair for _, near in itself.run() for pair in near]
+    )
+    table = {
+        name: {
+            "recall": round(float((scores >= THRESHOLD).mean()), 3),
+            "lowest_tenth": round(float(np.quantile(scores, 0.1)), 3),
+        }
+        for name, scores in zip(CHANGES, own, strict=True)
+    }
+    return {
+        "images": len(paths),
+        "queries": queries,
+        "threshold": THRESHOLD,
+        "changes": table,
+        "recall": round(float((own >= THRESHOLD).mean()), 4),
+        "recall_but_inverted": round(
+            float((own[[name != INVERTED for name in CHANGES]] >= THRESHOLD).mean()), 4
+        ),
+        "other_images_found": sorted(others),
+        "within": [[paths[i].stem, paths[j].stem, round(score, 3)] for i, j, score in over],
+        "device": str(search.device),
+        "threads": search.threads,
+        "images_read_a_s": round(len(paths) / cpu, 1),
+        "seconds": {
+            "index": [round(value, 1) for value in index],
+            "search of all changes": [round(wall_search, 1), round(cpu_search, 1)],
+            "index and search within": [round(wall_self, 1), round(cpu_self, 1)],
+        },
+    }
 
 
 def text_seconds(texts: int, others: int) -> float:
@@ -172,90 +301,30 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="IMAGES")
-    parser.add_argument("--queries", type=int, default=60, help="(default: %(default)s)")
-    parser.add_argument("--texts", type=int, default=30000, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    add = parser.add_argument
+    add("folders", type=Path, nargs="*", metavar="IMAGES")
+    add("--queries", type=int, default=60, help="(default: %(default)s)")
+    add("--texts", type=int, default=30000, help="(default: %(default)s)")
+    add("--size", type=int, nargs=2, metavar=("AGAINST", "KEEP"), help="of made-up pictures")
+    add("--part", type=int, metavar="N", help="of AGAINST to search (default: all)")
+    add("--seed", type=int, default=0, help="(default: %(default)s)")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    paths = [
-        path
-        for folder in args.folders
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if len(paths) < 2 * args.queries or args.queries < 2:
-        parser.error(f"{len(paths)} images for {args.queries} queries: need twice as many, 2+")
-    started = time.process_time()
-    corpus = pictures([decode(path)[0] for path in tqdm(paths, "reading")])
-    reading = time.process_time() - started
-    started = time.process_time()
-    views(corpus[:512])
-    viewing = (time.process_time() - started) / min(512, len(paths))
-    rng = np.random.default_rng(args.seed)
-    chosen = rng.choice(len(paths), args.queries, replace=False)
-    images = [decode(paths[k])[0].convert("RGB") for k in chosen]
-    places, new = np.arange(len(paths)), np.arange(args.queries) + len(paths)
-    table = {}
-    for name, change in tqdm(CHANGES.items(), "changes"):
-        queries = pictures([change(image) for image in images])
-        own = np.zeros(args.queries)
-        for part in near_images(corpus, queries, places, new, 1e-6):
-            for i, j, score in part:
-                if j == chosen[i]:
-                    own[i] = max(own[i], score)
-        table[name] = {
-            "recall": round(float((own >= THRESHOLD).mean()), 3),
-            "lowest_tenth": round(float(np.quantile(own, 0.1)), 3),
-        }
-    # ---- false positives
-    started = time.process_time()
-    found: list[tuple[int, int, float]] = []
-    for part in near_images(corpus, corpus[torch.from_numpy(chosen)], places, chosen, 1e-6):
-        found += part
-    searching = time.process_time() - started
-    best: dict[int, tuple[float, int]] = {}
-    for i, j, score in found:
-        best[i] = max(best.get(i, (0.0, 0)), (score, j))
-    over = [
-        [paths[chosen[i]].stem, paths[j].stem, round(score, 3)]
-        for i, (score, j) in sorted(best.items())
-        if score >= THRESHOLD
-    ]
-    other = torch.from_numpy(rng.integers(len(paths), size=4 * args.queries))
-    first = torch.from_numpy(rng.integers(len(paths), size=4 * args.queries))
-    started = time.process_time()
-    random = scores_of(corpus[first], corpus[other])[first != other]
-    aligning = (time.process_time() - started) / len(first)
-    texts = text_seconds(args.texts, 4000)
-    each = (searching - viewing * len(paths)) / args.queries  # views of the corpus: made once
-    result = {
-        "images": len(paths),
-        "queries": args.queries,
-        "threshold": THRESHOLD,
-        "changes": table,
-        "random_pairs": {
-            "pairs": len(random),
-            "over": int((random >= THRESHOLD).sum()),
-            "highest": round(float(random.max()), 3),
-        },
-        "hardest": {
-            "queries": args.queries,
-            "over": over,
-            "tenth_highest": round(
-                float(np.quantile([best.get(i, (0.0, 0))[0] for i in range(args.queries)], 0.9)), 3
-            ),
-        },
-        "cpu": {
-            "images_read_a_s": round(len(paths) / reading, 1),
-            "views_ms_an_image": round(1000 * viewing, 2),
-            "align_ms_a_pair": round(1000 * aligning, 2),
-            "search_ms_an_image": round(1000 * each, 1),
-            "hours_300k_images_in_this_corpus": round(
-                3e5 * (each + reading / len(paths)) / 3600, 2
-            ),
-            "texts_s": {f"{args.texts} by 4000": round(texts, 1)},
-        },
+    if bool(args.folders) == bool(args.size):
+        parser.error("give folders of images, or --size")
+    if args.size:
+        result = size(*args.size, args.part or args.size[0])
+    else:
+        paths = [
+            path
+            for folder in args.folders
+            for path in sorted(folder.rglob("*"))
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        ]
+        if not 2 <= args.queries <= len(paths):
+            parser.error(f"{len(paths)} images for {args.queries} queries: need as many, 2+")
+        result = tolerance(paths, args.queries, args.seed)
+        result["texts_s"] = {f"{args.texts} by 4000": round(text_seconds(args.texts, 4000), 1)}
+    result |= {
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),

@@ -8,13 +8,18 @@ for duplicates within it, each pair once. Kinds of match, each with a flag --no-
              else the name without suffix; --no-id where both number 1, 2, ...
   id-window  names whose numbers by --id-pattern are at most --window apart, so of one MedPix case
   bytes      the same file or, in raw shards, the same pixels
-  image      the same picture, though resized, cropped, turned, of other contrast, ...: a score of
-             at least --threshold; docs/results/audit.md: what is found
+  image      the same picture, though resized, zoomed, framed, turned, of other contrast, ...: a
+             score of at least --threshold; docs/results/audit.md: what is found
   text       the same text but for case, punctuation and spaces
   near-text  texts of five words or more with a similarity of at least --text-threshold
 
 Only prepared splits have texts; one of more than --stock images on a side is a stock phrase and
-matches nothing, and so is an id (view1 of every patient).
+matches nothing, and so is an id (view1 of every patient). Of an image, 50 matches of a kind are
+listed, the others counted.
+
+Give raw folders rather than prepared splits where you have both: small pixels hide details, and
+raw shards are cut to their centre square. A GPU is used where there is one, else all cores. If
+stopped, the same command goes on from OUT.parts (16 KB an image), which it removes at the end.
 
 OUT is the list for --exclude of the preparation scripts and data.exclude of the configs,
 `id<TAB>reason`: the images of --against that match. OUT.json holds counts and every pair, OUT.html
@@ -27,16 +32,17 @@ example: python data_prep/audit.py --keep vqa_rad/images --against vqa_med/Train
 
 import argparse
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from m3ae.command import parser_for, run
-from m3ae.corpora.audit import KINDS, MEDPIX, find_matches, read_sides
+from m3ae.corpora.audit import KINDS, MEDPIX, MOST_MATCHES, find_matches, read_sides, small_splits
 from m3ae.corpora.audit_page import collect, count_pairs, exclusions, page
 from m3ae.corpora.near_duplicates import THRESHOLD
 from m3ae.files import write_json, write_text
-from m3ae.processes import usable_cores
+from m3ae.processes import alone_in, usable_cores
 
 
 def check(args: argparse.Namespace) -> None:
@@ -62,16 +68,26 @@ def check(args: argparse.Namespace) -> None:
 def audit(args: argparse.Namespace) -> None:
     """The whole work."""
     check(args)
-    sides, entries, unreadable = read_sides(args)
+    folder = Path(f"{args.out}.parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder):
+        report(args, folder)
+        shutil.rmtree(folder)
+
+
+def report(args: argparse.Namespace, folder: Path) -> None:
+    """Search, and write what was found; the folder keeps what is finished if it is stopped."""
+    sides, entries, unreadable = read_sides(args, folder)
     facts: dict[str, Any] = {}
-    pairs = collect(find_matches(*sides, args, facts), entries)
+    if small := small_splits(entries):
+        print(small)
+    pairs = collect(find_matches(*sides, args, facts, folder), entries)
     keep, against = (len(side.entries) for side in sides)
     names = ("kinds", "threshold", "window", "id_pattern", "text_threshold", "stock", "questions")
     options = {name: getattr(args, name) for name in names}
     counts = {"keep": keep, "against": against, "options": options}
     counts |= count_pairs(pairs, args.kinds) | facts | {"unreadable": unreadable}
     head = "# Images to leave out (--exclude, data.exclude): id, tab, what it matches and how\n"
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, head + "".join(exclusions(pairs)))
     write_json(Path(f"{args.out}.json"), counts | {"list": [pair.plain() for pair in pairs]})
     with open(f"{args.out}.html", "w", encoding="utf-8") as file:
@@ -87,6 +103,9 @@ def audit(args: argparse.Namespace) -> None:
         print(
             f"    ids of more than --stock images of a side match nothing: {facts['ids_of_many']}"
         )
+    if "matches_not_listed" in facts:
+        cut = ", ".join(f"{n} by {kind}" for kind, n in facts["matches_not_listed"].items())
+        print(f"    not listed, as more than {MOST_MATCHES} of an image by a kind: {cut}")
     if "texts" in facts:
         print(f"    texts: {facts['texts']}")
     print(f"{args.out} (list), {args.out}.json, {args.out}.html")

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from m3ae.corpora import alignment, candidates
 from m3ae.corpora import near_duplicates as near
+from m3ae.corpora.audit_work import near_images
 from tests.data_prep.test_audit import scene
 
 
 def gather(images) -> near.Pictures:
-    parts = zip(*map(near.picture, images), strict=True)
-    return near.Pictures(*(torch.from_numpy(np.stack(part)) for part in parts))
+    pixels, aspects = zip(*map(near.picture, images), strict=True)
+    return near.Pictures(torch.from_numpy(np.stack(pixels)), torch.tensor(aspects))
 
 
 def jpeg(image: Image.Image) -> Image.Image:
@@ -40,14 +43,16 @@ CHANGES = {
     "turned and flipped": lambda image: image.transpose(Image.Transpose.TRANSVERSE),
     "contrast": lambda image: image.point(lambda v: v * 0.6 + 40),
     "bordered": bordered,
+    "zoomed": lambda image: image.crop((70, 30, 190, 126)),
+    "zoomed, bordered, re-encoded": lambda image: jpeg(bordered(image.crop((0, 40, 150, 160)))),
+    "turned by 20 degrees": lambda image: image.rotate(20, Image.Resampling.BICUBIC),
 }
 KEEP = gather([scene(k) for k in range(6)])
 
 
 def found(queries: near.Pictures, places=None, threshold=near.THRESHOLD, keep=KEEP):
     places = np.arange(100, 100 + len(queries)) if places is None else places
-    parts = near.near_images(keep, queries, np.arange(len(keep)), places, threshold)
-    return [match for part in parts for match in part]
+    return list(near_images(keep, queries, np.arange(len(keep)), places, threshold))
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -72,30 +77,29 @@ def test_an_image_is_not_its_own_match():
     """A self-audit that reports each image as a duplicate of itself, or misses its twin."""
     twice = gather([scene(0), scene(1), scene(0)])
     places = np.arange(3)
-    parts = near.near_images(twice, twice, places, places, near.THRESHOLD)
-    assert sorted((i, j) for part in parts for i, j, _ in part) == [(0, 2), (2, 0)]
+    parts = near_images(twice, twice, places, places, near.THRESHOLD)
+    assert sorted((i, j) for i, j, _ in parts) == [(0, 2)]  # each pair once
 
 
 def test_blocks(monkeypatch):
     """Rows of the second block, or pairs of the second part, named as those of the first."""
     queries = gather([scene(k) for k in (9, 4, 8, 2, 0)])
     whole = found(queries)
-    monkeypatch.setattr(near, "CELLS", 12)
-    monkeypatch.setattr(near, "PAIRS", 2)
-    assert near.blocks(5, 6) == [(0, 2), (2, 4), (4, 5)]
+    monkeypatch.setattr(near, "BLOCK", 2)
+    monkeypatch.setattr(near, "PART", 1)
+    monkeypatch.setattr(near, "PAIRS", 1)
     assert [match[:2] for match in found(queries)] == [match[:2] for match in whole]
     assert [match[:2] for match in whole] == [(1, 4), (3, 2), (4, 0)]
 
 
 def test_maps():
-    """A map applied in the wrong order, or a symmetry that occurs twice."""
-    turn = near.symmetries()
-    assert len({tuple(entry.flatten().tolist()) for entry in turn}) == 8
+    """A map applied in the wrong order; the inverse of another one."""
     one = torch.tensor([[0.9, 0.1, 0.2], [-0.2, 0.8, -0.1]])
-    assert torch.allclose(near.compose(one, near.invert(one)), torch.eye(2, 3), atol=1e-6)
+    other = torch.tensor([[0.0, -1.0, 0.1], [1.0, 0.0, 0.3]])
+    assert torch.allclose(alignment.compose(one, alignment.invert(one)), torch.eye(2, 3), atol=1e-6)
     point = torch.tensor([0.3, -0.4, 1.0])
-    both = near.compose(one, turn[3]) @ point
-    assert torch.allclose(both, one @ torch.cat([turn[3] @ point, torch.ones(1)]), atol=1e-6)
+    both = alignment.compose(one, other) @ point
+    assert torch.allclose(both, one @ torch.cat([other @ point, torch.ones(1)]), atol=1e-6)
 
 
 def test_borders():
@@ -106,8 +110,8 @@ def test_borders():
     assert near.content_box(grey) == (30, 20, 100, 80)
     assert near.content_box(np.full((5, 9), 3, np.uint8)) == (0, 0, 9, 5)
     for size in ((1, 1), (1, 400), (3000, 5)):
-        pixels, boxes = near.picture(Image.new("RGB", size))
-        assert pixels.shape == (near.SIDE, near.SIDE) and np.isfinite(boxes).all()
+        pixels, aspect = near.picture(Image.new("RGB", size))
+        assert pixels.shape == (near.SIDE, near.SIDE) and 0.25 <= aspect <= 4
 
 
 def test_near_texts(monkeypatch):
@@ -120,3 +124,77 @@ def test_near_texts(monkeypatch):
         assert [match[:2] for match in matches] == [(1, 0)] and 0.5 < matches[0][2] < 1
     assert list(near.near_texts([], against, 0.5)) == []
     assert near.normal_text("  The\tLEFT-lung, (x-ray). ") == "the left lung x ray"
+
+
+def test_directions_of_a_pair():
+    """A zoomed picture that is found in the whole one, but not the whole one in it."""
+    zoomed = gather([CHANGES["zoomed"](scene(k)) for k in range(6)])
+    queries = gather([scene(k) for k in range(6)])
+    assert sorted((i, j) for i, j, _ in found(queries, keep=zoomed)) == [(k, k) for k in range(6)]
+
+
+def test_a_picture_among_many_alike():
+    """The twin lost among more pictures of the same coarse structure than are aligned."""
+    coarse = scene(0).resize((6, 5), Image.Resampling.BOX).resize((200, 160))
+    alike = [Image.blend(coarse, scene(100 + k), 0.5) for k in range(2 * candidates.CANDIDATES)]
+    queries = gather([CHANGES["zoomed"](alike[k]) for k in (3, 30)])
+    assert [match[:2] for match in found(queries, keep=gather(alike))] == [(0, 3), (1, 30)]
+
+
+def test_half_the_products(monkeypatch):
+    """A corpus with itself: pairs across or within blocks that are skipped with the other half."""
+    images = [scene(k) for k in (0, 1, 0, 2, 1, 0)]
+    pictures, places = gather(images), np.arange(6)
+    asked, match = [], candidates.Index.match
+
+    def watched(self, keypoints, first):
+        result = match(self, keypoints, first)
+        asked.append((first, int(result[2].min()) // keypoints.there.shape[1]))
+        return result
+
+    monkeypatch.setattr(candidates.Index, "match", watched)
+    for block, starts in ((2, [0, 2, 4]), (6, [0])):
+        asked.clear()
+        monkeypatch.setattr(near, "BLOCK", block)
+        pairs = sorted(m[:2] for m in near_images(pictures, pictures, places, places, 0.85))
+        assert pairs == [(0, 2), (0, 5), (1, 4), (2, 5)]
+        assert sorted(first for first, _ in asked) == starts
+        assert all(lowest >= first for first, lowest in asked)
+
+
+def test_device_and_threads(monkeypatch):
+    """The path of a device, or of one thread, that gives other pairs; an option of torch's that
+    stays changed."""
+    queries = gather([scene(k) for k in (9, 4, 2)])
+    monkeypatch.setattr(near, "BLOCK", 1)
+    threads, results = torch.get_num_threads(), []
+    for number in (1, 2):
+        args = (np.arange(6), np.arange(10, 13), near.THRESHOLD, torch.device("cpu"))
+        search = near.Search(KEEP, queries, *args)
+        search.threads = number
+        results.append(list(search.run()))
+    assert results[0] == results[1] and torch.get_num_threads() == threads
+    assert [(start, [m[:2] for m in near_]) for start, near_ in results[0]] == [
+        (0, []),
+        (1, [(1, 4)]),
+        (2, [(2, 2)]),
+    ]
+
+
+def test_no_tensor_stays_on_the_cpu():
+    """A constant made on the CPU, which stops the search on a GPU; fake tensors."""
+    with FakeTensorMode():
+        pixels = torch.zeros(2, near.SIDE, near.SIDE, dtype=torch.uint8, device="cuda")
+        aspects, maps = torch.ones(2, device="cuda"), torch.ones(2, 2, 3, device="cuda")
+        found = near.keypoints(pixels, aspects)
+        mirrored = candidates.mirrored(found.descriptors)
+        fine = alignment.refine(pixels[:, None].float(), pixels[:, None].float(), maps, 1)
+        score = alignment.score(pixels, pixels, candidates.squeezed(maps, aspects, aspects), 64)
+        rough = alignment.rough_score(pixels, pixels, alignment.invert(maps))
+        places = (found.x[:, :9], found.y[:, :9])
+        votes = candidates.Votes(
+            places, places, found.size[:, :9], found.angle[:, :9], places[0] > 0
+        )
+        fit = votes.fit(torch.zeros(2, dtype=torch.long, device="cuda"), votes.agree()[:, 0])
+        for result in (found.there, mirrored, fine, score, rough, fit):
+            assert result.device.type == "cuda"

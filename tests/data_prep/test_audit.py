@@ -330,3 +330,30 @@ def test_round_trip(tmp_path):
     assert [split.image_key(j) for j in range(split.num_images)] == ["a", "c"]
     listed, report = run(tmp_path, keep, again)
     assert not listed and report["pairs"] == 0
+
+
+def test_copies_of_one_file(tmp_path, capsys):
+    """A million pairs of copies of one file, in memory and in the JSON; a copy that stays."""
+    folder = tmp_path / "same"
+    folder.mkdir()
+    scene(0).save(folder / "0.png")
+    for number in range(1, 120):
+        (folder / f"{number}.png").write_bytes((folder / "0.png").read_bytes())
+    listed, report = run(tmp_path, folder, folder, *only("bytes"))
+    assert len(listed) == 119 and report["pairs"] < 120 * 50
+    # 50 of 120 for each image, itself among them or not
+    assert report["matches_not_listed"] == {"bytes": 120 * 70}
+    assert "not listed, as more than 50 of an image by a kind: 8400 by bytes" in (
+        capsys.readouterr().out
+    )
+
+
+def test_advice_on_small_pixels(tmp_path, capsys):
+    """Prepared splits audited where raw folders would have shown more."""
+    corpus = prepared(tmp_path, "corpus", ROWS)
+    run(tmp_path, corpus / "valid", corpus / "train", *only("id"))
+    said = capsys.readouterr().out
+    assert "audit the raw folders if you have them: corpus/valid (64 px), corpus/train (64" in said
+    with pytest.raises(SystemExit):
+        audit.main(["--help"])
+    assert "Give raw folders rather than prepared splits" in capsys.readouterr().out

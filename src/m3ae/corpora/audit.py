@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from m3ae.corpora import near_duplicates as near
+from m3ae.corpora.audit_work import PictureFile, StoredPictures, near_images
 from m3ae.corpora.prepare import finished_splits
 from m3ae.data.exclusions import IMAGE_SUFFIXES, image_stem
 from m3ae.data.images import ImageError, decode
@@ -27,6 +28,8 @@ from m3ae.files import need
 
 KINDS = ("bytes", "id", "image", "text", "near-text", "id-window")  # the surest first
 NEAR_TEXT_WORDS = 5
+SMALL_PX = 224  # of prepared splits: fewer twins are found in them
+MOST_MATCHES = 50  # of an image by a kind: copies of one file match all others
 MEDPIX = r"synpic(\d{1,9})"  # names of MedPix's pictures, also within those of MedPix 2.0
 
 
@@ -45,19 +48,27 @@ class Entry:
         """The same for the same image, however its folder was written."""
         return self.folder, self.at
 
-    def read(self) -> tuple[bytes, Image.Image]:
-        """The stored bytes and the image; raises ImageError or OSError."""
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """The grey values that its split was prepared with."""
+        window = self.at and opened(self.folder).manifest["options"].get("window")
+        return tuple(window) if window else None
+
+    def stored(self) -> np.ndarray | bytes:
+        """The stored bytes, or pixels of a raw shard; raises OSError."""
         if self.at is None:
-            data = self.folder.read_bytes()
-            return data, decode(data)[0]
+            return self.folder.read_bytes()
         split = opened(self.folder)
         shard, row = split.shard(self.at[0]), self.at[1]
-        if split.manifest["encoding"] == "raw":
-            pixels = np.array(shard["images"][row])
-            grey = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
-            return pixels.tobytes(), Image.fromarray(grey)
-        data, window = row_bytes(shard, "image", row), split.manifest["options"].get("window")
-        return data, decode(data, tuple(window) if window else None)[0]
+        raw = split.manifest["encoding"] == "raw"
+        return np.array(shard["images"][row]) if raw else row_bytes(shard, "image", row)
+
+    def image(self, stored: np.ndarray | bytes | None = None) -> Image.Image:
+        """The image of what is stored; raises ImageError or OSError."""
+        stored = self.stored() if stored is None else stored
+        if isinstance(stored, bytes):
+            return decode(stored, self.window)[0]
+        return Image.fromarray(stored[0] if len(stored) == 1 else stored.transpose(1, 2, 0))
 
 
 opened = lru_cache(maxsize=16)(Shards)
@@ -105,53 +116,72 @@ class Corpus:
 
     entries: list[Entry]
     digests: list[str]
-    pictures: near.Pictures | None = None
+    pictures: StoredPictures | None = None
 
     def part(self, numbers: set[int]) -> "Corpus":
         """The entries of these numbers."""
         rows = [row for row, entry in enumerate(self.entries) if entry.number in numbers]
-        pictures = self.pictures and self.pictures[torch.tensor(rows, dtype=torch.long)]
+        pictures = self.pictures
+        if pictures:
+            pictures = replace(pictures, rows=pictures.rows[torch.tensor(rows, dtype=torch.long)])
         digests = [self.digests[row] for row in rows]
         return Corpus([self.entries[row] for row in rows], digests, pictures)
 
 
-def describe(entry: Entry, pictures: bool) -> tuple[str, Any] | str:
-    """Digest of the stored bytes and the picture of an image; or what is wrong with it."""
+known: set[bytes] = set()  # keys of pictures that need no reading, in each process
+
+
+def described(entry: Entry, pictures: bool) -> tuple[str, bytes, Any] | str:
+    """Digest of the stored bytes, key of the picture, and this unless known; or what is wrong."""
     try:
-        data, image = entry.read()
-        return hashlib.sha256(data).hexdigest(), near.picture(image) if pictures else None
+        stored = entry.stored()
+        digest = hashlib.sha256(stored)
+        hexadecimal = digest.hexdigest()
+        digest.update(repr(entry.window).encode())
+        key = digest.digest()
+        made = near.picture(entry.image(stored)) if pictures and key not in known else None
+        return hexadecimal, key, made
     except (ImageError, OSError) as error:
         return f"{entry.id} ({entry.folder}): {error}"
 
 
-def read_corpus(entries: list[Entry], pictures: bool, workers: int) -> tuple[Corpus, list[str]]:
-    """Read every image; unreadable ones are left out and named."""
-    todo, unreadable, kept, found = partial(describe, pictures=pictures), [], [], []
-    pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers else None
+def read_corpus(
+    entries: list[Entry], folder: Path | None, workers: int
+) -> tuple[Corpus, list[str]]:
+    """Read every image; unreadable ones are left out and named. Pictures go to the folder."""
+    todo, unreadable, kept, found = partial(described, pictures=folder is not None), [], [], []
+    file = PictureFile(folder) if folder else None
+    keys = set(file.rows) if file else set()
+    if keys:
+        print(f"pictures: {len(keys)} made before")
+    spawn = get_context("spawn")
+    pool = ProcessPoolExecutor(workers, spawn, known.update, (keys,)) if workers else None
+    known.update(keys)
     try:
         results = pool.map(todo, entries, chunksize=32) if pool else map(todo, entries)
         for entry, result in zip(entries, tqdm(results, "images", len(entries)), strict=True):
             if isinstance(result, str):
                 unreadable.append(result)
-            else:
-                kept.append(entry)
-                found.append(result)
+                continue
+            kept.append(entry)
+            found.append(result[:2])
+            if file and result[2]:
+                file.add(result[1], *result[2])
     finally:
+        known.clear()
         if pool:
             pool.shutdown(cancel_futures=True)
-    corpus = Corpus(kept, [digest for digest, _ in found])
-    if pictures and found:
-        pixels = torch.from_numpy(np.stack([seen[0] for _, seen in found]))
-        boxes = torch.from_numpy(np.stack([seen[1] for _, seen in found]))
-        corpus.pictures = near.Pictures(pixels, boxes)
-    return corpus, unreadable
+        if file:
+            file.close()
+    pictures = file.of([key for _, key in found]) if file else None
+    return Corpus(kept, [digest for digest, _ in found], pictures), unreadable
 
 
-def read_sides(args: Namespace) -> tuple[list[Corpus], list[Entry], list[str]]:
+def read_sides(args: Namespace, folder: Path) -> tuple[list[Corpus], list[Entry], list[str]]:
     """The corpora of --keep and --against, all entries by number, and what cannot be read.
 
-    An image of both sides is read once. Raises ValueError where none of a side can be read, or for
-    an id of the second that an exclusion list cannot hold.
+    An image of both sides is read once; pictures are kept in the folder. Raises ValueError where
+    none of a side can be read, or for an id of the second that an exclusion list cannot hold.
     """
     given, stem = (args.keep, args.against), args.ids == "stem"
     sides = [read_inputs(folders, stem, args.questions) for folders in given]
@@ -162,12 +192,23 @@ def read_sides(args: Namespace) -> tuple[list[Corpus], list[Entry], list[str]]:
     places = {place: n for n, place in enumerate(dict.fromkeys(e.place for e in chain(*sides)))}
     sides = [[replace(entry, number=places[entry.place]) for entry in side] for side in sides]
     entries = list({entry.number: entry for entry in chain(*sides)}.values())
-    every, unreadable = read_corpus(entries, "image" in args.kinds, args.workers)
+    pictures = folder if "image" in args.kinds else None
+    every, unreadable = read_corpus(entries, pictures, args.workers)
     corpora = [every.part({entry.number for entry in side}) for side in sides]
     for corpus, name in zip(corpora, ("--keep", "--against"), strict=True):
         if not corpus.entries:
             raise ValueError(f"{name}: none of its images can be read: {unreadable[0]}")
     return corpora, entries, unreadable
+
+
+def small_splits(entries: Sequence[Entry]) -> str:
+    """Advice where prepared splits of at most `SMALL_PX` pixels are audited; "" where none are."""
+    folders = dict.fromkeys(entry.folder for entry in entries if entry.at)
+    sizes = {f"{f.parent.name}/{f.name}": opened(f).manifest["px"] for f in folders}
+    small = [f"{name} ({px} px)" for name, px in sizes.items() if px <= SMALL_PX]
+    if not small:
+        return ""
+    return f"small pixels hide details, audit the raw folders if you have them: {', '.join(small)}"
 
 
 def picture_numbers(entries: Sequence[Entry], pattern: str) -> np.ndarray:
@@ -250,7 +291,9 @@ def text_matches(keep: Corpus, against: Corpus, args: Namespace, facts: dict[str
     return matches
 
 
-def find_matches(keep: Corpus, against: Corpus, args: Namespace, facts: dict[str, Any]) -> Matches:
+def find_matches(
+    keep: Corpus, against: Corpus, args: Namespace, facts: dict[str, Any], folder: Path
+) -> Matches:
     """The matches of each kind in `args.kinds`; a pair found from both ends once."""
     sides = (keep.entries, against.entries)
     places = [np.array([entry.number for entry in entries]) for entries in sides]
@@ -266,13 +309,27 @@ def find_matches(keep: Corpus, against: Corpus, args: Namespace, facts: dict[str
     found: dict[str, Iterable[Match]] = {"bytes": same(keep.digests, against.digests)}
     found |= {"id": same(*ids), "id-window": near_ids(*numbers, args.window)}
     if "image" in args.kinds:
-        parts = near.near_images(keep.pictures, against.pictures, *places, args.threshold)
-        total = len(near.blocks(len(against.entries), len(keep.entries)))
-        parts = tqdm(parts, "near images", total)
-        found["image"] = ((i, j, s, f"score {s:.3f}") for i, j, s in chain.from_iterable(parts))
+        alike = near_images(keep.pictures, against.pictures, *places, args.threshold, folder)
+        found["image"] = ((i, j, s, f"score {s:.3f}") for i, j, s in alike)
     if {"text", "near-text"} & set(args.kinds):
         found |= text_matches(keep, against, args, facts)
-    return {kind: once(found[kind], *places) for kind in KINDS if kind in args.kinds}
+    cut: dict[str, int] = {}
+    kinds = [kind for kind in KINDS if kind in args.kinds]
+    matches = {kind: once(capped(found[kind], kind, cut), *places) for kind in kinds}
+    if cut:
+        facts["matches_not_listed"] = cut
+    return matches
+
+
+def capped(matches: Iterable[Match], kind: str, cut: dict[str, int]) -> Iterator[Match]:
+    """The first `MOST_MATCHES` matches of each image; the others are counted in `cut`."""
+    counts: Counter[int] = Counter()
+    for match in matches:
+        counts[match[0]] += 1
+        if counts[match[0]] <= MOST_MATCHES:
+            yield match
+        else:
+            cut[kind] = cut.get(kind, 0) + 1
 
 
 def once(matches: Iterable[Match], keep: np.ndarray, against: np.ndarray) -> list[Match]:

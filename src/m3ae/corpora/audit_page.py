@@ -62,7 +62,7 @@ def exclusions(pairs: Sequence[Pair]) -> list[str]:
 
 def _cell(entry: Entry) -> str:
     """The image, its id and the last folders of where it lies."""
-    image = entry.read()[1].convert("RGB")
+    image = entry.image().convert("RGB")
     image.thumbnail((220, 220), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=75)
