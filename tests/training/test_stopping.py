@@ -23,7 +23,8 @@ def test_a_signal_saves_and_ends(small_run, tmp_path):
     main, run = run_pretrain.main, tmp_path / "cut"
     for number, least in ((signal.SIGTERM, 5), (signal.SIGUSR1, 12)):
         running = Forked(main, small_run(*given, name="cut", steps=24), 1, tmp_path / "said")
-        wait_for(lambda least=least: last_step(run) >= least, running)
+        reached = wait_for(lambda least=least: last_step(run) >= least, running)
+        assert reached, (tmp_path / "said").read_text()[-2000:]
         os.kill(*running.codes, number)
         assert running.wait() == [STOPPED]
         step = step_of(newest_whole(run))
@@ -40,7 +41,8 @@ def test_a_signal_in_an_evaluation(long_tune, tmp_path):  # noqa: F811
     running = Forked(main, long_tune("train.epochs=3", name="cut"), 1, tmp_path / "said")
     predictions = run / "predictions"
     wait_for(lambda: last_step(run) > 0 and not any(predictions.glob("epoch-*")), running)
-    wait_for(lambda: last_step(run) % 7 == 0 or any(predictions.glob("epoch-*")), running)
+    begun = wait_for(lambda: last_step(run) % 7 == 0 or any(predictions.glob("epoch-*")), running)
+    assert begun, (tmp_path / "said").read_text()[-2000:]
     os.kill(*running.codes, signal.SIGTERM)
     assert running.wait() == [STOPPED], (tmp_path / "said").read_text()
     assert Forked(main, long_tune("train.epochs=3", name="cut")).wait() == [0]
