@@ -106,7 +106,7 @@ def test_not_finite_in_one_of_two(tmp_path, measured):
 def test_other_numbers_of_processes(long_run, tmp_path, measured):
     """Batches or masks that depend on how many processes draw them: 1 -> 2 -> 1, three times."""
     quiet = ["model.fusion.dropout=0", "model.text_encoder.attention_dropout=0"]
-    quiet += ["model.text_encoder.dropout=0", "optim.lr=1e-4"]
+    quiet += ["model.text_encoder.dropout=0", "optim.lr=1e-4", "eval.batch=2"]
     main = run_pretrain.main
     assert Forked(main, long_run(*quiet, name="whole")).wait() == [0]
     worst = 0.0
@@ -114,11 +114,14 @@ def test_other_numbers_of_processes(long_run, tmp_path, measured):
         name = f"cut-{number}"
         for count, until in ((1, 40 + 7 * number), (2, 110 + 7 * number), (1, None)):
             given = [*quiet, *(TWO if count == 2 else [])]
-            running = Forked(main, long_run(*given, name=name), count)
+            running = Forked(main, long_run(*given, name=name), count, tmp_path / "said")
             if until is None:
                 assert running.wait() == [0]
                 break
-            wait_for(lambda name=name, until=until: last_step(tmp_path / name) > until, running)
+            reached = wait_for(
+                lambda name=name, until=until: last_step(tmp_path / name) > until, running
+            )
+            assert reached, (tmp_path / "said").read_text()[-2000:]
             for pid in running.codes:
                 os.kill(pid, signal.SIGTERM)
             assert running.wait() == [75] * count
