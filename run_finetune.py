@@ -7,10 +7,16 @@
         eval_only=true output=runs/check
 """
 
+import sys
+
+from m3ae.command import read_run_arguments
+
+if __name__ == "__main__":
+    read_run_arguments(__doc__)  # --help and mistakes, before imports that take seconds
+
 import dataclasses
 import logging
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 

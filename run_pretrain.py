@@ -4,8 +4,14 @@ python run_pretrain.py --config configs/pretrain/quickstart.yaml
 torchrun --nproc_per_node 8 run_pretrain.py --config configs/pretrain/m3ae.yaml optim.lr=2e-5
 """
 
-import logging
 import sys
+
+from m3ae.command import read_run_arguments
+
+if __name__ == "__main__":
+    read_run_arguments(__doc__)  # --help and mistakes, before imports that take seconds
+
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path

@@ -32,9 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from m3ae.command import parser_for, run
-from m3ae.corpora.audit import KINDS, MEDPIX, find_matches, read_sides
-from m3ae.corpora.audit_page import collect, count_pairs, exclusions, page
-from m3ae.corpora.near_duplicates import THRESHOLD
+from m3ae.corpora.match_kinds import KINDS, MEDPIX, THRESHOLD
 from m3ae.files import write_json, write_text
 from m3ae.processes import usable_cores
 
@@ -61,6 +59,9 @@ def check(args: argparse.Namespace) -> None:
 
 def audit(args: argparse.Namespace) -> None:
     """The whole work."""
+    from m3ae.corpora.audit import find_matches, read_sides
+    from m3ae.corpora.audit_page import collect, count_pairs, exclusions, page
+
     check(args)
     sides, entries, unreadable = read_sides(args)
     facts: dict[str, Any] = {}

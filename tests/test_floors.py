@@ -17,7 +17,7 @@ FLOORS = (
     {"corpora"},
     {"models", "training"},
     {"pretraining", "downstream"},
-    {"reports", "tables"},
+    {"reports", "tables", "predictor"},
     {"predict", "score", "features", "convert"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -17,114 +17,21 @@ import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from m3ae.command import exit_status, parser_for
-from m3ae.data.datasets import Pairs, stack_texts
-from m3ae.data.images import Window, decode, resize_crop
-from m3ae.data.shards import WITH_FIELDS, read_manifest
-from m3ae.data.texts import assemble, encode, special_ids
-from m3ae.downstream.attention import draw_words
-from m3ae.downstream.data import EvalQuestions, Questions
-from m3ae.downstream.predictions import (
-    predict,
-    prediction_rows,
-    probabilities,
-    rank_answers,
-    scores_of,
-)
-from m3ae.downstream.trained import Trained, add_model_arguments, load_from
-from m3ae.files import is_unicode
+from m3ae.downstream.arguments import add_model_arguments
 from m3ae.scoring.predictions import write_predictions
-from m3ae.training.distributed import Processes
-from m3ae.training.logs import start_logging
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from m3ae.downstream.trained import Trained
 
 log = logging.getLogger("m3ae")
 
 NOTE = """match score of image and text: a logit, no probability. Of several texts for this image
 the highest fits best; scores of other images or models do not compare."""
-
-
-def read_image(path: Path, px: int, window: Window = None) -> np.ndarray:
-    """An image file through the transform of training: uint8 (C, px, px).
-
-    Raises ValueError naming the file, FileNotFoundError where there is none.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such image")
-    try:
-        image, notes = decode(path, window)
-        pixels = resize_crop(image, px)
-    except ValueError as error:
-        hint = "; give --window LOW HIGH" if getattr(error, "reason", "") == "16-bit" else ""
-        raise ValueError(f"{path}: cannot be used as an image: {error}{hint}") from error
-    for note in notes:
-        log.info("%s: %s", path, note)
-    return pixels
-
-
-def make_batch(trained: Trained, image: np.ndarray, texts: Sequence[str]) -> dict[str, Any]:
-    """One image with each of the texts, ready for `Downstream.scores`.
-
-    White space is collapsed as in preparing. Raises ValueError for an empty text.
-    """
-    texts = [" ".join(text.split()) for text in texts]
-    if not all(texts) or not all(map(is_unicode, texts)):
-        raise ValueError("--question: empty, or not UTF-8")
-    length, special = trained.text_length, special_ids(trained.tokenizer)
-    tokens = encode(trained.tokenizer, texts)
-    for text, (ids, _) in zip(texts, tokens, strict=True):
-        if len(ids) > length - 2:
-            log.info("cut to the %d tokens that the model takes: %s", length - 2, text)
-    shown = torch.from_numpy(image)
-    if trained.image == "none":
-        shown = torch.zeros(3, trained.image_px, trained.image_px)
-    rows = [assemble(*both, length, special) for both in tokens]
-    return {"image": shown.expand(len(rows), -1, -1, -1), **stack_texts(rows)}
-
-
-def answer(
-    trained: Trained, image: np.ndarray, texts: Sequence[str], top: int, precision: str
-) -> list[dict[str, Any]]:
-    """What the model says of an image uint8 (C, px, px) and each text.
-
-    vqa and classes: question, prediction, score (probability 0-1: of that answer alone for vqa with
-    `head.loss: binary` and for multilabel, else among all), top. retrieval: text and score, a
-    logit.
-    """
-    batch = make_batch(trained, image, texts)
-    if trained.task == "retrieval":  # each image with one text
-        batch |= {name: batch[name][:, None] for name in ("text_ids", "text_keep")}
-    logits = scores_of(trained.model, batch, trained.model.pixel_mean.device, precision)
-    if trained.task == "retrieval":
-        scores = zip(texts, logits[:, 0].tolist(), strict=True)
-        return [{"text": text, "score": round(score, 6)} for text, score in scores]
-    chances = probabilities(logits, trained.model.exclusive)
-    ranked = rank_answers(chances, trained.facts["answers"], trained.known, top)
-    return [{"question": text, **said} for text, said in zip(texts, ranked, strict=True)]
-
-
-def predict_split(
-    trained: Trained, folder: str, batch: int, top: int, precision: str
-) -> list[dict[str, Any]]:
-    """Rows of the predictions file for a prepared split; raises ValueError where it cannot be."""
-    if trained.task == "retrieval":
-        hint = "evaluate it with run_finetune.py eval_only=true"
-        raise ValueError(f"{trained.folder}: a retrieval model, whose scores rank texts; {hint}")
-    if read_manifest(Path(folder))["kind"] != WITH_FIELDS:
-        hint = "prepare it with data_prep/table.py, or a script of questions"
-        raise ValueError(f"{folder}: holds pairs without answers or classes; {hint}")
-    answers, field = trained.facts["answers"], trained.facts.get("field", "label")
-    pairs = Pairs([folder], trained.tokenizer, trained.text_length, trained.image_px)
-    questions = Questions(pairs, field)
-    questions.set_answers(answers)
-    data = EvalQuestions(questions, batch, trained.image)
-    alone = Processes(0, 0, 1, trained.model.pixel_mean.device)
-    chances = predict(trained.model, data, alone, precision, folder)
-    return prediction_rows(questions, chances, answers, trained.known, top)
 
 
 # ------------------------------------------------------------------------------ command line
@@ -152,11 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--data", metavar="SPLIT", help="predict a whole prepared split instead of --image")
     add("--out", type=Path, metavar="FILE", help="where its predictions go, e.g. predictions.jsonl")
     args = parser.parse_args(argv)
-    start_logging(True)
     return exit_status(lambda: _predict(args), mistake=2)
 
 
 def _predict(args: argparse.Namespace) -> None:
+    from m3ae.downstream.trained import load_from
+    from m3ae.predictor import answer, make_batch, predict_split, read_image
+    from m3ae.training.logs import start_logging
+
+    start_logging(True)
     one = args.image is not None or args.question is not None
     if one == (args.data is not None) or one != (args.out is None):
         raise ValueError("give --image and --question, or --data and --out")
@@ -191,7 +102,7 @@ def _predict(args: argparse.Namespace) -> None:
         _draw(trained, args, image, results)
 
 
-def _say_model(trained: Trained, drawing: bool) -> None:
+def _say_model(trained: "Trained", drawing: bool) -> None:
     """One line on what is used; ValueError where a model cannot answer and nothing is to draw."""
     if trained.task is None:
         if not drawing:
@@ -211,7 +122,7 @@ def _say_model(trained: Trained, drawing: bool) -> None:
     log.info("model: %s (%s)", trained.folder, what)
 
 
-def _lines(trained: Trained, results: Sequence[dict[str, Any]]) -> Iterable[str]:
+def _lines(trained: "Trained", results: Sequence[dict[str, Any]]) -> Iterable[str]:
     """What is printed, a block a question."""
     if trained.task == "retrieval":
         ranked = sorted(results, key=lambda result: -result["score"])
@@ -227,8 +138,10 @@ def _lines(trained: Trained, results: Sequence[dict[str, Any]]) -> Iterable[str]
 
 
 def _draw(
-    trained: Trained, args: argparse.Namespace, image: np.ndarray, results: list[dict[str, Any]]
+    trained: "Trained", args: argparse.Namespace, image: "np.ndarray", results: list[dict[str, Any]]
 ) -> None:
+    from m3ae.downstream.attention import draw_words
+
     for number, text in enumerate(args.question):
         path, said = args.attention, ""
         if len(args.question) > 1:

@@ -41,7 +41,6 @@ LIKELY = 0.35  # coarse score that makes a pair worth the fine steps
 WINDOW, FLOOR = 9, 0.03  # pixels and grey values (0-1) of local contrast
 SCORED = (5, 0.01)  # the same for the score: faint structure counts, not only edges of bones
 LEAST_OVERLAP = 0.35  # part of the smaller picture
-THRESHOLD = 0.85  # score of near-duplicates; docs/results/audit.md
 AREAS = (0.25, 4)  # how much larger one picture may show things
 
 PAIRS = 256  # pairs aligned at a time

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
 
 from m3ae.data.datasets import Pairs, loader_from, stack_images, trim
 from m3ae.data.images import to_array
@@ -154,6 +153,8 @@ def augmented(
     `resized_crop`: area crop_scale-1 of the image, aspect ratio 3/4-4/3 (the paper's fine-tuning).
     `rand_augment` adds torchvision's RandAugment with its own defaults.
     """
+    from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
+
     picture = shards.picture(image)
     scale, bicubic = (data.crop_scale, 1.0), InterpolationMode.BICUBIC
     crop = RandomResizedCrop(data.image_px, scale, interpolation=bicubic)

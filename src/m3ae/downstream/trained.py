@@ -12,16 +12,14 @@ from m3ae.checkpoints import last_checkpoint
 from m3ae.config import TEXT_TOKENS
 from m3ae.data.shards import read_manifest
 from m3ae.data.texts import load_tokenizer, most_tokens
+from m3ae.downstream.arguments import PREFERRED
 from m3ae.downstream.model import FACTS, build_fine_tuned, read_facts
 from m3ae.models.m3ae import M3AE
 from m3ae.models.pretrained import at_size, fine_tuned_heads, load_strictly, read_pretrained
-from m3ae.scoring.predictions import PROTOCOLS
 from m3ae.strict_yaml import parse
-from m3ae.training.precision import DTYPES, resolve_precision
+from m3ae.training.precision import resolve_precision
 
 log = logging.getLogger("m3ae")
-
-PREFERRED = ("strict", "image_disjoint", "paper")  # whose best epoch is used, if none is asked for
 
 
 @dataclass
@@ -144,18 +142,6 @@ def _text_length(folder: Path) -> int:
 
 
 # ------------------------------------------------------------------------------ command line
-
-
-def add_model_arguments(parser: argparse.ArgumentParser, runs: str) -> None:
-    """The options by which a command is given its model."""
-    add = parser.add_argument
-    add("--model", required=True, metavar="RUN", help=runs)
-    whose = f"whose best epoch and answers (default: the first there is of {', '.join(PREFERRED)})"
-    add("--protocol", choices=PROTOCOLS, help=whose)
-    precision = "auto: bf16 on GPUs that have it, else fp16, fp32 on CPUs"
-    add("--precision", choices=("auto", *DTYPES), default="auto", help=precision)
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    add("--batch", type=int, default=32, metavar="N", help="rows a forward pass (default: 32)")
 
 
 def load_from(
