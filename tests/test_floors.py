@@ -11,7 +11,7 @@ import m3ae
 SRC = Path(m3ae.__file__).parent
 FLOORS = (
     {"files", "checkpoints", "processes", "hub", "drawing", "command", "config", "strict_yaml"}
-    | {"installation"},
+    | {"installation", "row_file"},
     {"scoring"},
     {"data"},
     {"corpora"},

@@ -382,9 +382,11 @@ ASK = ("--question", "Is it?")
         case(
             "--model",
             "{m}/pre",
-            "--image",
-            "{c}/raw/0.png",
+            "--folder",
+            "{c}/raw",
             *ASK,
+            "--out",
+            "{c}/answers.csv",
             says="has no answer head; fine-tune it first",
         ),
         case(
@@ -403,8 +405,8 @@ ASK = ("--question", "Is it?")
         case("--model", "{m}/nofacts", "--image", "{c}/raw/0.png", *ASK, says="no downstream.json"),
         case("--model", "{m}/vqa", "--image", "{c}/raw/0.png", "--question", " ", says="empty"),
         case("--model", "{m}/vqa", "--image", "{c}/raw/0.png", says="belong together"),
-        case("--model", "{m}/vqa", says="give --image and --question, or --data and --out"),
-        case("--model", "{m}/vqa", "--data", "{c}/vqa/test", says="or --data and --out"),
+        case("--model", "{m}/vqa", says="give one of --image, --table, --folder and --data"),
+        case("--model", "{m}/vqa", "--data", "{c}/vqa/test", says="--out belongs to"),
         case("--model", "{m}/vqa", "--image", "{c}/raw/0.png", *ASK, "--out", "x", says="--out"),
         case("--model", "{m}/vqa", "--image", "{c}/raw/0.png", *ASK, "--top", "0", says="--top 0"),
         case(
