@@ -169,6 +169,10 @@ class Predictor:
         """
         return read_image(image, self.trained.image_px, self.window)
 
+    def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """`text_ids` int64 and `text_keep` bool (T, L) of texts; ValueError for an empty one."""
+        return trim(tokens_of(self.trained, texts))
+
     # ------------------------------------------------------------------------------ ranking
 
     def match_scores(self, images: Sequence[ImageLike], captions: Sequence[str]) -> np.ndarray:

@@ -7,14 +7,8 @@ import pytest
 import torch
 
 from m3ae.downstream.config import PAPER_HEAD, FinetuneConfig, HeadConfig, load_finetune_config
-from m3ae.downstream.model import (
-    HEADS,
-    Downstream,
-    build_downstream,
-    read_facts,
-    read_init,
-    write_facts,
-)
+from m3ae.downstream.model import HEADS, Downstream, read_facts, write_facts
+from m3ae.downstream.starting import build_downstream, read_init
 from m3ae.models import M3AE
 from m3ae.models.heads import AnswerHead, start_answer_head
 from m3ae.models.param_groups import part_of

@@ -14,6 +14,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, runs: str) -> None:
     add("--model", required=True, metavar="RUN", help=runs)
     whose = f"whose best epoch and answers (default: the first there is of {', '.join(PREFERRED)})"
     add("--protocol", choices=PROTOCOLS, help=whose)
+    own = "class of its head where that is its owner's own, e.g. my_package.MyTask; is imported"
+    add("--task", metavar="CLASS", help=own)
     precision = "auto: bf16 on GPUs that have it, else fp16, fp32 on CPUs"
     add("--precision", choices=PRECISIONS, default="auto", help=precision)
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")

@@ -129,7 +129,7 @@ class Evaluation:
         """
         split, metric = self.splits[name], self.config.eval.metric
         targets = split.targets[split.rows]
-        if self.config.task == "multilabel" and not _told_apart(targets).any():
+        if self.config.kind == "multilabel" and not _told_apart(targets).any():
             said = f"{split.folder} ({name}, which selects the epoch) has no finding"
             raise ValueError(f"{said} that some of its rows have and others have not")
         if metric in ("open", "closed"):
@@ -140,7 +140,7 @@ class Evaluation:
 
     def run(self, epoch: int) -> dict[str, float]:
         """Measures by `split/protocol/measure`, after an epoch; predictions go to files."""
-        return self._losses() if self.config.task == "retrieval" else self._answers(epoch)
+        return self._losses() if self.config.kind == "retrieval" else self._answers(epoch)
 
     def _losses(self) -> dict[str, float]:
         """Retrieval: the loss over fixed false texts selects the epoch (reference, fact 14)."""
@@ -190,14 +190,14 @@ class Evaluation:
         best: the selected epoch by protocol. history: the measures of every epoch, of which, under
         `paper`, "best on test" and "last epoch" show what selecting on the test set gains.
         """
-        result: dict[str, Any] = {"task": self.config.task, "epochs": max(history)}
+        result: dict[str, Any] = {"task": self.config.kind, "epochs": max(history)}
         ids, total = self.trained_on, len(self.train.shards)
         trained_on = None if ids is None else {"rows": len(ids), "of": total}  # None: not known
         result |= {"image": self.config.data.image, "trained_on": trained_on}
         for rules in self.protocols:
             self._load(rules.name, best[rules.name])
             entry: dict[str, Any] = {"epoch": best[rules.name], "selected_on": rules.select}
-            if self.config.task == "retrieval":
+            if self.config.kind == "retrieval":
                 entry |= self._rank(rules)
             else:
                 entry |= self._test(rules)
@@ -239,7 +239,7 @@ class Evaluation:
         trained_on = rows_trained_on(train, ids, TRAINED_ON)
         own, *others = [complete(rows, f"arm {arm}") for arm, rows in found.items()]
         blind, notes, more = {}, [], []
-        if self.config.task != "multilabel":  # whose measures have neither strata nor baselines
+        if self.config.kind != "multilabel":  # whose measures have neither strata nor baselines
             own, notes = annotate(own, trained_on, train, protocol)
             blind, more = blind_baselines(trained_on, own)
         for note in [*notes, *more]:
