@@ -27,6 +27,7 @@ from m3ae.files import write_json
 from m3ae.models import build_model
 from m3ae.models.param_groups import param_groups
 from m3ae.pretraining import cost
+from m3ae.pretraining.card import write_pretrained_card
 from m3ae.pretraining.evaluation import ThreeArms
 from m3ae.pretraining.reconstruction import draw_reconstructions
 from m3ae.reports.pretraining import write_report
@@ -108,6 +109,7 @@ def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> Non
         result["seconds"] = round(time.perf_counter() - started, 1)
     if processes.first:
         write_json(run / "evaluation.json", result)
+        write_pretrained_card(last_checkpoint(run), model, config, result)
         run_log.close()
         log.info("report: %s", write_report(run))
 

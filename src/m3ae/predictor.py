@@ -326,8 +326,12 @@ def tokens_of(trained: Trained, texts: Sequence[str]) -> dict[str, torch.Tensor]
 def make_batch(
     trained: Trained, images: Sequence[np.ndarray], texts: Sequence[str]
 ) -> dict[str, torch.Tensor]:
-    """Images uint8 (C, px, px), each with its text, ready for `Downstream.scores`."""
-    batch = trim(tokens_of(trained, texts))
+    """Images uint8 (C, px, px), each with its text, ready for `Downstream.scores`.
+
+    Texts keep the length of training, so that an answer has the same digits whatever other texts
+    are in its batch; beside hundreds of image tokens their padding costs little.
+    """
+    batch = tokens_of(trained, texts)
     if trained.image == "none":
         px = trained.image_px
         return batch | {"image": torch.zeros(len(texts), 3, px, px)}

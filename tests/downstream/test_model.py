@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -298,9 +299,10 @@ def test_the_card_of_a_fine_tuned_folder(tmp_path):
         (fine_tuned(tmp_path / "tuned", "vqa"), tmp_path / "tuned"),
         (M3AE.from_pretrained(pretrained(tmp_path)), tmp_path / "pretrained"),
     ):
-        lines = [x[4:] for x in (folder / "README.md").read_text().splitlines() if x[:4] == "    "]
+        card = (folder / "README.md").read_text()
+        (lines,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
         found: dict = {}
-        exec("\n".join(lines).replace("this folder", str(folder)), found)
+        exec(lines.replace("this folder", str(folder)), found)
         assert type(found["model"]) is type(model)
         assert found["model"].state_dict().keys() == model.state_dict().keys()
 

@@ -11,9 +11,10 @@ from m3ae.config import Architecture, load_config
 from m3ae.data.texts import check_tokenizer, load_tokenizer
 from m3ae.downstream.config import PAPER_HEAD
 from m3ae.downstream.data import read_answers
-from m3ae.downstream.evaluation import report
+from m3ae.downstream.evaluation import numbers_of
 from m3ae.downstream.model import Downstream, write_facts
 from m3ae.files import write_text
+from m3ae.models.card import NOT_STATED, card_of
 from m3ae.models.heads import HEADS
 from m3ae.models.losses import OBJECTIVES
 from m3ae.models.m3ae import M3AE
@@ -27,41 +28,6 @@ from m3ae.models.pretrained import (
 from m3ae.models.weight_files import State, read_checkpoint, read_json
 
 log = logging.getLogger("m3ae")
-
-_CARD = """---
-license: {licence}
-library_name: m3ae
-tags: [medical, vision-language, masked-autoencoder{tags}]
----
-# {title}
-
-{what} Images of {image.image_px} px in patches of {image.patch_px} px, {text.max_positions}
-positions of text ({text.kind}), {parameters:,} parameters, converted from `{file}`.
-
-## How to load
-
-    from {kind.__module__} import {kind.__name__}
-    model = {kind.__name__}.from_pretrained("{name}")
-
-## Data and protocol
-
-{data}
-
-## Numbers
-
-{numbers}
-
-## Licence
-
-{licence}. The data that it was trained on have licences of their own.
-
-## Limits
-
-For research; not a medical device. It knows what its training data show, and no more: other
-devices, hospitals, languages and questions were not tested. It answers every question, also those
-that have no answer in the image{closed}.
-"""
-_OPEN = "Not stated."
 
 
 def sizes_of(state: State, model: Architecture, source: str) -> Architecture:
@@ -118,36 +84,29 @@ def answers_of(task: str | None, args: argparse.Namespace) -> list[str]:
     return read_answers("", args.answers, args.field, name)
 
 
-def card_of(model: M3AE, args: argparse.Namespace) -> str:
+def released_card(model: M3AE, args: argparse.Namespace, tokenizer: bool) -> str:
     """The model card; what nobody stated stands there as such."""
     task = getattr(model, "task", None)
-    numbers = data = _OPEN
+    numbers = data = NOT_STATED
     if args.data:
         data = f"Fine-tuned on {args.data}." if task else f"Pre-trained on {args.data}."
     if args.evaluation:
         content = read_json(Path(args.evaluation))
         if not {"task", "trained_on", "image"} <= content.keys():
             raise ValueError(f"{args.evaluation}: not the evaluation.json of a fine-tuning run")
-        numbers = "\n".join(f"    {line}".rstrip() for line in report(content))
+        numbers = numbers_of(content)
         data += " Protocols are named with the numbers."
     elif task is None:
         numbers = "None: it is pre-trained, and to be fine-tuned."
-    what = "M3AE, a multi-modal masked autoencoder (Chen et al., MICCAI 2022)"
-    what += f", fine-tuned for {task}." if task else ", pre-trained."
-    return _CARD.format(
-        licence=args.licence or "other",
-        tags=f", {task}" if task else "",
-        title=args.push.rpartition("/")[2] if args.push else "M3AE",
-        what=what,
-        image=model.config.image_encoder,
-        text=model.config.text_encoder,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        file=Path(args.checkpoint).name,
-        kind=type(model),
+    return card_of(
+        model,
+        tokenizer,
         name=args.push or "this folder",
+        title=args.push.rpartition("/")[2] if args.push else "M3AE",
+        licence=args.licence or "other",
+        origin=f", converted from `{Path(args.checkpoint).name}`",
         data=data,
         numbers=numbers,
-        closed=", from the list in `downstream.json`" if task else "",
     )
 
 
@@ -179,7 +138,7 @@ def convert(args: argparse.Namespace) -> None:
         check_tokenizer(tokenizer, text, config.data.text_length)
     else:
         log.info("no --tokenizer given: %s has none", args.out)
-    card = card_of(model, args)
+    card = released_card(model, args, tokenizer is not None)
     model.save_pretrained(args.out, tokenizer)
     write_text(args.out / "README.md", card)
     if task:
