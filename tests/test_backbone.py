@@ -1,5 +1,6 @@
 """docs/backbone.md word for word: its snippets, and a head from outside the repository."""
 
+import math
 import re
 import shutil
 import sys
@@ -12,9 +13,11 @@ from safetensors.torch import load_file
 from m3ae import predict
 from m3ae.config import load_config
 from m3ae.data.texts import load_tokenizer
+from m3ae.downstream.model import read_facts
 from m3ae.models import build_model
 from m3ae.predictor import Predictor
 from m3ae.scoring.predictions import read_predictions
+from m3ae.training.logs import read_log
 from tests.conftest import SMALL
 from tests.end_to_end.conftest import stop_after_saving, tune  # noqa: F401  (a fixture)
 from tests.recipe import ROOT
@@ -96,6 +99,19 @@ def test_a_head_from_outside_resumes(tune, heads, tmp_path, monkeypatch, capsys)
     assert read_predictions(tmp_path / "again/predictions-strict.jsonl") == rows[0]
     assert tune(*again, name="other") == 2
     assert "my_heads.Attentive" in capsys.readouterr().err
+
+
+def test_another_loss(tune, heads, tmp_path, capsys):  # noqa: F811
+    """A loss of one's own that is not trained; features cached that a head does not read."""
+    own = ["train.epochs=1", "protocol=strict", "train.freeze=[image_encoder]"]
+    assert tune("task=my_heads.Smoothed", *own, name="smoothed") == 0
+    assert "frozen encoders run at every step" in capsys.readouterr().err
+    assert tune("task=my_heads.Attentive", *own, name="plain") == 0
+    first = [read_log(tmp_path / name, "train")[0]["vqa_loss"] for name in ("smoothed", "plain")]
+    answers = len(read_facts(tmp_path / "plain/best-strict")["answers"])
+    assert 0 < first[0] < 2 * math.log(answers) and abs(first[0] - first[1]) > 0.5
+    card = (tmp_path / "plain/best-strict/README.md").read_text(encoding="utf-8")
+    assert "import my_heads  # whose Attentive is its head" in card
 
 
 @pytest.mark.parametrize(
