@@ -10,8 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import run_pretrain
+from data_prep import pairs
 from m3ae import predict
+from m3ae.checkpoints import last_checkpoint
 from m3ae.config import load_config
+from m3ae.data.shards import Shards
 from m3ae.data.texts import load_tokenizer
 from m3ae.downstream.model import read_facts
 from m3ae.models import build_model
@@ -21,6 +25,7 @@ from m3ae.training.logs import read_log
 from tests.conftest import SMALL
 from tests.end_to_end.conftest import stop_after_saving, tune  # noqa: F401  (a fixture)
 from tests.recipe import ROOT
+from tests.test_docs import commands
 
 PAGE = (ROOT / "docs/backbone.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -127,3 +132,33 @@ def test_what_is_no_head(tune, heads, task, says, capsys):  # noqa: F811
     """A traceback for a task that is misspelt, or a class that is no head."""
     assert tune(f"task={task}") == 2
     assert says in capsys.readouterr().err
+
+
+def test_pre_training_goes_on(small_run, shards, tmp_path, monkeypatch):
+    """A tokenizer, a start or a folder that the commands of the page do not find."""
+    monkeypatch.chdir(tmp_path)
+    first = tmp_path / "runs/pretrain/m3ae"
+    assert run_pretrain.main(small_run(name="runs/pretrain/m3ae", steps=4)) == 0
+    last = first / "checkpoints/step-00000004"
+    shutil.copytree(last, last.with_name("step-00100000"))  # the page's number of steps
+    (tmp_path / "images").mkdir()
+    split, lines = Shards(shards / "train"), ["image,text"]
+    for number in range(40):
+        Image.fromarray(split.image(number, 64)[0]).save(f"images/{number}.png")
+        lines.append(f'{number}.png,"{split.text(number)}"')
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+
+    prepare, go_on, tune_it = [words for words in commands(ROOT / "docs/backbone.md")][-3:]
+    size = prepare.index("288")
+    small = [*prepare[2:size], "64", *prepare[size + 1 :], "--workers", "0"]
+    assert pairs.main(small) == 0
+    keys = [word for word in go_on if "=" in word and not word.startswith("train.steps")]
+    assert run_pretrain.main(small_run("data.tokenizer=null", *keys, "train.steps=4")) == 0
+    assert "init=runs/continued" in tune_it and last_checkpoint(tmp_path / "runs/continued")
+    begun = [
+        load_file(folder / "model.safetensors")
+        for folder in (last, last_checkpoint(tmp_path / "runs/continued"))
+    ]
+    name = "image_encoder.patch_embedding.weight"
+    changed = (begun[0][name] - begun[1][name]).abs().max()
+    assert 0 < changed < 1e-3  # four steps at the page's 1e-5: not begun anew

@@ -310,6 +310,9 @@ def test_a_whole_split(corpus, models, tmp_path, capsys, data):
         capsys, "--model", models / "vqa", "--data", folder, "--out", path, "--batch", 4, "--top", 2
     )
     assert code == 0 and "6 predictions" in out, err
+    whole = ["--out", path.parent / "all.jsonl", "--top", 9, "--all-answers"]
+    assert run(capsys, "--model", models / "vqa", "--data", folder, *whole)[0] == 0
+    assert len(read_predictions(path.parent / "all.jsonl")[0]["top"]) == len(ANSWERS)
     rows = read_predictions(path)
     split = Shards(folder)
     assert [row["id"] for row in rows] == [split.text_key(i) for i in range(6)]

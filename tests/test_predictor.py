@@ -144,7 +144,10 @@ def test_a_table_goes_on(corpus, models, predictor, asked, suffix, capsys):  # n
     out = asked.with_name(f"answers.{suffix}")
     table = ["--table", asked, "--raw", corpus / "raw", "--columns", "id=nr", "--out"]
     assert ask(models, *table, out) == 0
-    assert "12 rows" in (said := capsys.readouterr()).out and "2 without prediction" in said.out
+    assert (
+        "12 rows" in (said := capsys.readouterr()).out
+        and "2 of those written now without" in said.out
+    )
     whole, rows = out.read_bytes(), read_predictions(out)
     assert [row["id"] for row in rows] == [f"q{k}" for k in range(12)]
     for k, row in enumerate(rows):

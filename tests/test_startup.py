@@ -60,10 +60,10 @@ def test_one_question_imports_what_it_uses():
     assert python(USE, *HEAVY, "torch.distributed.fsdp") == ["torch"]
 
 
-@pytest.mark.parametrize("asked, taken", [(0, 0), (2, 2), (9, 3)])
+@pytest.mark.parametrize("asked, taken", [(0, 0), (1, 1), (9, 1)])
 def test_no_more_workers_than_cores(asked, taken, monkeypatch, caplog):
     """Four workers on two cores; a number changed and not said, or said at every loader."""
-    monkeypatch.setattr(datasets, "usable_cores", lambda: 3)
+    monkeypatch.setattr(datasets, "usable_cores", lambda: 1)
     datasets.usable_workers.cache_clear()
     caplog.set_level(logging.INFO)
     data = torch.utils.data.TensorDataset(torch.arange(3))
@@ -71,5 +71,5 @@ def test_no_more_workers_than_cores(asked, taken, monkeypatch, caplog):
         loader = datasets.loader_from(data, 0, asked, torch.device("cpu"))
         assert loader.num_workers == taken
     assert len(caplog.messages) == (asked > taken)
-    assert all(f"{asked} asked for, 3 cores" in message for message in caplog.messages)
+    assert all(f"{asked} asked for, 1 core" in message for message in caplog.messages)
     datasets.usable_workers.cache_clear()

@@ -118,7 +118,6 @@ def _check(args: argparse.Namespace) -> None:
 def _answer_one(predictor: "Predictor", args: argparse.Namespace) -> None:
     """Print the answers to questions about one image, and draw where the model looked."""
     trained, results = predictor.trained, []
-    image = predictor.read(args.image)
     if trained.task is not None:
         pairs = ((args.image, text) for text in args.question)
         results = list(predictor.stream(pairs, args.top, not args.all_answers))
@@ -132,14 +131,14 @@ def _answer_one(predictor: "Predictor", args: argparse.Namespace) -> None:
     elif results:
         print("\n\n".join(_lines(trained, results)))
     if args.attention is not None:
-        _draw(trained, args, image, results)
+        _draw(trained, args, predictor.read(args.image), results)
 
 
 def _answer_split(predictor: "Predictor", args: argparse.Namespace) -> None:
     from m3ae.predictor import predict_split
     from m3ae.scoring.predictions import write_predictions
 
-    options = args.batch, args.top, predictor.precision
+    options = args.batch, args.top, predictor.precision, not args.all_answers
     rows = predict_split(predictor.trained, args.data, *options)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_predictions(args.out, rows)
@@ -158,7 +157,10 @@ def _answer_rows(predictor: "Predictor", args: argparse.Namespace) -> None:
         rows = folder_rows(args.folder, args.question[0])
     else:
         rows = table_rows(args.table, args.raw or args.table.parent, args.columns)
-    facts = {"model": content_of(str(predictor.trained.folder)), "rows": digest_of(rows)}
+    folder = predictor.trained.folder  # what it says, not its card; a hub id stands for itself
+    files = [*sorted(folder.glob("*.safetensors")), *folder.glob("downstream.json")]
+    facts = {"model": [content_of(str(file)) for file in files] or str(folder)}
+    facts |= {"rows": digest_of(rows)}
     facts |= {"protocol": predictor.trained.protocol, "precision": predictor.precision}
     facts |= {"top": args.top, "all_answers": args.all_answers, "window": args.window}
     facts = json.loads(json.dumps(facts))
@@ -183,7 +185,8 @@ def _answer_rows(predictor: "Predictor", args: argparse.Namespace) -> None:
                     errors += 1
                     log.info("%s: no prediction: %s", row.cells["id"], answer["error"])
         left.close()
-    print(f"{len(rows)} rows -> {args.out}" + (f", {errors} without prediction" if errors else ""))
+    lacking = f", {errors} of those written now without prediction" if errors else ""
+    print(f"{len(rows)} rows -> {args.out}{lacking}")
 
 
 def _said(answer: dict[str, Any]) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def _wrong_text(text: str, keep_going: bool) -> ValueError | None:
     """What is wrong with a question, raised unless `keep_going`."""
     if text.strip() and is_unicode(text):
         return None
-    error = ValueError("--question: empty, or not UTF-8")
+    error = ValueError("a question is empty, or not UTF-8")
     if keep_going:
         return error
     raise error
@@ -342,9 +342,12 @@ def make_batch(
 
 
 def predict_split(
-    trained: Trained, folder: str, batch: int, top: int, precision: str
+    trained: Trained, folder: str, batch: int, top: int, precision: str, strict: bool = True
 ) -> list[dict[str, Any]]:
-    """Rows of the predictions file for a prepared split; raises ValueError where it cannot be."""
+    """Rows of the predictions file for a prepared split; raises ValueError where it cannot be.
+
+    `strict` as in a call of `Predictor`.
+    """
     if trained.task == "retrieval":
         hint = "evaluate it with run_finetune.py eval_only=true"
         raise ValueError(f"{trained.folder}: a retrieval model, whose scores rank texts; {hint}")
@@ -358,4 +361,5 @@ def predict_split(
     data = EvalQuestions(questions, batch, trained.image)
     alone = Processes(0, 0, 1, trained.model.pixel_mean.device)
     chances = predict(trained.model, data, alone, precision, folder)
-    return prediction_rows(questions, chances, answers, trained.known, top)
+    known = trained.known if strict else None
+    return prediction_rows(questions, chances, answers, known, top)

@@ -338,7 +338,8 @@ def usable_workers(asked: int) -> int:
     """
     cores = usable_cores()
     if asked > cores:
-        log.info("data.workers: %d asked for, %d cores may be used: %d taken", asked, cores, cores)
+        usable = f"{cores} core{'s' if cores > 1 else ''} may be used"
+        log.info("data.workers: %d asked for, %s: %d taken", asked, usable, cores)
     return min(asked, cores)
 
 

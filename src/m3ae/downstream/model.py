@@ -244,6 +244,7 @@ def read_facts(path_or_hub_id: str | Path) -> dict[str, Any] | None:
     facts = read_json(path)
     answers = facts.get("answers")
     fine = facts.get("task") in HEADS and isinstance(answers, list)
+    fine = fine and isinstance(facts.get("class", ""), str)
     if not fine or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{path}: no task ({', '.join(HEADS)}) or no answer list in it")
     if not answers and facts["task"] != "retrieval":
