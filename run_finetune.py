@@ -7,10 +7,16 @@
         eval_only=true output=runs/check
 """
 
+import sys
+
+from m3ae.command import read_run_arguments
+
+if __name__ == "__main__":
+    read_run_arguments(__doc__)  # --help and mistakes, before imports that take seconds
+
 import dataclasses
 import logging
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,8 +30,9 @@ from m3ae.downstream.data import Questions, read_splits, train_loader
 from m3ae.downstream.epochs import Epochs, read_history
 from m3ae.downstream.evaluation import Evaluation
 from m3ae.downstream.frozen import encode_frozen, standardise_head
-from m3ae.downstream.model import Downstream, Init, build_downstream, read_init
+from m3ae.downstream.model import Downstream
 from m3ae.downstream.selection import read_fields, same_rows
+from m3ae.downstream.starting import Init, build_downstream, read_init
 from m3ae.models.heads import start_answer_head
 from m3ae.models.param_groups import param_groups
 from m3ae.scoring.protocols import Protocol, protocols_of
@@ -152,9 +159,13 @@ def start_head(
 ) -> None:
     """With `answer_bias: prior`, the head starts at the answers' log odds in the training rows."""
     if config.train.answer_bias == "prior" and not config.eval_only:
+        if not hasattr(model.head, "last"):
+            raise ValueError(
+                f"train.answer_bias: prior needs a head with `last`; {config.task}'s has none"
+            )
         labels = rows.labels()
         counts = torch.tensor([labels[answer] for answer in answers])
-        exclusive = model.exclusive and config.task == "vqa"
+        exclusive = model.exclusive and config.kind == "vqa"
         start_answer_head(model.head, counts, exclusive, len(rows))
 
 

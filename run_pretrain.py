@@ -4,8 +4,14 @@ python run_pretrain.py --config configs/pretrain/quickstart.yaml
 torchrun --nproc_per_node 8 run_pretrain.py --config configs/pretrain/m3ae.yaml optim.lr=2e-5
 """
 
-import logging
 import sys
+
+from m3ae.command import read_run_arguments
+
+if __name__ == "__main__":
+    read_run_arguments(__doc__)  # --help and mistakes, before imports that take seconds
+
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +27,7 @@ from m3ae.files import write_json
 from m3ae.models import build_model
 from m3ae.models.param_groups import param_groups
 from m3ae.pretraining import cost
+from m3ae.pretraining.card import write_pretrained_card
 from m3ae.pretraining.evaluation import ThreeArms
 from m3ae.pretraining.reconstruction import draw_reconstructions
 from m3ae.reports.pretraining import write_report
@@ -102,6 +109,7 @@ def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> Non
         result["seconds"] = round(time.perf_counter() - started, 1)
     if processes.first:
         write_json(run / "evaluation.json", result)
+        write_pretrained_card(last_checkpoint(run), model, config, result)
         run_log.close()
         log.info("report: %s", write_report(run))
 

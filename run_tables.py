@@ -20,15 +20,13 @@ from pathlib import Path
 
 from m3ae.command import exit_status, parser_for
 from m3ae.installation import check_installation
-from m3ae.reports.tables import write_pages
-from m3ae.tables import forecast, slurm
+from m3ae.tables import slurm
 from m3ae.tables.cells import Cell
 from m3ae.tables.definition import names, read_table
 from m3ae.tables.keep import keep
 from m3ae.tables.plan import Plan, make_plan
 from m3ae.tables.results import collect
 from m3ae.tables.runner import Runner, is_done, why_not
-from m3ae.training.logs import start_logging
 
 log = logging.getLogger("m3ae")
 
@@ -77,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tables(args: Namespace, words: list[str]) -> None:
     """The whole work; words: the command line."""
+    from m3ae.tables import forecast
+    from m3ae.training.logs import start_logging
+
     check_installation()
     start_logging(True)
     if not Path("run_pretrain.py").is_file():
@@ -104,6 +105,8 @@ def tables(args: Namespace, words: list[str]) -> None:
 
 def report(plan: Plan, cells: list[Cell], args: Namespace, launcher: str) -> None:
     """Run what is not finished, unless told not to, and write the pages."""
+    from m3ae.reports.tables import write_pages
+
     unfinished = {}
     if not args.report_only:
         unfinished = Runner(cells, args.out, launcher, args.jobs).run()

@@ -23,9 +23,6 @@ from m3ae.downstream.config import load_finetune_config
 from m3ae.files import write_json
 from m3ae.installation import check_installation
 from m3ae.scoring.predictions import is_right, read_predictions
-from m3ae.training.distributed import join_processes
-from m3ae.training.logs import start_logging
-from run_finetune import finetune
 
 log = logging.getLogger("m3ae")
 
@@ -42,6 +39,10 @@ EXPECTED = {
 
 def predicted(config_file: str, checkpoint: str, out: Path, overrides: Sequence[str]) -> list[dict]:
     """Test predictions of a checkpoint under the paper's protocol."""
+    from m3ae.training.distributed import join_processes
+    from m3ae.training.logs import start_logging
+    from run_finetune import finetune
+
     own = [f"init={checkpoint}", f"output={out}", "eval_only=true", "protocol=paper"]
     config = load_finetune_config(config_file, [*overrides, *own])
     with join_processes(config.train.threads, config.train.device) as processes:

@@ -38,9 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from m3ae.command import parser_for, run
-from m3ae.corpora.audit import KINDS, MEDPIX, MOST_MATCHES, find_matches, read_sides, small_splits
-from m3ae.corpora.audit_page import collect, count_pairs, exclusions, page
-from m3ae.corpora.near_duplicates import THRESHOLD
+from m3ae.corpora.match_kinds import KINDS, MEDPIX, MOST_MATCHES, THRESHOLD
 from m3ae.files import write_json, write_text
 from m3ae.processes import alone_in, usable_cores
 
@@ -67,6 +65,7 @@ def check(args: argparse.Namespace) -> None:
 
 def audit(args: argparse.Namespace) -> None:
     """The whole work."""
+
     check(args)
     folder = Path(f"{args.out}.parts")
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,6 +76,9 @@ def audit(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace, folder: Path) -> None:
     """Search, and write what was found; the folder keeps what is finished if it is stopped."""
+    from m3ae.corpora.audit import find_matches, read_sides, small_splits
+    from m3ae.corpora.audit_page import collect, count_pairs, exclusions, page
+
     sides, entries, unreadable = read_sides(args, folder)
     facts: dict[str, Any] = {}
     if small := small_splits(entries):

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from PIL import Image
 
 from m3ae import convert
 from m3ae.data.texts import fingerprint, load_tokenizer
@@ -151,15 +152,17 @@ def test_what_cannot_be_converted(work, run):
     assert code == 2 and "out: not empty; give a new folder" in error
 
 
-def test_the_card(work, run):
+def test_the_card(work, run, monkeypatch):
     """A card that does not say what it is, whose numbers these are, or how to load it."""
     assert run("pretrained.ckpt")[0] == 0
     card = (work / "out" / "README.md").read_text()
     assert "pre-trained" in card and "Not stated." in card and "license: other" in card
-    lines = [line[4:] for line in card.splitlines() if line.startswith("    ")]
+    (lines,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     found: dict = {}
-    exec("\n".join(lines).replace("this folder", str(work / "out")), found)
-    assert type(found["model"]) is M3AE
+    monkeypatch.chdir(work)
+    Image.new("L", (80, 80)).save("x.png")
+    exec(lines.replace("this folder", str(work / "out")), found)
+    assert type(found["predictor"].trained.model) is M3AE
 
 
 @pytest.mark.parametrize("wrong", ["{}", "[]", "{"])

@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from m3ae import features
 from m3ae.data.shards import Shards
+from m3ae.downstream.features import extract
 from m3ae.downstream.trained import load_trained
 from tests.test_predict import corpus, models  # noqa: F401  (fixtures)
 
@@ -147,7 +148,7 @@ def test_not_finite_is_no_feature(corpus, models):  # noqa: F811
     with torch.no_grad():
         trained.model.text_encoder.embedding_norm.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"6 features are not finite, e\.g\. of 2\.png/"):
-        features.extract(trained, str(corpus / "vqa" / "test"), "text", "cls", 32, "fp32")
+        extract(trained, str(corpus / "vqa" / "test"), "text", "cls", 32, "fp32")
 
 
 def test_reading_something_else(tmp_path):

@@ -11,13 +11,13 @@ import m3ae
 SRC = Path(m3ae.__file__).parent
 FLOORS = (
     {"files", "checkpoints", "processes", "hub", "drawing", "command", "config", "strict_yaml"}
-    | {"installation"},
+    | {"installation", "row_file"},
     {"scoring"},
     {"data"},
     {"corpora"},
     {"models", "training"},
     {"pretraining", "downstream"},
-    {"reports", "tables"},
+    {"reports", "tables", "predictor"},
     {"predict", "score", "features", "convert"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

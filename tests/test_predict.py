@@ -311,6 +311,9 @@ def test_a_whole_split(corpus, models, tmp_path, capsys, data):
         capsys, "--model", models / "vqa", "--data", folder, "--out", path, "--batch", 4, "--top", 2
     )
     assert code == 0 and "6 predictions" in out, err
+    whole = ["--out", path.parent / "all.jsonl", "--top", 9, "--all-answers"]
+    assert run(capsys, "--model", models / "vqa", "--data", folder, *whole)[0] == 0
+    assert len(read_predictions(path.parent / "all.jsonl")[0]["top"]) == len(ANSWERS)
     rows = read_predictions(path)
     split = Shards(folder)
     assert [row["id"] for row in rows] == [split.text_key(i) for i in range(6)]
@@ -383,9 +386,11 @@ ASK = ("--question", "Is it?")
         case(
             "--model",
             "{m}/pre",
-            "--image",
-            "{c}/raw/0.png",
+            "--folder",
+            "{c}/raw",
             *ASK,
+            "--out",
+            "{c}/answers.csv",
             says="has no answer head; fine-tune it first",
         ),
         case(
@@ -404,8 +409,8 @@ ASK = ("--question", "Is it?")
         case("--model", "{m}/nofacts", "--image", "{c}/raw/0.png", *ASK, says="no downstream.json"),
         case("--model", "{m}/vqa", "--image", "{c}/raw/0.png", "--question", " ", says="empty"),
         case("--model", "{m}/vqa", "--image", "{c}/raw/0.png", says="belong together"),
-        case("--model", "{m}/vqa", says="give --image and --question, or --data and --out"),
-        case("--model", "{m}/vqa", "--data", "{c}/vqa/test", says="or --data and --out"),
+        case("--model", "{m}/vqa", says="give one of --image, --table, --folder and --data"),
+        case("--model", "{m}/vqa", "--data", "{c}/vqa/test", says="--out belongs to"),
         case("--model", "{m}/vqa", "--image", "{c}/raw/0.png", *ASK, "--out", "x", says="--out"),
         case("--model", "{m}/vqa", "--image", "{c}/raw/0.png", *ASK, "--top", "0", says="--top 0"),
         case(

@@ -13,167 +13,12 @@ folder has weights, config.json, tokeniser, downstream.json if it is fine-tuned,
 """
 
 import argparse
-import dataclasses
-import logging
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from m3ae.command import exit_status, parser_for
-from m3ae.config import Architecture, load_config
-from m3ae.data.texts import check_tokenizer, load_tokenizer
-from m3ae.downstream.config import PAPER_HEAD
-from m3ae.downstream.data import read_answers
-from m3ae.downstream.evaluation import report
-from m3ae.downstream.model import Downstream, write_facts
-from m3ae.files import read_json_object, write_text
-from m3ae.models.heads import HEADS
-from m3ae.models.losses import OBJECTIVES
-from m3ae.models.m3ae import M3AE
-from m3ae.models.pretrained import (
-    at_size,
-    convert_reference,
-    fine_tuned_heads,
-    heads_in,
-    load_strictly,
-)
-from m3ae.models.weight_files import State, read_checkpoint
-from m3ae.training.logs import start_logging
-
-log = logging.getLogger("m3ae")
-
-_CARD = """---
-license: {licence}
-library_name: m3ae
-tags: [medical, vision-language, masked-autoencoder{tags}]
----
-# {title}
-
-{what} Images of {image.image_px} px in patches of {image.patch_px} px, {text.max_positions}
-positions of text ({text.kind}), {parameters:,} parameters, converted from `{file}`.
-
-## How to load
-
-    from {kind.__module__} import {kind.__name__}
-    model = {kind.__name__}.from_pretrained("{name}")
-
-## Data and protocol
-
-{data}
-
-## Numbers
-
-{numbers}
-
-## Licence
-
-{licence}. The data that it was trained on have licences of their own.
-
-## Limits
-
-For research; not a medical device. It knows what its training data show, and no more: other
-devices, hospitals, languages and questions were not tested. It answers every question, also those
-that have no answer in the image{closed}.
-"""
-_OPEN = "Not stated."
-
-
-def sizes_of(state: State, model: Architecture, source: str) -> Architecture:
-    """The architecture at the image side of a checkpoint, with the heads that it has."""
-    positions = state.get("image_encoder.position_embedding")
-    if positions is None:
-        raise ValueError(f"{source}: lacks image_encoder.position_embedding: no checkpoint of M3AE")
-    model = at_size(model, math.isqrt(len(positions) - 1) * model.image_encoder.patch_px)
-    absent = [name for name in OBJECTIVES if f"{name}_head" not in heads_in(state)]
-    bare = {name: dataclasses.replace(getattr(model, name), weight=0.0) for name in absent}
-    return dataclasses.replace(model, **bare)
-
-
-def task_of(state: State, task: str | None, source: str) -> str | None:
-    """The task of a checkpoint's head, None where it has no head of fine-tuning.
-
-    Raises ValueError where there are several and none is asked for, or not the one that is.
-    """
-    tasks = [task for task, head in HEADS.items() if head in fine_tuned_heads(state)]
-    if task is not None and task not in tasks:
-        raise ValueError(f"{source}: no head of --task {task} in it ({', '.join(tasks) or 'none'})")
-    if task is None and len(tasks) > 1:
-        raise ValueError(f"{source}: heads of {', '.join(tasks)}; say which with --task")
-    return task or next(iter(tasks), None)
-
-
-def model_of(
-    state: State, sizes: Architecture, task: str | None, answers: list[str], source: str
-) -> M3AE:
-    """The model of a checkpoint's tensors, strictly; of a fine-tuned one with the head of its task.
-
-    Raises ValueError naming what does not fit.
-    """
-    sizes = sizes_of(state, sizes, source)
-    if task is None:
-        model = M3AE(sizes)
-    else:
-        if unused := sorted(heads_in(state) - {HEADS[task]}):
-            log.info("%s: dropped %s", source, ", ".join(unused))
-        state = {key: x for key, x in state.items() if key.partition(".")[0] not in unused}
-        model = Downstream(sizes, task, len(answers))
-    load_strictly(model, state, source)
-    return model
-
-
-def answers_of(task: str | None, args: argparse.Namespace) -> list[str]:
-    """The answers in the order of a head's outputs; ValueError where they are not given."""
-    if task in (None, "retrieval"):
-        return []
-    if args.answers is None:
-        wrong = f"has a {HEADS[task]}; give --answers, what its outputs mean"
-        raise ValueError(f"{args.checkpoint}: {wrong}")
-    name = "reference_order" if task == "vqa" else "paper"
-    return read_answers("", args.answers, args.field, name)
-
-
-def card_of(model: M3AE, args: argparse.Namespace) -> str:
-    """The model card; what nobody stated stands there as such."""
-    task = getattr(model, "task", None)
-    numbers = data = _OPEN
-    if args.data:
-        data = f"Fine-tuned on {args.data}." if task else f"Pre-trained on {args.data}."
-    if args.evaluation:
-        content = read_json_object(Path(args.evaluation))
-        if not {"task", "trained_on", "image"} <= content.keys():
-            raise ValueError(f"{args.evaluation}: not the evaluation.json of a fine-tuning run")
-        numbers = "\n".join(f"    {line}".rstrip() for line in report(content))
-        data += " Protocols are named with the numbers."
-    elif task is None:
-        numbers = "None: it is pre-trained, and to be fine-tuned."
-    what = "M3AE, a multi-modal masked autoencoder (Chen et al., MICCAI 2022)"
-    what += f", fine-tuned for {task}." if task else ", pre-trained."
-    return _CARD.format(
-        licence=args.licence or "other",
-        tags=f", {task}" if task else "",
-        title=args.push.rpartition("/")[2] if args.push else "M3AE",
-        what=what,
-        image=model.config.image_encoder,
-        text=model.config.text_encoder,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        file=Path(args.checkpoint).name,
-        kind=type(model),
-        name=args.push or "this folder",
-        data=data,
-        numbers=numbers,
-        closed=", from the list in `downstream.json`" if task else "",
-    )
-
-
-def push(folder: Path, name: str) -> None:
-    """Upload a folder as a model repository of the hub, with the login of this machine."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(name, exist_ok=True)
-    api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload the model")
+from m3ae.downstream.config import METRICS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--set", nargs="+", default=[], metavar="key=value", help="changes to the config")
     words = "hub id or folder (default: that of the config's text encoder)"
     add("--tokenizer", metavar="NAME", help=words)
-    add("--task", choices=HEADS, help="whose head, where a file has several")
+    add("--task", choices=METRICS, help="whose head, where a file has several")
     add("--answers", metavar="FILE", help="what the head's outputs mean, see above")
     add("--field", default="label", help="column of the labels (default: %(default)s)")
     add("--data", metavar="NAMES", help="what it was trained on, for the card")
@@ -196,54 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--evaluation", metavar="FILE", help="evaluation.json of a run with it, for the card")
     add("--push", metavar="USER/NAME", help="upload to the hub")
     args = parser.parse_args(argv)
-    start_logging(True)
     return exit_status(lambda: _convert(args), mistake=2)
 
 
 def _convert(args: argparse.Namespace) -> None:
-    if args.out.exists() and any(args.out.iterdir()):
-        raise ValueError(f"{args.out}: not empty; give a new folder")
-    config = load_config(args.config, args.set)
-    state = convert_reference(read_checkpoint(args.checkpoint))
-    task = task_of(state, args.task, args.checkpoint)
-    answers = answers_of(task, args)
-    model = model_of(state, config.model, task, answers, args.checkpoint)
-    if args.push:
-        wanted = ["data", "licence", *(["evaluation"] if task else [])]
-        if lacking := [f"--{option}" for option in wanted if not getattr(args, option)]:
-            raise ValueError(f"--push: the card lacks {', '.join(lacking)}")
-    tokenizer, text = None, model.config.text_encoder
-    if source := args.tokenizer or config.data.tokenizer or text.weights:
-        tokenizer = load_tokenizer(source)
-        check_tokenizer(tokenizer, text, config.data.text_length)
-    else:
-        log.info("no --tokenizer given: %s has none", args.out)
-    card = card_of(model, args)
-    model.save_pretrained(args.out, tokenizer)
-    write_text(args.out / "README.md", card)
-    if task:
-        write_facts(args.out, **_facts(model, args, answers, config.data.text_length))
-    log.info("%s: %s in %s", args.checkpoint, task or "pre-trained", args.out)
-    if args.push:
-        push(args.out, args.push)
+    from m3ae.downstream.released import convert
+    from m3ae.training.logs import start_logging
 
-
-def _facts(
-    model: Downstream, args: argparse.Namespace, answers: list[str], text_length: int
-) -> dict[str, Any]:
-    """What `write_facts` writes: answers are known under the paper's protocol, the authors'."""
-    return {
-        "task": model.task,
-        "field": args.field,
-        "answers": answers,
-        "known": {"paper": sorted(answers)},
-        "protocol": "paper",
-        "source": args.data,
-        "image_px": model.config.image_encoder.image_px,
-        "text_length": text_length,
-        "image": "own",
-        "head": dataclasses.asdict(PAPER_HEAD),
-    }
+    start_logging(True)
+    convert(args)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -26,6 +25,8 @@ def tile(image: Tensor) -> Image.Image:
 @cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """A sans-serif font of `size` pixels."""
+    import matplotlib
+
     # Pillow's own font lacks µ, ≥ and é; matplotlib, a dependency, ships one that has them.
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf", name)), size)

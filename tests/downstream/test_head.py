@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from m3ae.downstream.config import HeadConfig, load_finetune_config
-from m3ae.downstream.model import Downstream, build_downstream, read_init
+from m3ae.downstream.model import Downstream
 from m3ae.downstream.predictions import probabilities
+from m3ae.downstream.starting import build_downstream, read_init
 from m3ae.models.heads import EncoderHead, start_answer_head
 from m3ae.models.param_groups import part_of
 from tests.downstream.test_model import config, names

@@ -2,19 +2,14 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
 
 from m3ae.downstream.config import PAPER_HEAD, FinetuneConfig, HeadConfig, load_finetune_config
-from m3ae.downstream.model import (
-    HEADS,
-    Downstream,
-    build_downstream,
-    read_facts,
-    read_init,
-    write_facts,
-)
+from m3ae.downstream.model import HEADS, Downstream, read_facts, write_facts
+from m3ae.downstream.starting import build_downstream, read_init
 from m3ae.models import M3AE
 from m3ae.models.heads import AnswerHead, start_answer_head
 from m3ae.models.param_groups import part_of
@@ -304,9 +299,10 @@ def test_the_card_of_a_fine_tuned_folder(tmp_path):
         (fine_tuned(tmp_path / "tuned", "vqa"), tmp_path / "tuned"),
         (M3AE.from_pretrained(pretrained(tmp_path)), tmp_path / "pretrained"),
     ):
-        lines = [x[4:] for x in (folder / "README.md").read_text().splitlines() if x[:4] == "    "]
+        card = (folder / "README.md").read_text()
+        (lines,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
         found: dict = {}
-        exec("\n".join(lines).replace("this folder", str(folder)), found)
+        exec(lines.replace("this folder", str(folder)), found)
         assert type(found["model"]) is type(model)
         assert found["model"].state_dict().keys() == model.state_dict().keys()
 

@@ -12,7 +12,7 @@ from m3ae.data.texts import load_tokenizer
 from m3ae.downstream.config import load_finetune_config
 from m3ae.downstream.data import Questions
 from m3ae.downstream.frozen import FrozenFeatures
-from m3ae.downstream.model import build_downstream, read_init
+from m3ae.downstream.starting import build_downstream, read_init
 from m3ae.scoring.predictions import read_predictions
 from m3ae.training.distributed import Processes
 from m3ae.training.logs import read_log

@@ -20,17 +20,15 @@ from tqdm import tqdm
 
 from m3ae.corpora import near_duplicates as near
 from m3ae.corpora.audit_work import PictureFile, StoredPictures, near_images
+from m3ae.corpora.match_kinds import KINDS, MOST_MATCHES
 from m3ae.corpora.prepare import finished_splits
 from m3ae.data.exclusions import IMAGE_SUFFIXES, image_stem
 from m3ae.data.images import ImageError, decode
 from m3ae.data.shards import WITH_FIELDS, Shards, row_bytes
 from m3ae.files import need
 
-KINDS = ("bytes", "id", "image", "text", "near-text", "id-window")  # the surest first
 NEAR_TEXT_WORDS = 5
 SMALL_PX = 224  # of prepared splits: fewer twins are found in them
-MOST_MATCHES = 50  # of an image by a kind: copies of one file match all others
-MEDPIX = r"synpic(\d{1,9})"  # names of MedPix's pictures, also within those of MedPix 2.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from m3ae.corpora.audit import KINDS, Entry, Matches
+from m3ae.corpora.audit import Entry, Matches
+from m3ae.corpora.match_kinds import KINDS
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from m3ae.corpora.keypoints import ADAPTED, Keypoints, join, keypoints
 from m3ae.processes import usable_cores
 
 BORDER = 16  # grey values that a border may differ from its own median
-THRESHOLD = 0.9  # score of near-duplicates; docs/results/audit.md
 BLOCK = 256  # pictures searched for at a time, by one thread
 PART, PAIRS = 32, 128  # pictures described, pairs aligned at a time: as the caches hold
 CELLS = 2**24  # similarities of texts held at a time

@@ -8,6 +8,7 @@ import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from m3ae.data.texts import (
     ordinary_ids,
     special_ids,
 )
-from m3ae.processes import start_loading
+from m3ae.processes import start_loading, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -329,7 +330,21 @@ def eval_batches(
     return _loader(dataset, own, min(workers, len(own)), device)
 
 
+@cache
+def usable_workers(asked: int) -> int:
+    """Data-loading processes to start: as many as asked for, but no more than there are cores.
+
+    More would only wait for each other. Once a process, the log says what was taken instead.
+    """
+    cores = usable_cores()
+    if asked > cores:
+        usable = f"{cores} core{'s' if cores > 1 else ''} may be used"
+        log.info("data.workers: %d asked for, %s: %d taken", asked, usable, cores)
+    return min(asked, cores)
+
+
 def _loader(dataset: Dataset, items: range, workers: int, device: torch.device) -> DataLoader:
+    workers = usable_workers(workers)
     return DataLoader(
         dataset,
         batch_size=None,

@@ -9,16 +9,18 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from m3ae.config import TextEncoderConfig
 from m3ae.data.masking import NOT_SCORED
 from m3ae.files import one_line, read_json_object, read_text
 from m3ae.hub import ask_hub
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +35,14 @@ _PROBES = (
 )
 
 
-def load_tokenizer(name_or_folder: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(name_or_folder: str | Path) -> "PreTrainedTokenizerFast":
     """Tokeniser of a hub id or a local folder, an older BERT's of a vocab.txt alone too.
 
     Raises FileNotFoundError when there is none, ValueError when it is no fast tokeniser, or when
     a folder does not say of which kind its vocabulary is.
     """
+    from transformers import AutoTokenizer
+
     folder = Path(name_or_folder)
     if (folder / "vocab.txt").is_file() and not _says_its_kind(folder):
         return _read_vocabulary(folder)
@@ -78,7 +82,7 @@ def _settings(path: Path) -> dict[str, Any]:
     return read_json_object(path) if path.is_file() else {}
 
 
-def _read_vocabulary(folder: Path) -> PreTrainedTokenizerFast:
+def _read_vocabulary(folder: Path) -> "PreTrainedTokenizerFast":
     """BERT's tokeniser over a vocab.txt; if nothing says so, it keeps case where entries have it.
 
     Raises ValueError where the vocabulary is not BERT's.
@@ -95,16 +99,20 @@ def _read_vocabulary(folder: Path) -> PreTrainedTokenizerFast:
             "all in lower case, so texts are lowered" if lower else "with capitals, so case is kept"
         )
         log.info("%s: BERT's vocabulary, %s", folder / "vocab.txt", what)
+    from transformers import BertTokenizer
+
     return BertTokenizer.from_pretrained(str(folder), do_lower_case=lower)
 
 
-def train_wordpiece(texts: Iterable[str], size: int, folder: Path) -> PreTrainedTokenizerFast:
+def train_wordpiece(texts: Iterable[str], size: int, folder: Path) -> "PreTrainedTokenizerFast":
     """A lower-casing WordPiece of at most `size` entries for `texts`, saved in `folder`.
 
     Its vocabulary: special tokens, every character (first and later in a word), then the most
     frequent words. The library's own trainer breaks ties at random, so that two preparations of
     one corpus would differ.
     """
+    from transformers import PreTrainedTokenizerFast
+
     roles = ("pad", "unk", "cls", "sep", "mask")
     special = {f"{role}_token": f"[{role.upper()}]" for role in roles}
     normaliser = normalizers.BertNormalizer(lowercase=True)
@@ -143,7 +151,7 @@ def most_tokens(text: TextEncoderConfig) -> int:
     return text.max_positions - (text.pad_id + 1 if text.kind == "roberta" else 0)
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+def fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Sixteen hex digits that change with the vocabulary, special ids or splitting rules."""
     facts = {
         "vocab": sorted(tokenizer.get_vocab().items()),
@@ -153,7 +161,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+def special_ids(tokenizer: "PreTrainedTokenizerFast") -> dict[str, int]:
     """Ids of the four special tokens a model input needs."""
     roles = ("cls", "sep", "mask", "pad")
     return {role: getattr(tokenizer, f"{role}_token_id") for role in roles}
@@ -236,7 +244,7 @@ def max_scored(length: int, ratio: float, sampling: str) -> int | None:
     return max(1, round(ratio * (length if sampling == "reference" else length - 2)))
 
 
-def ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+def ordinary_ids(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
     """Every id of the vocabulary that is no special token, int64 (V',)."""
     special = set(tokenizer.all_special_ids)
     ids = sorted(index for index in tokenizer.get_vocab().values() if index not in special)

@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -191,6 +190,8 @@ def paint(grey: np.ndarray, heat: np.ndarray) -> Image.Image:
     """Heat in colour over a grey image 0-1, both (P, P): nothing at 0 or below, strongest at 1."""
     heat = heat.clip(0, 1)
     # The lower third of the colour map is black, which over a dark image would be no colour.
+    import matplotlib
+
     colour = matplotlib.colormaps["inferno"](0.4 + 0.55 * heat)[..., :3]
     hidden = STRENGTH * heat[..., None] ** 0.6  # a weak colour is still to be seen
     mixed = BACKDROP * grey[..., None] * (1 - hidden) + colour * hidden

@@ -3,10 +3,12 @@
 `configs/finetune/finetune.yaml` holds every key with its meaning, unit and source.
 """
 
+import importlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from m3ae.config import OptimConfig, Switches, check_run, read_with_overrides, require
 from m3ae.strict_yaml import build
@@ -93,7 +95,7 @@ class FinetuneConfig:
 
     seed: int
     output: str
-    task: Literal["vqa", "classification", "multilabel", "retrieval"]
+    task: str
     init: str | None
     architecture: str
     architecture_set: tuple[str, ...]
@@ -106,6 +108,11 @@ class FinetuneConfig:
     train: DownstreamTrain
     eval: DownstreamEval
 
+    @property
+    def kind(self) -> str:
+        """The task that the data and the measures are of: `task`, or what its own class says."""
+        return self.task if self.task in METRICS else own_class(self.task).kind
+
 
 METRICS = {
     "vqa": ("overall", "open", "closed"),
@@ -113,6 +120,32 @@ METRICS = {
     "multilabel": ("auroc", "average_precision"),
     "retrieval": ("loss",),
 }
+
+
+def own_class(task: str, loaded: bool = False) -> Any:
+    """The class that a `task` such as my_package.MyTask names (docs/backbone.md).
+
+    `loaded`: only of a package that is imported already, as a name in a file must run nothing.
+    Raises ValueError where there is none, or it has no `kind` that is a task here.
+    """
+    package, _, name = task.rpartition(".")
+    if not package:
+        known = ", ".join(METRICS)
+        raise ValueError(f"task: {task!r} is none of {known}, nor a class (my_package.MyTask)")
+    if loaded and package not in sys.modules:
+        hint = f"import {package} first, or say --task {task}"
+        raise ValueError(f"its head is a class of its own, {task}; {hint}")
+    try:
+        found = getattr(importlib.import_module(package), name, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{package}.".startswith(f"{error.name}."):
+            raise
+        hint = "PYTHONPATH=FOLDER says where it lies"
+        raise ValueError(f"task: {task}: there is no package {error.name}; {hint}") from error
+    if getattr(found, "kind", None) not in ("vqa", "classification", "multilabel"):
+        wrong = f"{package} has no class {name} whose `kind` is vqa, classification or multilabel"
+        raise ValueError(f"task: {task}: {wrong}")
+    return found
 
 
 def load_finetune_config(path: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
@@ -126,15 +159,15 @@ def _check(config: FinetuneConfig) -> None:
     """Values that no run could work with; raises ValueError naming the key."""
     check_run(config)
     data, train, evaluation = config.data, config.train, config.eval
-    known = METRICS[config.task]
-    wrong = f"{evaluation.metric!r} is none of {config.task}'s: {', '.join(known)}"
+    known = METRICS[config.kind]
+    wrong = f"{evaluation.metric!r} is none of {config.kind}'s: {', '.join(known)}"
     require(evaluation.metric in known, f"eval.metric: {wrong}")
     for key in ("every", "samples"):  # in pre-training 0 stands for something
         require(getattr(evaluation, key) >= 1, f"eval.{key}: {getattr(evaluation, key)} is below 1")
     fresh = config.eval_only and config.init is None
     require(not fresh, "eval_only: needs init= (a fine-tuned checkpoint)")
     _check_head(config)
-    if config.task == "retrieval":
+    if config.kind == "retrieval":
         require(train.answer_bias == "zero", "train.answer_bias: prior is not for retrieval")
         require(data.valid is not None, "data.valid: retrieval selects on it; give a folder")
         shown = data.image == "own" and evaluation.question_only is None
@@ -143,7 +176,7 @@ def _check(config: FinetuneConfig) -> None:
 
 def _check_head(config: FinetuneConfig) -> None:
     head = config.head
-    known = config.task != "retrieval" or head.reads == "fusion"
+    known = config.kind != "retrieval" or head.reads == "fusion"
     require(known, f"head.reads: {head.reads} is not for retrieval, which ranks by fusion")
     blocks = head.image_blocks
     if blocks is not None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
 
 from m3ae.data.datasets import Pairs, loader_from, stack_images, trim
 from m3ae.data.images import to_array
@@ -116,18 +115,18 @@ def read_splits(
     whole, splits = read(data.train), {"test": read(data.test)}
     if data.valid:
         splits["valid"] = read(data.valid)
-    if config.task != "retrieval" and whole.several != (config.task == "multilabel"):
+    if config.kind != "retrieval" and whole.several != (config.kind == "multilabel"):
         holds = "lists, which are for" if whole.several else "no lists, as they are for"
         raise ValueError(f"data.field: {data.field} of {data.train} holds {holds} task=multilabel")
     rows, held = select_training(config, whole.shards, whole.fields, whole.rows, protocols)
     train = read(data.train, rows)
-    if config.task == "retrieval":
+    if config.kind == "retrieval":
         if any(rules.name != "paper" for rules in protocols):
             check_disjoint(config)
         return {"train": train} | splits, [], {rules.name: set() for rules in protocols}
     if held is not None:
         splits["held_out"] = read(data.train, held)
-    released = config.task == "vqa" and config.init and Path(config.init).is_file()
+    released = config.kind == "vqa" and config.init and Path(config.init).is_file()
     name = "reference_order" if released and config.eval_only else "paper"
     everything = read_answers(data.train, data.answers, data.field, name)
     if everything is None:
@@ -154,6 +153,8 @@ def augmented(
     `resized_crop`: area crop_scale-1 of the image, aspect ratio 3/4-4/3 (the paper's fine-tuning).
     `rand_augment` adds torchvision's RandAugment with its own defaults.
     """
+    from torchvision.transforms import InterpolationMode, RandAugment, RandomResizedCrop
+
     picture = shards.picture(image)
     scale, bicubic = (data.crop_scale, 1.0), InterpolationMode.BICUBIC
     crop = RandomResizedCrop(data.image_px, scale, interpolation=bicubic)
@@ -209,7 +210,7 @@ class TrainQuestions(Dataset):
     def __init__(self, questions: Questions, config: FinetuneConfig, plan: Plan, rank: int) -> None:
         self.questions, self.data, self.plan = questions, config.data, plan
         self.order = Order([len(questions)], None, config.seed)
-        self.seed, self.rank, self.task = config.seed, rank, config.task
+        self.seed, self.rank, self.task = config.seed, rank, config.kind
         self.augments = self.data.augmentation != "none" and self.data.image == "own"
         if self.augments and questions.shards.manifest["encoding"] == "raw":
             hint = "prepare it with --encoding jpeg or original, or set none"

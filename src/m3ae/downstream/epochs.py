@@ -65,7 +65,7 @@ class Epochs:
             evaluation.model.save_pretrained(part, self.tokenizer)
             write_facts(
                 part,
-                task=config.task,
+                task=config.kind,
                 field=config.data.field,
                 answers=evaluation.answers,
                 known={name: sorted(labels) for name, labels in evaluation.known.items()},
@@ -76,4 +76,5 @@ class Epochs:
                 image=config.data.image,
                 head=dataclasses.asdict(config.head),
                 epoch=epoch,
+                **({} if config.task == config.kind else {"class": config.task}),
             )

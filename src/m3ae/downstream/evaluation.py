@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from m3ae.checkpoints import CARD
 from m3ae.data.datasets import eval_batches
 from m3ae.data.questions import read_questions
 from m3ae.downstream.config import FinetuneConfig
@@ -19,7 +20,8 @@ from m3ae.downstream.model import Downstream, read_facts
 from m3ae.downstream.papers import check_disjoint
 from m3ae.downstream.predictions import predict, prediction_rows, rank_rows
 from m3ae.downstream.ranking import read_pool, score_all
-from m3ae.files import write_json
+from m3ae.files import write_json, write_text
+from m3ae.models.card import card_of
 from m3ae.scoring.baselines import blind_baselines
 from m3ae.scoring.measures import measure_answers, measure_classes, measure_ranks
 from m3ae.scoring.metrics import ranks_by_rule
@@ -129,7 +131,7 @@ class Evaluation:
         """
         split, metric = self.splits[name], self.config.eval.metric
         targets = split.targets[split.rows]
-        if self.config.task == "multilabel" and not _told_apart(targets).any():
+        if self.config.kind == "multilabel" and not _told_apart(targets).any():
             said = f"{split.folder} ({name}, which selects the epoch) has no finding"
             raise ValueError(f"{said} that some of its rows have and others have not")
         if metric in ("open", "closed"):
@@ -140,7 +142,7 @@ class Evaluation:
 
     def run(self, epoch: int) -> dict[str, float]:
         """Measures by `split/protocol/measure`, after an epoch; predictions go to files."""
-        return self._losses() if self.config.task == "retrieval" else self._answers(epoch)
+        return self._losses() if self.config.kind == "retrieval" else self._answers(epoch)
 
     def _losses(self) -> dict[str, float]:
         """Retrieval: the loss over fixed false texts selects the epoch (reference, fact 14)."""
@@ -190,14 +192,14 @@ class Evaluation:
         best: the selected epoch by protocol. history: the measures of every epoch, of which, under
         `paper`, "best on test" and "last epoch" show what selecting on the test set gains.
         """
-        result: dict[str, Any] = {"task": self.config.task, "epochs": max(history)}
+        result: dict[str, Any] = {"task": self.config.kind, "epochs": max(history)}
         ids, total = self.trained_on, len(self.train.shards)
         trained_on = None if ids is None else {"rows": len(ids), "of": total}  # None: not known
         result |= {"image": self.config.data.image, "trained_on": trained_on}
         for rules in self.protocols:
             self._load(rules.name, best[rules.name])
             entry: dict[str, Any] = {"epoch": best[rules.name], "selected_on": rules.select}
-            if self.config.task == "retrieval":
+            if self.config.kind == "retrieval":
                 entry |= self._rank(rules)
             else:
                 entry |= self._test(rules)
@@ -209,6 +211,22 @@ class Evaluation:
         if self.processes.first:
             write_json(self.output / "evaluation.json", result)
             log.info("%s", "\n".join(report(result)))
+            for rules in self.protocols if not self.config.eval_only else ():
+                self._describe(self.output / f"best-{rules.name}", result, rules.name)
+
+    def _describe(self, folder: Path, result: dict[str, Any], protocol: str) -> None:
+        """The card of a selected model: what it learned from, by which rules, how well."""
+        data, rows = self.config.data, result["trained_on"]
+        source = self.train.shards.manifest["source"]
+        said = f"Fine-tuned on {rows['rows']} of the {rows['of']} training rows of {source} "
+        said += f"(`{self.config.data.train}`) under the protocol {protocol}, epoch "
+        said += f"{result[protocol]['epoch']}, selected on {result[protocol]['selected_on']}; "
+        said += f"seed {self.config.seed}, from `{self.config.init or self.config.architecture}`."
+        if data.image == "none":
+            said += " A question-only model: it was shown the mean image alone."
+        shown = {key: result[key] for key in ("task", "trained_on", "image", protocol)}
+        text = card_of(self.model, True, data=said, numbers=numbers_of(shown))
+        write_text(folder / CARD, text)
 
     def _load(self, protocol: str, epoch: int) -> None:
         """The weights of the selected epoch; ValueError where those kept are of another one."""
@@ -239,7 +257,7 @@ class Evaluation:
         trained_on = rows_trained_on(train, ids, TRAINED_ON)
         own, *others = [complete(rows, f"arm {arm}") for arm, rows in found.items()]
         blind, notes, more = {}, [], []
-        if self.config.task != "multilabel":  # whose measures have neither strata nor baselines
+        if self.config.kind != "multilabel":  # whose measures have neither strata nor baselines
             own, notes = annotate(own, trained_on, train, protocol)
             blind, more = blind_baselines(trained_on, own)
         for note in [*notes, *more]:
@@ -279,6 +297,11 @@ class Evaluation:
         if rules.name != "paper":
             entry["articles"] = check_disjoint(self.config)
         return entry | {"recalls": measure_ranks([rows], samples=self.config.eval.samples)}
+
+
+def numbers_of(result: dict[str, Any]) -> str:
+    """The result as a block of a model card."""
+    return "\n".join(f"    {line}".rstrip() for line in report(result))
 
 
 def report(result: dict[str, Any]) -> list[str]:

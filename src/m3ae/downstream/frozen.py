@@ -112,7 +112,11 @@ def encode_frozen(
 
     Not for retrieval, which draws its texts; there they are computed at every step.
     """
-    if not {"text_encoder", "image_encoder"} & set(model.frozen) or config.task == "retrieval":
+    frozen = {"text_encoder", "image_encoder"} & set(model.frozen)
+    if frozen and type(model).scores is not Downstream.scores:
+        log.info("%s reads batches itself: frozen encoders run at every step", config.task)
+        return
+    if not frozen or config.kind == "retrieval":
         return
     for questions in splits.values():
         questions.features = FrozenFeatures(model, questions, config, processes, precision).of

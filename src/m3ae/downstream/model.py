@@ -13,32 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3ae.checkpoints import last_checkpoint
-from m3ae.config import Architecture, load_config
-from m3ae.downstream.config import PAPER_HEAD, FinetuneConfig, HeadConfig
+from m3ae.config import Architecture
+from m3ae.downstream.config import PAPER_HEAD, HeadConfig, own_class
 from m3ae.downstream.retrieval import retrieval_scores
 from m3ae.files import read_json_object, write_json
 from m3ae.models.heads import (
     HEADS,
     AnswerHead,
     EncoderHead,
-    ITMHead,
     RetrievalHead,
-    start_retrieval_head,
 )
 from m3ae.models.layers import masked_mean
 from m3ae.models.losses import OBJECTIVES, classification_loss, reduce_losses, vqa_loss
-from m3ae.models.m3ae import M3AE, Batch, build_model, initialise
+from m3ae.models.m3ae import M3AE, Batch, initialise
 from m3ae.models.pretrained import (
-    at_size,
-    convert_reference,
-    fine_tuned_heads,
-    heads_in,
     load_strictly,
     read_pretrained,
 )
-from m3ae.models.switches import wrap_blocks
-from m3ae.models.weight_files import State, find_file, read_checkpoint
+from m3ae.models.weight_files import find_file
 from m3ae.strict_yaml import build, read_file
 
 log = logging.getLogger(__name__)
@@ -57,7 +49,12 @@ class Downstream(M3AE):
     right answer is not in the list. For retrieval the texts are (B, 1+F, L), the true one first.
     For multilabel `target` is (B, A): of each class 1, 0, or -1 where it is not known.
     `head_config` says what the head reads; ValueError where the image encoder has no such block.
+
+    A head of one's own is a subclass that names its `kind` and makes another head; it may read
+    something else (`scores`) or learn by another loss (`forward`, `counts`): docs/backbone.md.
     """
+
+    kind: str  # of a subclass: vqa, classification or multilabel, whose data and measures it takes
 
     def __init__(
         self, config: Architecture, task: str, classes: int, head_config: HeadConfig = PAPER_HEAD
@@ -65,22 +62,26 @@ class Downstream(M3AE):
         bare = {key: dataclasses.replace(getattr(config, key), weight=0.0) for key in OBJECTIVES}
         super().__init__(dataclasses.replace(config, **bare))
         self.task, self.name = task, HEADS[task].removesuffix("_head")
-        width, depth = config.fusion.width, config.image_encoder.depth
+        depth = config.image_encoder.depth
         self.head_config = head_config
         self.image_blocks = head_config.image_blocks or (depth,)
         # One answer of all is right, not each with a probability of its own.
         self.exclusive = head_config.loss == "cross_entropy" if task == "vqa" else task in EXCLUSIVE
-        if task == "retrieval":
-            head = RetrievalHead(width)
-        elif head_config.reads == "fusion":
-            head = AnswerHead(width, classes)
-        else:
-            head = _encoder_head(config, head_config, self.image_blocks, classes)
-        if isinstance(head, AnswerHead | RetrievalHead):
-            initialise(head)  # the others go by the width of their inputs, thousands of features
-        setattr(self, HEADS[task], head)
+        setattr(self, HEADS[task], self.make_head(config, classes))
         self.loss_weights = {self.name: 1.0}
         self.frozen: tuple[str, ...] = ()
+
+    def make_head(self, config: Architecture, classes: int) -> torch.nn.Module:
+        """The task's head, all of whose tensors are new: what `scores` calls."""
+        if self.task == "retrieval":
+            head = RetrievalHead(config.fusion.width)
+        elif self.reads == "fusion":
+            head = AnswerHead(config.fusion.width, classes)
+        else:
+            head = _encoder_head(config, self.head_config, self.image_blocks, classes)
+        if isinstance(head, AnswerHead | RetrievalHead):
+            initialise(head)  # the others go by the width of their inputs, thousands of features
+        return head
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Keep these parts as they are: no gradient, and no dropout while the others train."""
@@ -235,42 +236,6 @@ def _encoder_head(
 # ------------------------------------------------------------------------------------- weights
 
 
-@dataclasses.dataclass
-class Init:
-    """What fine-tuning starts from: sizes, all tensors found, facts of a fine-tuned one."""
-
-    source: str
-    model: Architecture
-    state: State
-    facts: dict[str, Any] | None
-    tokenizer: str | None
-    head: HeadConfig = PAPER_HEAD  # of a fine-tuned one
-
-
-def read_init(config: FinetuneConfig) -> Init:
-    """Sizes and weights of `init`, at the image side of `data.image_px`.
-
-    A run folder stands for its last checkpoint; a file is a checkpoint of the reference, whose
-    sizes are the architecture's. Without `init`: what a pre-training with the architecture's config
-    and seed would start from. Raises ValueError or FileNotFoundError naming what is wrong.
-    """
-    px = config.data.image_px
-    if config.init is None:
-        whole = load_config(config.architecture, config.architecture_set)
-        whole = dataclasses.replace(whole, model=at_size(whole.model, px))
-        state = build_model(whole).state_dict()
-        return Init(config.architecture, whole.model, state, None, whole.data.tokenizer)
-    if Path(config.init).is_file():
-        model = load_config(config.architecture, config.architecture_set).model
-        state = convert_reference(read_checkpoint(config.init))
-        return Init(config.init, at_size(model, px, state), state, None, None)
-    folder = last_checkpoint(Path(config.init))
-    model, state = read_pretrained(folder)
-    facts = read_facts(folder) if fine_tuned_heads(state) else None
-    model = at_size(model, px, state)
-    return Init(str(folder), model, state, facts, str(folder), read_head(folder, facts))
-
-
 def read_facts(path_or_hub_id: str | Path) -> dict[str, Any] | None:
     """What `write_facts` wrote, None where there is nothing; ValueError where it is not that."""
     path = find_file(path_or_hub_id, FACTS)
@@ -279,6 +244,7 @@ def read_facts(path_or_hub_id: str | Path) -> dict[str, Any] | None:
     facts = read_json_object(path)
     answers = facts.get("answers")
     fine = facts.get("task") in HEADS and isinstance(answers, list)
+    fine = fine and isinstance(facts.get("class", ""), str)
     if not fine or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{path}: no task ({', '.join(HEADS)}) or no answer list in it")
     if not answers and facts["task"] != "retrieval":
@@ -288,8 +254,22 @@ def read_facts(path_or_hub_id: str | Path) -> dict[str, Any] | None:
 
 def build_fine_tuned(source: str | Path, config: Architecture, facts: dict[str, Any]) -> Downstream:
     """A model of a fine-tuned folder's sizes and head, not yet with its weights."""
-    head = read_head(Path(source), facts)
-    return Downstream(config, facts["task"], len(facts["answers"]), head)
+    head, own = read_head(Path(source), facts), facts.get("class")
+    try:
+        kind = class_of(own, loaded=True) if own else Downstream
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return kind(config, facts["task"], len(facts["answers"]), head)
+
+
+def class_of(task: str, loaded: bool = False) -> type[Downstream]:
+    """`Downstream`, or the subclass that a config's task names; raises as `config.own_class`."""
+    if task in HEADS:
+        return Downstream
+    found = own_class(task, loaded)
+    if not (isinstance(found, type) and issubclass(found, Downstream)):
+        raise ValueError(f"task: {task} is no subclass of m3ae.downstream.model.Downstream")
+    return found
 
 
 def write_facts(folder: Path, **facts: Any) -> None:
@@ -307,92 +287,3 @@ def read_head(folder: Path, facts: dict[str, Any] | None) -> HeadConfig:
         place = folder / "config.yaml"
         section = read_file(place).get("head")
     return PAPER_HEAD if section is None else build(HeadConfig, section, f"{place}: head.")
-
-
-def _head_state(state: State, name: str) -> State:
-    """A head's tensors under its own names; {} where it has none."""
-    mine = f"{name}."
-    return {key.removeprefix(mine): state[key] for key in state if key.startswith(mine)}
-
-
-def build_downstream(config: FinetuneConfig, init: Init, answers: list[str]) -> Downstream:
-    """The model of a task with the weights of `init`.
-
-    Encoders, fusion and poolers are taken from it, strictly. For training the head is new (for
-    retrieval it starts as the "match" row of the ITM head) and follows from `config.seed`; with
-    `eval_only` it must be `init`'s and of the same answers. `train.freeze` and the switches of
-    `model` are applied.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = Downstream(init.model, config.task, len(answers), config.head)
-    name = HEADS[config.task]
-    state = {key: tensor for key, tensor in init.state.items() if "head." not in key}
-    head = _head_state(init.state, name)
-    if config.eval_only and (head or config.task != "retrieval"):
-        check_facts(config, init, answers, head)
-    else:
-        if config.task == "retrieval":
-            _start_from_itm(model, init)
-        head = model.head.state_dict()
-    state |= {f"{name}.{key}": tensor for key, tensor in head.items()}
-    dropped = heads_in(init.state) - ({name} if config.eval_only else set())
-    if dropped:
-        log.info("%s: not used here: %s", init.source, ", ".join(sorted(dropped)))
-    load_strictly(model, state, init.source)
-    model.freeze_unreached()
-    wrap_blocks(model, config.model)
-    model.freeze(config.train.freeze or ())
-    return model
-
-
-def _start_from_itm(model: Downstream, init: Init) -> None:
-    """The retrieval head from the ITM head of `init` (reference, fact 14)."""
-    itm, state = ITMHead(init.model.fusion.width), _head_state(init.state, "itm_head")
-    if not state:
-        hint = "give a model pre-trained with model.itm.weight above 0"
-        raise ValueError(f"{init.source}: no itm_head in it, from which retrieval starts; {hint}")
-    itm.load_state_dict(state)
-    start_retrieval_head(model.head, itm)
-
-
-def check_facts(config: FinetuneConfig, init: Init, answers: list[str], head: State) -> None:
-    """Raise ValueError unless `init` holds a head for this task and these answers."""
-    name, source = HEADS[config.task], init.source
-    if not head:
-        heads = ", ".join(sorted(heads_in(init.state))) or "no head"
-        hint = "eval_only needs a checkpoint fine-tuned for this task"
-        raise ValueError(f"{source}: no {name} in it ({heads}); {hint}")
-    if config.task != "retrieval" and (differing := _differing_head(config.head, init)):
-        raise ValueError(f"{source}: fine-tuned with {differing}")
-    if init.facts is None:  # the reference's files do not say what their answers are
-        last = head["last.bias"] if "last.bias" in head else next(iter(reversed(head.values())))
-        outputs = last.shape[0]
-        if config.task != "retrieval" and outputs != len(answers):
-            wrong = f"has {outputs} answers, the data gives {len(answers)}"
-            raise ValueError(f"{source}: its {name} {wrong}")
-        return
-    wanted = {"task": config.task, "field": config.data.field, "image": config.data.image}
-    made = {"image": "own"} | init.facts  # earlier versions had no question-only models
-    for key, value in wanted.items() if config.task != "retrieval" else ():
-        if made[key] != value:
-            wrong = f"fine-tuned for {key} {made[key]!r}, the config says {value!r}"
-            raise ValueError(f"{source}: {wrong}")
-    if made["answers"] != answers:
-        strange = ", ".join(sorted(set(made["answers"]) ^ set(answers))[:3])
-        lists = f"{len(answers)} here, {len(made['answers'])} there; e.g. {strange}"
-        raise ValueError(f"{source}: fine-tuned on another answer list ({lists})")
-
-
-def _differing_head(asked: HeadConfig, init: Init) -> str:
-    """In which keys the head asked for is not the one of `init`; "" where it is the same."""
-    keys = ["reads", "loss"]
-    keys += ["image_blocks", "width"] if "fusion" not in (asked.reads, init.head.reads) else []
-    made, wanted = dataclasses.asdict(init.head), dataclasses.asdict(asked)
-    for section in (made, wanted):
-        section["image_blocks"] = list(section["image_blocks"] or [init.model.image_encoder.depth])
-    return ", ".join(
-        f"head.{key} {made[key]}, the config says {wanted[key]}"
-        for key in keys
-        if made[key] != wanted[key]
-    )

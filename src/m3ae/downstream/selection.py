@@ -50,7 +50,7 @@ def select_training(
     """
     rows, held = labelled, None
     keys = np.array(image_keys(shards))[shards.image_of_text]
-    if config.task != "retrieval":
+    if config.kind != "retrieval":
         rows = select_rows(protocols[0], fields)
         if not same_rows(protocols, fields):
             apart = "the two train on other rows; run paper and strict apart"

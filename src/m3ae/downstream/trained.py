@@ -12,16 +12,14 @@ from m3ae.checkpoints import last_checkpoint
 from m3ae.config import TEXT_TOKENS
 from m3ae.data.shards import read_manifest
 from m3ae.data.texts import load_tokenizer, most_tokens
-from m3ae.downstream.model import FACTS, build_fine_tuned, read_facts
+from m3ae.downstream.arguments import PREFERRED
+from m3ae.downstream.model import FACTS, build_fine_tuned, class_of, read_facts
 from m3ae.models.m3ae import M3AE
 from m3ae.models.pretrained import at_size, fine_tuned_heads, load_strictly, read_pretrained
-from m3ae.scoring.predictions import PROTOCOLS
 from m3ae.strict_yaml import read_file
-from m3ae.training.precision import DTYPES, resolve_precision
+from m3ae.training.precision import resolve_precision
 
 log = logging.getLogger("m3ae")
-
-PREFERRED = ("strict", "image_disjoint", "paper")  # whose best epoch is used, if none is asked for
 
 
 @dataclass
@@ -115,8 +113,8 @@ def load_trained(
         model = M3AE(config)
     load_strictly(model, state, str(folder))
     length = facts.get("text_length") if length is None else length
-    length = _text_length(folder) if length is None else length
     most = most_tokens(config.text_encoder)
+    length = _text_length(folder, most) if length is None else length
     if not 3 <= length <= most:
         raise ValueError(f"text length {length}: {folder} takes 3 to {most} tokens")
     chosen = _protocol(folder, facts.get("known") or {}, protocol)
@@ -132,30 +130,19 @@ def _protocol(folder: Path, known: dict[str, list[str]], asked: str | None) -> s
     return next((name for name in choices if name in known), None)
 
 
-def _text_length(folder: Path) -> int:
-    """The text length of the training that wrote a checkpoint, else the paper's."""
+def _text_length(folder: Path, most: int) -> int:
+    """The text length of the training that wrote a checkpoint, else the paper's, or `most`."""
     for path in (folder / "config.yaml", folder.parent.parent / "config.yaml"):
         if path.is_file():
             data = read_file(path).get("data", {})
             if isinstance(data, dict) and isinstance(length := data.get("text_length"), int):
                 return length
-    log.info("%s does not say its text length: %d tokens are taken", folder, TEXT_TOKENS)
-    return TEXT_TOKENS
+    length = min(TEXT_TOKENS, most)
+    log.info("%s does not say its text length: %d tokens are taken", folder, length)
+    return length
 
 
 # ------------------------------------------------------------------------------ command line
-
-
-def add_model_arguments(parser: argparse.ArgumentParser, runs: str) -> None:
-    """The options by which a command is given its model."""
-    add = parser.add_argument
-    add("--model", required=True, metavar="RUN", help=runs)
-    whose = f"whose best epoch and answers (default: the first there is of {', '.join(PREFERRED)})"
-    add("--protocol", choices=PROTOCOLS, help=whose)
-    precision = "auto: bf16 on GPUs that have it, else fp16, fp32 on CPUs"
-    add("--precision", choices=("auto", *DTYPES), default="auto", help=precision)
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    add("--batch", type=int, default=32, metavar="N", help="rows a forward pass (default: 32)")
 
 
 def load_from(
@@ -167,6 +154,8 @@ def load_from(
     """
     if args.batch < 1:
         raise ValueError(f"--batch {args.batch}: below 1")
+    if args.task:
+        class_of(args.task)  # imported, so that a model that names it can be loaded
     device = pick_device(args.device)
     model = find_checkpoint(Path(args.model), args.protocol)  # its mistakes before the data's
     manifest = read_manifest(Path(data)) if data else {"encoding": None}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from m3ae.checkpoints import check_folder, last_checkpoint
 from m3ae.config import Architecture
 from m3ae.files import one_line, read_json_object, replacing, write_json
+from m3ae.models.card import card_of
 from m3ae.models.heads import HEADS
 from m3ae.models.image_encoder import ImageEncoder, resize_positions
 from m3ae.models.layers import sincos_2d
@@ -284,25 +285,6 @@ def _shapes(state: State) -> dict[str, tuple[int, ...]]:
 
 # Older files hold them: how the model was computed in training, which is no part of what it is.
 _SWITCHES = ("share", "compile", "activation_checkpointing")
-_CARD = """---
-license: apache-2.0
-tags: [medical, vision-language, masked-autoencoder]
----
-# M3AE
-
-A multi-modal masked autoencoder (Chen et al., MICCAI 2022): {parameters:,} parameters, images of
-{image.image_px} px, patches of {image.patch_px} px, text encoder of the {text.kind} family.
-
-    from {place} import {kind}
-    model = {kind}.from_pretrained("this folder")
-
-{facts}`config.json` says what it is: the model section of its training's configuration, less how it
-was computed. For research; not a medical device.
-"""
-_FINE_TUNED = """`downstream.json` says what the outputs of its head mean. `M3AE.from_pretrained` of
-`m3ae.models` gives its encoders and fusion without the head.
-
-"""
 
 
 def save_pretrained(
@@ -320,13 +302,7 @@ def save_pretrained(
         save_file(state, temporary, metadata={"format": "pt"})
     config = {"format": "m3ae", "version": 1, "model": dataclasses.asdict(model.config)}
     write_json(path / "config.json", config, indent=2)
-    image, text = model.config.image_encoder, model.config.text_encoder
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    loading = {"place": "m3ae.models", "kind": "M3AE", "facts": ""}
-    if hasattr(model, "task"):
-        loading = {"place": "m3ae.downstream.model", "kind": "Downstream", "facts": _FINE_TUNED}
-    card = _CARD.format(parameters=parameters, image=image, text=text, **loading)
-    (path / "README.md").write_text(card, encoding="utf-8")
+    (path / "README.md").write_text(card_of(model, tokenizer is not None), encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(str(path))
 

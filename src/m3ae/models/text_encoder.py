@@ -3,6 +3,8 @@
 Letters: `B` texts, `L` tokens, `D` width. The two differ only in how positions are counted.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -36,10 +38,26 @@ class TextEncoder(nn.Module):
         real = ids.ne(self.pad_id)
         return real.cumsum(dim=1) * real + self.pad_id
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids int64 (B, L) -> what the first block reads (B, L, D)."""
+        x = self.word_embedding(ids) + self.position_embedding(self.positions(ids))
+        return self.dropout(self.embedding_norm(x + self.type_embedding.weight[0]))
+
+    def states(self, ids: Tensor, keep: Tensor, after: Sequence[int]) -> list[Tensor]:
+        """As `forward`, but the tokens (B, L, D) after each of these blocks, in rising order.
+
+        Blocks count from 1, as in `ImageEncoder.states`.
+        """
+        x, found = self.embed(ids), []
+        for number, block in enumerate(self.blocks[: max(after)], start=1):
+            x = block(x, keep)
+            if number in after:
+                found.append(x)
+        return found
+
     def forward(self, ids: Tensor, keep: Tensor) -> Tensor:
         """Token ids int64 (B, L), keep bool (B, L), True = real token -> (B, L, D)."""
-        x = self.word_embedding(ids) + self.position_embedding(self.positions(ids))
-        x = self.dropout(self.embedding_norm(x + self.type_embedding.weight[0]))
+        x = self.embed(ids)
         for block in self.blocks:
             x = block(x, keep)
         return x

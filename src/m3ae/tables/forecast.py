@@ -135,9 +135,9 @@ def flops_of(cell: Cell) -> float | None:
     length, pairs = config.data.text_length, config.train.batch_global * steps
     if cell.kind == "pretrain":
         return pairs * _pretrain_flops(config.model, length)
-    false_texts = config.data.false_texts if config.task == "retrieval" else 0
+    false_texts = config.data.false_texts if config.kind == "retrieval" else 0
     frozen = config.train.freeze or ()
-    once = () if config.task == "retrieval" else frozen  # whose features are computed once
+    once = () if config.kind == "retrieval" else frozen  # whose features are computed once
     if config.data.augmentation != "none":
         once = tuple(name for name in once if name != "image_encoder")
     each, first = _finetune_flops(architecture(cell), length, false_texts, frozen, once)
@@ -252,7 +252,7 @@ def _finetune_values(cell: Cell) -> float:
     config, model = cell.resolved, architecture(cell)
     image, text, fusion = model.image_encoder, model.text_encoder, model.fusion
     patches, length = (image.image_px // image.patch_px) ** 2, config.data.text_length
-    texts = 1 + config.data.false_texts if config.task == "retrieval" else 1
+    texts = 1 + config.data.false_texts if config.kind == "retrieval" else 1
     values = {
         "image_encoder": patches * image.width * image.depth,
         "text_encoder": texts * length * text.width * text.depth,

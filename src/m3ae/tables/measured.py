@@ -56,7 +56,7 @@ class Files:
     @property
     def task(self) -> str:
         """vqa, classification or retrieval."""
-        return self.cell.resolved.task
+        return self.cell.resolved.kind
 
     def predictions(self, arm: str = "") -> Path:
         """The file of the run's own images, or of an arm."""

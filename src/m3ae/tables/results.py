@@ -76,7 +76,7 @@ def _table(plan: Plan, table: Table, measures: Measures) -> dict[str, Any]:
 
 def _kind(cells: dict[tuple[str, str], list[Cell]], column: str) -> str:
     """vqa, classification or retrieval."""
-    return next(some[0] for place, some in cells.items() if place[1] == column).resolved.task
+    return next(some[0] for place, some in cells.items() if place[1] == column).resolved.kind
 
 
 def _known(part: str, kind: str) -> str | None:
@@ -270,7 +270,7 @@ def _differences(
     for column, task in tasks.items():
         pairs = list(zip(cells[wanted.here, column], cells[wanted.there, column], strict=True))
         pair = next((pair for pair in pairs if all(is_done(one, out) for one in pair)), None)
-        if pairs[0][0].resolved.task == "retrieval":
+        if pairs[0][0].resolved.kind == "retrieval":
             continue
         for protocol in task.protocols:
             place = {"column": column, "protocol": protocol}

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from m3ae.command import parser_for
+from m3ae.command import read_run_arguments
 from m3ae.config import to_yaml
 from m3ae.files import naming, one_line
 from m3ae.installation import check_installation
@@ -24,14 +24,7 @@ def run_script(description: str, load: Callable, body: Callable, argv: Sequence[
     a signal asked for the end. One of several processes does not return after an error: it says it
     and ends at once, so that torchrun ends the others.
     """
-    parser = parser_for(description)
-    add = parser.add_argument
-    add("--config", required=True, help="a YAML file under configs/")
-    add("--print-config", action="store_true", help="print the resolved config")
-    dry = "check data, weights and config, print sizes, steps and epochs; train nothing"
-    add("--dry-run", action="store_true", help=dry)
-    add("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=2e-5")
-    args = parser.parse_intermixed_args(argv)  # overrides before and after options
+    args = read_run_arguments(description, argv)
     try:
         check_installation()
         config = load(args.config, args.overrides)

@@ -3,9 +3,6 @@
 from typing import Any
 
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
 from m3ae.training.distributed import Processes
@@ -16,6 +13,9 @@ def shard(model: nn.Module, processes: Processes) -> nn.Module:
 
     In place, before an optimiser is built. ValueError for one process.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     if processes.count == 1:
         raise ValueError("train.shard: true needs several processes; start them with torchrun")
     mesh = init_device_mesh(processes.device.type, (processes.count,))
@@ -27,11 +27,14 @@ def shard(model: nn.Module, processes: Processes) -> nn.Module:
 
 def gathered(value: Any) -> Any:
     """With every tensor in shares whole; every process must call it."""
+    from torch.distributed.tensor import DTensor
+
     return tree_map_only(DTensor, DTensor.full_tensor, value)
 
 
 def spread(value: Any, like: Any) -> Any:
     """Whole tensors, the same in all processes, in shares where those of `like` are."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
     def one(tensor: Any, other: Any) -> Any:
         if not isinstance(other, DTensor):
