@@ -50,6 +50,7 @@ def test_both_protocols(tune, tmp_path, questions):
         assert {"other", "none"} == entry["test"]["overall"]["arms"].keys()
         assert "leaked_twin" in entry["test"]["strata"]
         assert (run / f"best-{name}" / "downstream.json").is_file()
+        assert f"Test results ({name})" in (run / "report.html").read_text()
     assert facts["paper"]["train_rows"] == len(train) and leaked
     assert facts["strict"]["train_rows"] + facts["strict"]["held_out_rows"] == len(train) - leaked
     assert scores(tmp_path / "run/paper")["paper"]["selected_on"] == "test"
