@@ -18,7 +18,7 @@ FLOORS = (
     {"models", "training"},
     {"pretraining", "downstream"},
     {"reports", "tables"},
-    {"predict", "score", "features", "convert", "serve", "probe"},
+    {"predict", "score", "features", "convert", "serve", "probe", "export"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms that may know less than all that is below them.
