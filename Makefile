@@ -51,7 +51,7 @@ quickstart: environment
 	  --arm steps=runs/quickstart_scratch_longer/predictions-image_disjoint.jsonl \
 	  --train $(PHANTOMS)/questions/train --protocol image_disjoint --json runs/quickstart/fine_tuning.json
 	$(BIN)/python -m m3ae.reports.pretraining runs/quickstart
-	@echo "Open runs/quickstart/report.html"
+	@echo "Open runs/quickstart/report.html, and runs/quickstart_vqa/report.html; or: make page"
 
 tables-small: environment
 	$(BIN)/python data_prep/phantoms.py --out data/tables/raw --layouts roco tables --tables 2000

@@ -72,6 +72,8 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
     """A whole run: weights, data, model, optimiser, resume, loop, final evaluation."""
     run, train = Path(config.output), config.train
     if not dry_run and finished(run, config, processes):
+        if not (run / "report.html").exists():  # it ended in between, or before there were reports
+            report(run, processes)
         return
 
     # ---------------------------------------------------------------- weights, data

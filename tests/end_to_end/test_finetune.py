@@ -97,6 +97,9 @@ def test_strict_is_the_default(tune, tmp_path):
     """A figure selected on the test set by whoever names no protocol."""
     assert tune("train.epochs=1") == 0
     assert (tmp_path / "run/predictions-strict.jsonl").is_file()
+    # A run that was ended between its figures and its page has the page after the next start.
+    (tmp_path / "run/report.html").unlink()
+    assert tune("train.epochs=1") == 0 and (tmp_path / "run/report.html").is_file()
 
 
 def test_rows_trained_on(tune, tmp_path, questions):

@@ -43,6 +43,7 @@ TITLES = {
     "labels": ("Right", "Wrong", "Most confident and wrong"),
     "ranks": ("Found at once", "Not found at once", "Furthest from found"),
 }
+NAMES = {"answers": "questions", "classes": "texts", "labels": "texts", "ranks": "captions"}
 ORDER = "Among equals the first in the order of the SHA-256 of their ids, which no figure moves."
 
 
@@ -105,8 +106,8 @@ def questions(run: Run, rows: Rows, protocol: str, entry: dict[str, Any], where:
     """Twenty questions with their pictures, chosen by a stated rule."""
     if not rows:
         return ""
-    kind = kind_of(rows[0])
-    kind = kind if kind in RULES else "answers"
+    name = NAMES[kind_of(rows[0])]
+    kind = kind_of(rows[0]) if kind_of(rows[0]) in RULES else "answers"
     chosen = choose(rows, protocol)
     split = "valid" if entry.get("pool") == "valid" else "test"
     wanted = [row for some in chosen.values() for row in some]
@@ -114,18 +115,18 @@ def questions(run: Run, rows: Rows, protocol: str, entry: dict[str, Any], where:
     body = [paragraph(f"Of each kind, as far as there are: {RULES[kind].format(**KINDS)}. {ORDER}")]
     body += [paragraph(lacking, note=True)] if lacking else []
     for title, some in zip(TITLES[kind], chosen.values(), strict=True):
-        cards = "".join(_card(row, pictures.get(row["image"]), texts) for row in some)
+        cards = "".join(_card(row, pictures.get(row["image"]), name[:-1], texts) for row in some)
         head = f"<h3>{title} ({len(some)})</h3>"
         body.append(f'{head}<div class="pictures" style="{GRID}">{cards}</div>')
     number = {7 + 7 + 6: "Twenty"}.get(len(wanted), str(len(wanted)))
-    return section(f"{number} questions{where}", *body, long=True)
+    return section(f"{number} {name}{where}", *body, long=True)
 
 
-def _card(row: Row, source: str | None, texts: dict[str, str]) -> str:
-    """One question: its image, if any, what was asked, true and said, and what else it gave."""
+def _card(row: Row, source: str | None, name: str, texts: dict[str, str]) -> str:
+    """One question (or what `name` says): its image, if any, what was asked, true and said."""
     key = html.escape(row["image"])
     picture = f'<img alt="{key}" src="{source}">' if source else ""
-    told = {"question": row.get("question") or texts.get(row["id"], "")}
+    told = {name: row.get("question") or texts.get(row["id"], "")}
     told |= {"truth": row["truth"], "said": row["said"]}
     if "top" in row or "scores" in row:
         told["scores"] = ", ".join(f"{name} {score:.2f}" for name, score in best_scores(row))

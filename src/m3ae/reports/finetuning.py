@@ -231,7 +231,9 @@ def arms(test: Entry, where: str) -> str:
     text = "The same test questions with the own image, and " + ", and ".join(
         ARMS.get(name, name) for name in names
     )
-    text += ". Another's image misleads, so the gain over the mean image is the one to go by."
+    text += "."
+    if "other" in names:
+        text += " Another's image misleads, so the gain over the mean image is the one to go by."
     columns = ["", "by image shown", *(f"gain over: {ARMS.get(name, name)}" for name in names)]
     body = [paragraph(text), parts.bullets(verdicts), parts.table(columns, rows)]
     return section(f"Is the image used?{where}", *body)

@@ -52,7 +52,7 @@ tbody th { font-weight: 500; } small { font-weight: 400; color: var(--muted); fo
 .tile b { display: block; font-size: 1.1rem; font-weight: 600; }
 .tile span { color: var(--muted); font-size: .8125rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem;
-  align-items: end; }
+  align-items: end; } .charts > figure { max-width: 34rem; }
 figure { margin: 0; } figcaption { font-size: .875rem; font-weight: 600; }
 .keys { font-size: .8125rem; font-weight: 400; color: var(--muted); }
 .keys span { margin-right: .8rem; white-space: nowrap; }
