@@ -48,7 +48,7 @@ def test_nothing_is_chosen_on_the_test_set():
     assert chosen["C"] in PENALTIES
     other = [{**row, "answer": "new"} for row in test.rows[:-1]]
     half, again = probes.probe("linear", train, Labelled("c", test.features[:-1] * 1, other))
-    assert again == chosen
+    assert again == chosen | {"test_rows_of_other_classes_alone": len(other)}
     assert [row["scores"] for row in half] == [row["scores"] for row in rows[:-1]]
 
 
@@ -59,6 +59,15 @@ def test_images_are_not_split_between_folds():
     rows = [{"id": str(k), "image": str(k // 2), "answer": "ab"[(k // 2) % 2]} for k in range(80)]
     _, chosen = probes.probe("nearest", Labelled("a", image, rows), Labelled("b", image, rows))
     assert chosen["neighbours"] > 1
+
+
+def test_fits_that_do_not_converge_are_counted(monkeypatch, recwarn):
+    """A solver that was stopped, and nobody told."""
+    monkeypatch.setattr(probes, "STEPS", 1)
+    _, chosen = probes.probe("linear", made("a", 1), made("b", 2))
+    assert chosen["fits_not_converged"] == 5 * len(PENALTIES) + 1 and not recwarn.list
+    monkeypatch.undo()
+    assert "fits_not_converged" not in probes.probe("linear", made("a", 1), made("b", 2))[1]
 
 
 def test_votes_of_neighbours_by_hand():

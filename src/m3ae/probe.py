@@ -115,7 +115,9 @@ def measure(
 
 
 def _said(chosen: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "probe")
+    return ", ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in chosen.items() if key != "probe"
+    )
 
 
 def _without(row: dict[str, Any], key: str) -> dict[str, Any]:

@@ -4,7 +4,9 @@ Letters: `n` rows, `D` width of the features, `A` classes.
 """
 
 import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,11 +121,34 @@ def probe(kind: str, train: Labelled, test: Labelled) -> tuple[list[Row], dict[s
         raise ValueError(f"{train.path}: rows of one image; the choice needs two or more")
     options = PENALTIES if kind == "linear" else [k for k in NEIGHBOURS if k <= len(images) // 2]
     fits = {option: _fit(kind, option, train.several) for option in options or [1]}
-    chosen = _choose(fits, train.features, targets, images, groups, kind)
-    chances = fits[chosen](train.features, targets, test.features)
+    with _counting_unfinished() as unfinished:
+        chosen = _choose(fits, train.features, targets, images, groups, kind)
+        chances = fits[chosen](train.features, targets, test.features)
     rows = [_row(row, classes, own) for row, own in zip(test.rows, chances, strict=True)]
     name = "C" if kind == "linear" else "neighbours"
-    return rows, {"probe": kind, name: chosen, "classes": len(classes), "train_rows": len(images)}
+    facts = {"probe": kind, name: chosen, "classes": len(classes), "train_rows": len(images)}
+    known, given = {*classes}, (row.get("labels") or [row.get("answer")] for row in test.rows)
+    other = sum(known.isdisjoint(names) for names in given if names != [None])
+    counts = {"fits_not_converged": len(unfinished), "test_rows_of_other_classes_alone": other}
+    return rows, facts | {name: count for name, count in counts.items() if count}
+
+
+@contextmanager
+def _counting_unfinished() -> Iterator[list[str]]:
+    """A list of the fits in the block that ended before they converged; other warnings pass on."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    unfinished: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        yield unfinished
+    for warning in caught:
+        if issubclass(warning.category, ConvergenceWarning):
+            unfinished.append(str(warning.message))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 def _row(row: Row, classes: list[str], chances: np.ndarray) -> Row:
