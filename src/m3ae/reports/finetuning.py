@@ -83,8 +83,8 @@ def protocols_in(run: Run) -> dict[str, Entry]:
 
 def head(run: Run) -> str:
     """Title, what was run in two sentences, the headline figures, what it cost."""
-    task = run.config.get("task") or run.evaluation.get("task")
-    text = f"Fine-tuning for {TASKS[task]}" if task in TASKS else "Fine-tuning"
+    task = str(run.config.get("task") or run.evaluation.get("task") or "")
+    text = f"Fine-tuning for {TASKS.get(task, task)}" if task else "Fine-tuning"
     if source := run.environment.get("source"):
         text += f", on {source}"
     if run.config.get("eval_only"):
