@@ -14,6 +14,7 @@ their page is closed. Not a medical device.
 import argparse
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -87,10 +88,14 @@ def _serve(args: argparse.Namespace) -> None:
     from m3ae.training.logs import start_logging
 
     start_logging(True)
-    import_gradio()  # its absence before models are loaded
-    with tempfile.TemporaryDirectory(prefix="m3ae-page-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # what Gradio may cache goes when the page ends
-        launch(load_page(args), args.host, args.port, args.open)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which cleans up, as Ctrl+C
+    try:
+        with tempfile.TemporaryDirectory(prefix="m3ae-page-") as folder:
+            os.environ["GRADIO_TEMP_DIR"] = folder  # what Gradio may cache goes when the page ends
+            import_gradio()  # which reads that; its absence is told before models are loaded
+            launch(load_page(args), args.host, args.port, args.open)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

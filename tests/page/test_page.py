@@ -77,6 +77,7 @@ def served(models, pictures, tmp_path_factory):
             yield address, temporary
         finally:
             process.terminate()
+            assert process.wait(60) == 0 and not list(temporary.iterdir())
 
 
 @pytest.fixture(scope="session")

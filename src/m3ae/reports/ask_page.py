@@ -27,6 +27,7 @@ log = logging.getLogger("m3ae")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm"}
 MOST_TO_PICK = 100  # files of --images
 KEPT = 3600  # seconds after which a picture is forgotten where a page stays open
+LOCAL = ("127.0.0.1", "localhost", "::1")
 NO_PICTURE = "Choose a picture first."
 DROP = f"""
 <label for="m3ae-file">Upload a picture (at most {MOST_BYTES // 10**6} MB; not kept)</label><br>
@@ -190,6 +191,8 @@ def launch(page: Page, host: str, port: int | None, inbrowser: bool, wait: bool 
     options |= {"share": False, "run_history": False, "max_file_size": 1, "footer_links": []}
     blocks.launch(**options, ssr_mode=False, quiet=True, prevent_thread_lock=True)
     log.info("the page: %s (Ctrl+C ends it)", blocks.local_url)
+    if host not in LOCAL:
+        log.info("--host %s: whoever reaches it can use the page, there is no password", host)
     if wait:
         blocks.block_thread()
     return blocks
