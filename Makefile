@@ -7,17 +7,22 @@
 # make test-gpu     what only a GPU can show
 # make bench        the optimisations one by one, measured on this machine (GPU or CPU), and the roofline
 # make results      the tables of docs/results that rest on predictions, from the kept files
+# make page         a page to ask a picture, on the quickstart's model (trained first where it is not there)
+# make test-page    that page in a headless Chromium: upload, ask, rank, refuse, two users at once
 # All set up $(VENV) first: a virtual environment with the pinned packages (5.5 GB, 2-4 minutes).
 
 VENV ?= .venv
 PYTHON ?= python3
 PHANTOMS ?= data/phantoms
+# Gradio asks for an older Pillow than is pinned, so it stands in an environment of its own, which
+# lends everything else from $(VENV).
+PAGE ?= .venv-page
 BIN := $(VENV)/bin
 FINETUNE = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 run_finetune.py \
   --config configs/finetune/quickstart.yaml
 TABLE = $(BIN)/python data_prep/table.py --raw data/tables/raw/tables/images --px 96 --tokenizer data/tables/pairs/tokenizer
 
-.PHONY: quickstart tables-small test test-long test-faults test-gpu bench results environment
+.PHONY: quickstart tables-small test test-long test-faults test-gpu bench results page test-page environment
 
 environment: $(VENV)/.installed
 	@$(BIN)/python -c "import m3ae, pathlib, sys; \
@@ -47,7 +52,7 @@ quickstart: environment
 	  --arm steps=runs/quickstart_scratch_longer/predictions-image_disjoint.jsonl \
 	  --train $(PHANTOMS)/questions/train --protocol image_disjoint --json runs/quickstart/fine_tuning.json
 	$(BIN)/python -m m3ae.reports.pretraining runs/quickstart
-	@echo "Open runs/quickstart/report.html"
+	@echo "Open runs/quickstart/report.html, and runs/quickstart_vqa/report.html; or: make page"
 
 tables-small: environment
 	$(BIN)/python data_prep/phantoms.py --out data/tables/raw --layouts roco tables --tables 2000
@@ -78,3 +83,20 @@ bench: environment
 
 results: environment
 	$(BIN)/python benchmarks/results.py
+
+$(PAGE)/.installed: pyproject.toml $(VENV)/.installed
+	$(BIN)/python -m venv $(PAGE)
+	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+	  > $$(echo $(PAGE)/lib/python*/site-packages)/lent.pth
+	$(PAGE)/bin/python -m pip install --quiet --editable ".[page,test-page]"
+	touch $@
+
+page: environment $(PAGE)/.installed
+	test -d runs/quickstart_vqa/best-image_disjoint || $(MAKE) quickstart
+	$(PAGE)/bin/python -m m3ae.serve --model runs/quickstart_vqa --rank-with runs/quickstart \
+	  --images "$(PHANTOMS)/raw/vqa_rad/VQA_RAD Image Folder" --open
+
+test-page: environment $(PAGE)/.installed
+	test -n "$$(command -v chromium || command -v chromium-browser)" \
+	  || $(PAGE)/bin/python -m playwright install chromium
+	$(PAGE)/bin/python -m pytest tests/page

@@ -79,6 +79,8 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
     """A whole run: weights, data, model, optimiser, resume, loop, final evaluation."""
     run, train = Path(config.output), config.train
     if not dry_run and finished(run, config, processes):
+        if not (run / "report.html").exists():  # it ended in between, or before there were reports
+            report(run, processes)
         return
 
     # ---------------------------------------------------------------- weights, data
@@ -102,6 +104,7 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
     if config.eval_only:
         record_run(run, config, facts, processes)
         evaluation.finish({rules.name: 0 for rules in protocols}, {0: evaluation.run(epoch=0)})
+        report(run, processes)
         return
     encode_frozen(model, splits, config, processes, precision)
     torch.manual_seed(config.seed + processes.rank)  # dropout differs between processes
@@ -138,6 +141,15 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
     best = {name: epoch for name, (_, epoch) in epochs.best.items()}
     evaluation.finish(best, read_history(evaluation))
     run_log.close()
+    report(run, processes)
+
+
+def report(run: Path, processes: Processes) -> None:
+    """Write the run's report.html, in the first process."""
+    if processes.first:
+        from m3ae.reports.finetuning import write_report  # matplotlib, which --help does without
+
+        log.info("report: %s", write_report(run))
 
 
 def read_protocols(config: FinetuneConfig, name: str) -> list[Protocol]:

@@ -18,7 +18,7 @@ FLOORS = (
     {"models", "training"},
     {"pretraining", "downstream"},
     {"reports", "tables", "predictor"},
-    {"predict", "score", "features", "convert"},
+    {"predict", "score", "features", "convert", "serve", "probe", "export"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms that may know less than all that is below them.

@@ -60,6 +60,8 @@ def test_from_a_table_to_scores(findings, tune, tmp_path, capsys):
     assert max(entry["value"] for entry in by_class.values()) > 0.7
     assert set(result["auroc"]["macro"]["arms"]) == {"other", "none"}
     assert "left out, of the mean too: never (no row is of it)" in capsys.readouterr().err
+    page = (run / "report.html").read_text()
+    assert "Left out, of the means too: never" in page and page.count("data:image/jpeg") > 5
     assert score.main([str(run / "predictions-strict.jsonl"), "--json", str(tmp_path / "x")]) == 0
     again = json.loads((tmp_path / "x").read_text())["results"]["labels"]
     assert again["auroc"]["macro"]["value"] == result["auroc"]["macro"]["value"]

@@ -50,6 +50,7 @@ def test_both_protocols(tune, tmp_path, questions):
         assert {"other", "none"} == entry["test"]["overall"]["arms"].keys()
         assert "leaked_twin" in entry["test"]["strata"]
         assert (run / f"best-{name}" / "downstream.json").is_file()
+        assert f"Test results ({name})" in (run / "report.html").read_text()
     assert facts["paper"]["train_rows"] == len(train) and leaked
     assert facts["strict"]["train_rows"] + facts["strict"]["held_out_rows"] == len(train) - leaked
     assert scores(tmp_path / "run/paper")["paper"]["selected_on"] == "test"
@@ -96,6 +97,9 @@ def test_strict_is_the_default(tune, tmp_path):
     """A figure selected on the test set by whoever names no protocol."""
     assert tune("train.epochs=1") == 0
     assert (tmp_path / "run/predictions-strict.jsonl").is_file()
+    # A run that was ended between its figures and its page has the page after the next start.
+    (tmp_path / "run/report.html").unlink()
+    assert tune("train.epochs=1") == 0 and (tmp_path / "run/report.html").is_file()
 
 
 def test_rows_trained_on(tune, tmp_path, questions):

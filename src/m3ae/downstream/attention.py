@@ -105,13 +105,25 @@ def draw_words(
     head: int | None = None,
     subtitle: str = "",
 ) -> None:
-    """A PNG of the image and, for each word, the patches it looked at; raises as above."""
+    """`picture_of_words` as a PNG file."""
+    _save(picture_of_words(trained, image, text, layer, head, subtitle), path)
+
+
+def picture_of_words(
+    trained: Trained,
+    image: np.ndarray,
+    text: str,
+    layer: int = -1,
+    head: int | None = None,
+    subtitle: str = "",
+) -> Image.Image:
+    """The image and, for each word, the patches it looked at; raises as `attention_of_words`."""
     names, attention = attention_of_words(trained, image, text, layer, head)
     depth, heads = trained.model.fusion.depth, trained.model.config.fusion.heads
     shown = f"mean of {heads} heads" if head is None else f"head {head} of {heads}"
     shown = f"fusion layer {depth if layer == -1 else layer} of {depth}, {shown}"
     source = f"Cross-attention of the text on the image in {shown}"
-    draw_attention(image, names, attention, path, text, subtitle, source)
+    return picture_of_attention(image, names, attention, text, subtitle, source)
 
 
 def draw_attention(
@@ -123,7 +135,24 @@ def draw_attention(
     subtitle: str = "",
     source: str = "Cross-attention",
 ) -> None:
-    """A PNG: text and subtitle, the image, a panel a word, a colour bar and what is shown.
+    """`picture_of_attention` as a PNG file."""
+    _save(picture_of_attention(image, words, attention, text, subtitle, source), path)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, format="PNG", optimize=True)
+
+
+def picture_of_attention(
+    image: np.ndarray,
+    words: list[str],
+    attention: Tensor,
+    text: str,
+    subtitle: str = "",
+    source: str = "Cross-attention",
+) -> Image.Image:
+    """Text and subtitle, the image, a panel a word, a colour bar and what is shown.
 
     image uint8 (C, H, H), attention (W, S), each row of sum 1 with CLS first.
     """
@@ -161,8 +190,7 @@ def draw_attention(
         draw.rectangle(frame, outline=RULE)
     draw_bar(picture, draw, bar_top, width, top)
     write_lines(draw, note_lines, notes_top, NOTE_SIZE, MUTED)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, format="PNG", optimize=True)
+    return picture
 
 
 def make_panels(

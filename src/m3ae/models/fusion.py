@@ -123,7 +123,7 @@ class Fusion(nn.Module):
         if start < self.depth:
             last = self.depth - 1
             text, image = self.run(text, image, keep, start, last)[-1]
-            cls = torch.zeros(len(text), 1, dtype=torch.int64, device=text.device)
+            cls = torch.zeros(text.shape[0], 1, dtype=torch.int64, device=text.device)
             text, image = self.layer(last, text, image, keep, cls, None)
         return self.pool(text, image)
 

@@ -80,7 +80,7 @@ class ImageEncoder(nn.Module):
 
     def _enter(self, patches: Tensor) -> Tensor:
         """Embedded patches (B, N, D) -> what the first block reads (B, 1+N, D)."""
-        cls = (self.class_token + self.position_embedding[0]).expand(len(patches), 1, -1)
+        cls = (self.class_token + self.position_embedding[0]).expand(patches.shape[0], 1, -1)
         return self.norm_pre(torch.cat([cls.to(patches.dtype), patches], dim=1))
 
     def states(self, image: Tensor, after: Sequence[int]) -> list[Tensor]:

@@ -39,7 +39,7 @@ body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width: 58rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; } h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 p { margin: .4rem 0 .8rem; max-width: 46rem; } .note { color: var(--muted); font-size: .875rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .4rem .8rem .4rem 0; vertical-align: top;
@@ -54,7 +54,7 @@ tbody th { font-weight: 500; } small { font-weight: 400; color: var(--muted); fo
 .tile b { display: block; font-size: 1.1rem; font-weight: 600; }
 .tile span { color: var(--muted); font-size: .8125rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem;
-  align-items: end; }
+  align-items: end; } .charts > figure { max-width: 34rem; }
 figure { margin: 0; } figcaption { font-size: .875rem; font-weight: 600; }
 .keys { font-size: .8125rem; font-weight: 400; color: var(--muted); }
 .keys span { margin-right: .8rem; white-space: nowrap; }
@@ -69,6 +69,9 @@ details { border-top: 1px solid var(--rule); padding: .5rem 0; } summary { curso
 pre { overflow-x: auto; font-size: .8125rem; line-height: 1.4; } .facts td, .facts th {
   overflow-wrap: anywhere; font-size: .875rem; padding-top: .2rem; padding-bottom: .2rem; }
 .facts th { width: 40%; } ul { padding-left: 1.2rem; }
+.wide { overflow-x: auto; } .matrix th, .matrix td { font-size: .8125rem; padding: .2rem .5rem; }
+.matrix td { text-align: right; } .matrix .cell { background: color-mix(in srgb,
+  var(--a) calc(var(--share) * 60%), transparent); }
 @media (max-width: 40rem) {
   table.stack, .stack tbody, .stack tr, .stack th, .stack td { display: block; border: 0; }
   .stack thead { display: none; } .stack tr { border-bottom: 1px solid var(--rule);
@@ -256,7 +259,11 @@ class Series:
 
 
 def chart(
-    title: str, series: list[Series], as_percent: bool = False, from_zero: bool = False
+    title: str,
+    series: list[Series],
+    as_percent: bool = False,
+    from_zero: bool = False,
+    over: str = "pairs seen",
 ) -> str:
     """A line chart over pairs seen, as inline SVG in the page's colours; "" without a value."""
     series = [line for line in series if any(map(is_number, line.y))]
@@ -277,7 +284,7 @@ def chart(
         axes.tick_params(length=0)
         axes.xaxis.set_major_formatter(FuncFormatter(short_count))
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
-        axes.set_xlabel("pairs seen")
+        axes.set_xlabel(over)
         if as_percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
         if from_zero:

@@ -250,14 +250,14 @@ def fine_tuning(run: Run) -> str:
         return ""
     protocol, result = next(iter(scored["results"].items()))
     names = ("overall", "open", "closed")
-    rows = [["with pre-training", *(_measured(result[name], "accuracy") for name in names)]]
-    for other in _compared(result["overall"]):
+    rows = [["with pre-training", *(measured(result[name], "accuracy") for name in names)]]
+    for other in compared(result["overall"]):
         cells = [html.escape(COMPARED.get(other, f"blind: {other}"))]
         for name in names:
-            entry = _compared(result[name])[other]
+            entry = compared(result[name])[other]
             accuracy, over = (
                 absent(parts.percentage(entry["accuracy"])),
-                _measured(entry, "difference"),
+                measured(entry, "difference"),
             )
             cells.append(f"{accuracy}<br><small>gain over it</small> {over}")
         rows.append(cells)
@@ -270,13 +270,13 @@ def fine_tuning(run: Run) -> str:
     return section("Fine-tuning", paragraph(text), parts.table(["", *columns], rows))
 
 
-def _compared(entry: dict) -> dict[str, dict]:
+def compared(entry: dict) -> dict[str, dict]:
     """Everything that a part of the questions is compared with, by name."""
     against = {"against": entry["against"]} if "against" in entry else {}
     return against | entry.get("arms", {}) | entry.get("blind", {})
 
 
-def _measured(entry: dict, key: str) -> str:
+def measured(entry: dict, key: str) -> str:
     """An accuracy, or the difference of two, with its interval."""
     gain = key == "difference"
     low, high = entry["difference_interval" if gain else "interval"] or (None, None)
@@ -342,6 +342,12 @@ def notes(run: Run) -> str:
 
 
 def origin(run: Run) -> str:
+    """The section of config and environment."""
+    body = kept_files(run)
+    return section("Where the numbers come from", body, long=True) if body else ""
+
+
+def kept_files(run: Run) -> str:
     """Config and environment, to open on demand."""
 
     def shown(value: object) -> str:
@@ -356,7 +362,7 @@ def origin(run: Run) -> str:
         body += parts.details("Environment", parts.facts(facts))
     if run.config_text:
         body += parts.details("Config", f"<pre>{html.escape(run.config_text)}</pre>")
-    return section("Where the numbers come from", body, long=True) if body else ""
+    return body
 
 
 # Each gives HTML, empty where its file is missing.
