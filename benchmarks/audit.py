@@ -30,7 +30,8 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from m3ae.corpora.alignment import SIDE
-from m3ae.corpora.near_duplicates import THRESHOLD, Pictures, Search, near_texts, picture
+from m3ae.corpora.match_kinds import THRESHOLD
+from m3ae.corpora.near_duplicates import Pictures, Search, near_texts, picture
 from m3ae.data.exclusions import IMAGE_SUFFIXES
 from m3ae.data.images import decode
 

@@ -12,7 +12,7 @@ Labels are the task field of the prepared splits that the features were made fro
 a list of findings, or answers, which count as classes. Features are standardised by training; the
 penalty of the logistic regression, or the number of neighbours (by cosine), is chosen by
 cross-validation over training images; the test set is predicted once. Printed are accuracy and
-macro F1 (of one class a row) and AUROC and average precision by class, with 95 % bootstrap
+macro F1 (of one class a row) and AUROC and average precision by class, with 95 %
 intervals over images, and, of two models, their differences, paired by image.
 """
 

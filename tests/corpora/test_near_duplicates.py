@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from m3ae.corpora import alignment, candidates
 from m3ae.corpora import near_duplicates as near
 from m3ae.corpora.audit_work import near_images
+from m3ae.corpora.match_kinds import THRESHOLD
 from tests.data_prep.test_audit import scene
 
 
@@ -50,7 +51,7 @@ CHANGES = {
 KEEP = gather([scene(k) for k in range(6)])
 
 
-def found(queries: near.Pictures, places=None, threshold=near.THRESHOLD, keep=KEEP):
+def found(queries: near.Pictures, places=None, threshold=THRESHOLD, keep=KEEP):
     places = np.arange(100, 100 + len(queries)) if places is None else places
     return list(near_images(keep, queries, np.arange(len(keep)), places, threshold))
 
@@ -77,7 +78,7 @@ def test_an_image_is_not_its_own_match():
     """A self-audit that reports each image as a duplicate of itself, or misses its twin."""
     twice = gather([scene(0), scene(1), scene(0)])
     places = np.arange(3)
-    parts = near_images(twice, twice, places, places, near.THRESHOLD)
+    parts = near_images(twice, twice, places, places, THRESHOLD)
     assert sorted((i, j) for i, j, _ in parts) == [(0, 2)]  # each pair once
 
 
@@ -169,7 +170,7 @@ def test_device_and_threads(monkeypatch):
     monkeypatch.setattr(near, "BLOCK", 1)
     threads, results = torch.get_num_threads(), []
     for number in (1, 2):
-        args = (np.arange(6), np.arange(10, 13), near.THRESHOLD, torch.device("cpu"))
+        args = (np.arange(6), np.arange(10, 13), THRESHOLD, torch.device("cpu"))
         search = near.Search(KEEP, queries, *args)
         search.threads = number
         results.append(list(search.run()))

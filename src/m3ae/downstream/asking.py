@@ -84,7 +84,7 @@ def read_picture(
     with _READING:
         check_size(data, most_pixels=most_pixels)
         try:
-            image, notes = decode(data, window)
+            image, notes = decode(data, window, max_pixels=most_pixels)
             return Picture({side: resize_crop(image, side) for side in sides}, notes)
         except (ValueError, ImportError) as error:
             hint = ", start the page with --window LOW HIGH" if "window" in str(error) else ""
