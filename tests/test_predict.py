@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from data_prep import pairs, table
-from m3ae import predict
+from m3ae import predict, predictor
 from m3ae.config import load_config
 from m3ae.data.shards import Shards
 from m3ae.data.texts import load_tokenizer
@@ -546,7 +546,7 @@ def test_a_gigantic_image_is_refused(tmp_path):
     path = tmp_path / "gigantic.png"
     path.write_bytes(gigantic_png())
     with pytest.raises(ValueError, match=r"gigantic.png: cannot be used .* more than 89,478,485"):
-        predict.read_image(path, 32)
+        predictor.read_image(path, 32)
 
 
 def test_an_image_is_turned_upright(tmp_path):
@@ -555,8 +555,8 @@ def test_an_image_is_turned_upright(tmp_path):
     exif[0x0112] = 6
     picture = Image.linear_gradient("L").resize((40, 40))
     picture.save(tmp_path / "turned.png", exif=exif)
-    upright = np.rot90(predict.read_image(tmp_path / "turned.png", 40)[0], -1)
-    assert np.array_equal(predict.read_image(tmp_path / "turned.png", 40, exif=True)[0], upright)
+    upright = np.rot90(predictor.read_image(tmp_path / "turned.png", 40)[0], -1)
+    assert np.array_equal(predictor.read_image(tmp_path / "turned.png", 40, exif=True)[0], upright)
 
 
 def test_long_questions_are_cut_aloud(corpus, models, capsys):

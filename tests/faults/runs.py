@@ -1,13 +1,13 @@
 """Runs in processes of their own, so that they can be killed, signalled and compared bit by bit."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,53 +23,38 @@ TORCHRUN = str(Path(sys.executable).parent / "torchrun")
 TWO = ["train.batch_per_process=4", "eval.batch=2"]
 
 
+# Forked from a clean process that has imported all that takes seconds: autograd refuses to run in a
+# fork of one that has used its threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["run_pretrain", "run_finetune"])
+
+
 class Forked:
-    """A run of so many processes, forked from this one: it has imported all that takes seconds."""
+    """A run of so many processes, begun at once; what they say goes to the file `place`.
+
+    main: a function of a module, or a partial of one, that takes the arguments.
+    """
 
     def __init__(
         self, main: Callable, arguments: list[str], processes: int = 1, place: Path | None = None
     ) -> None:
-        self.codes: dict[int, int | None] = {}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        sys.stdout.flush()
-        for rank in range(processes):
-            pid = os.fork()
-            if pid == 0:
-                self._run(main, arguments, rank, processes, port, place)
-            os.setpgid(pid, pid)
-            self.codes[pid] = None
+        given = [(main, arguments, rank, processes, port, place) for rank in range(processes)]
+        self.processes = [_SERVER.Process(target=_run, args=one) for one in given]
+        for process in self.processes:
+            process.start()
 
-    @staticmethod
-    def _run(
-        main: Callable, arguments: list[str], rank: int, count: int, port: int, place: Path | None
-    ) -> None:
-        code = 1
-        try:
-            stderr = os.open(place or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(stderr, 2)
-            os.dup2(stderr, 1)
-            sys.stderr = sys.__stderr__ = open(2, "w", closefd=False, buffering=1)
-            sys.stdout = sys.stderr
-            if count > 1:
-                given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
-                given |= {"LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
-                given |= {"MASTER_PORT": port}
-                os.environ.update({key: str(value) for key, value in given.items()})
-            code = main(arguments)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+    @property
+    def pids(self) -> list[int]:
+        """Their numbers, by rank."""
+        return [process.pid for process in self.processes]
 
     def poll(self) -> list[int] | None:
         """The exit codes (-9: killed) once all processes have ended."""
-        for pid, code in self.codes.items():
-            if code is None:
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                self.codes[pid] = os.waitstatus_to_exitcode(status) if ended else None
-        codes = list(self.codes.values())
+        codes = [process.exitcode for process in self.processes]
         return None if None in codes else codes
 
     def wait(self, seconds: float = 300) -> list[int]:
@@ -79,10 +64,27 @@ class Forked:
 
     def kill(self) -> list[int]:
         """SIGKILL to all processes and their loading processes, as when the power fails."""
-        for pid, code in self.codes.items():
-            if code is None:
-                os.killpg(pid, signal.SIGKILL)
+        for process in self.processes:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:  # it has ended, or has not begun
+                process.kill()
         return self.wait()
+
+
+def _run(
+    main: Callable, arguments: list[str], rank: int, count: int, port: int, place: Path | None
+) -> None:
+    os.setpgid(0, 0)
+    output = os.open(place or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    torch.set_num_threads(1)
+    if count > 1:
+        given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
+        given |= {"LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in given.items()})
+    sys.exit(main(arguments))
 
 
 def start(

@@ -122,7 +122,7 @@ def test_other_numbers_of_processes(long_run, tmp_path, measured):
                 lambda name=name, until=until: last_step(tmp_path / name) > until, running
             )
             assert reached, (tmp_path / "said").read_text()[-2000:]
-            for pid in running.codes:
+            for pid in running.pids:
                 os.kill(pid, signal.SIGTERM)
             assert running.wait() == [75] * count
         one, other = ([x["loss"] for x in read_log(tmp_path / n, "train")] for n in ("whole", name))

@@ -38,7 +38,7 @@ def test_a_signal_loses_nothing(long_run, tmp_path, measured, processes, number)
         else:
             time.sleep(chance.uniform(0, 0.5))
         at, asked = phase(cut, EVERY), time.monotonic()
-        os.kill(chance.choice(list(running.codes)), number)
+        os.kill(chance.choice(running.pids), number)
         codes = running.wait()
         if codes == [0] * processes:  # too late
             break
@@ -64,7 +64,7 @@ def test_fine_tuning(long_tune, tmp_path, measured):
         running, began = Forked(main, long_tune(name="cut"), 1, tmp_path / "stderr"), last_step(cut)
         wait_for(lambda began=began: last_step(cut) > began, running)
         time.sleep(chance.uniform(0, 0.3))
-        os.kill(*running.codes, chance.choice([signal.SIGTERM, signal.SIGUSR1]))
+        os.kill(*running.pids, chance.choice([signal.SIGTERM, signal.SIGUSR1]))
         if running.wait() == [0]:
             break
         assert running.wait() == [STOPPED], (tmp_path / "stderr").read_text()[-2000:]

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import run_pretrain
 from data_prep import phantoms, roco
 from m3ae.checkpoints import newest_whole, step_of
+from m3ae.training.engine import Trainer
 from tests.faults.runs import Forked, last_step, start, wait_for
 
 
@@ -59,6 +61,21 @@ def corpora(tmp_path):
     return folders
 
 
+def noting(run: Path, seen: Path, arguments: list[str]) -> int:
+    """A run that notes the step and number of every sample that it trains on."""
+    real, done = Trainer.train_step, [step_of(newest_whole(run) or Path("step-0"))]
+
+    def train_step(self, batches):
+        done[0] += 1
+        with open(seen, "a") as file:
+            for batch in batches:
+                file.write("".join(f"{done[0]} {i}\n" for i in batch["index"].tolist()))
+        real(self, batches)
+
+    Trainer.train_step = train_step
+    return run_pretrain.main(arguments)
+
+
 def test_every_sample_once_an_epoch(small_run, tmp_path, corpora, measured):
     """A sample that a resumption leaves out or repeats: 5 epochs, 3 resumptions, 2 corpora."""
     given = [f"data.train=[{corpora[0]}, {corpora[1]}]", "data.workers=2", "train.log_every=1"]
@@ -66,27 +83,13 @@ def test_every_sample_once_an_epoch(small_run, tmp_path, corpora, measured):
     steps, total = 5 * 59 // 8 + 1, 59
     seen = tmp_path / "seen"
 
-    def main(arguments: list[str]) -> int:
-        from m3ae.training.engine import Trainer
-
-        real, done = Trainer.train_step, [step_of(newest_whole(tmp_path / "run") or Path("step-0"))]
-
-        def train_step(self, batches):
-            done[0] += 1
-            with open(seen, "a") as file:
-                for batch in batches:
-                    file.write("".join(f"{done[0]} {i}\n" for i in batch["index"].tolist()))
-            real(self, batches)
-
-        Trainer.train_step = train_step
-        return run_pretrain.main(arguments)
-
+    main = partial(noting, tmp_path / "run", seen)
     arguments = small_run(*given, steps=steps)
     for number, kill in enumerate((8, 17, 26)):
         running = Forked(main, arguments)
         wait_for(lambda kill=kill: last_step(tmp_path / "run") >= kill, running)
         if number % 2:
-            os.kill(*running.codes, signal.SIGTERM)
+            os.kill(*running.pids, signal.SIGTERM)
             running.wait()
         else:
             running.kill()

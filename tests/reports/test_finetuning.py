@@ -247,7 +247,7 @@ def test_command(run, capsys, quick_charts):
     assert main([str(run)]) == 0
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     (run / "evaluation.json").write_text("{")
-    assert main([str(run)]) == 2 and "evaluation.json: not JSON" in capsys.readouterr().err
+    assert main([str(run)]) == 2 and "evaluation.json is not valid JSON" in capsys.readouterr().err
     assert main([str(run / "none")]) == 2
 
 

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +27,7 @@ def test_a_signal_saves_and_ends(small_run, tmp_path):
         running = Forked(main, small_run(*given, name="cut", steps=24), 1, tmp_path / "said")
         reached = wait_for(lambda least=least: last_step(run) >= least, running)
         assert reached, (tmp_path / "said").read_text()[-2000:]
-        os.kill(*running.codes, number)
+        os.kill(*running.pids, number)
         assert running.wait() == [STOPPED]
         step = step_of(newest_whole(run))
         assert least <= last_step(run) == step < 24
@@ -43,25 +45,38 @@ def test_a_signal_in_an_evaluation(long_tune, tmp_path):  # noqa: F811
     wait_for(lambda: last_step(run) > 0 and not any(predictions.glob("epoch-*")), running)
     begun = wait_for(lambda: last_step(run) % 7 == 0 or any(predictions.glob("epoch-*")), running)
     assert begun, (tmp_path / "said").read_text()[-2000:]
-    os.kill(*running.codes, signal.SIGTERM)
+    os.kill(*running.pids, signal.SIGTERM)
     assert running.wait() == [STOPPED], (tmp_path / "said").read_text()
     assert Forked(main, long_tune("train.epochs=3", name="cut")).wait() == [0]
     assert Forked(main, long_tune("train.epochs=3", name="whole")).wait() == [0]
     assert not differing(tmp_path / "whole", run)
 
 
+def preparing(place: Path, _: list[str]) -> int:
+    """A command that takes long before its loop."""
+    with Stop().on_signals():
+        (place / "ready").touch()
+        time.sleep(60)
+    return 0
+
+
+def stalling(_: list[str]) -> int:
+    """A command that stops going on after a while, which is longer than the limit."""
+    stop = Stop()
+    with stop.watched(0.01, "process 0 of 1"):
+        for _ in range(8):
+            time.sleep(0.1)
+            stop.beat()
+        time.sleep(60)
+    return 0
+
+
 def test_outside_the_loop_a_signal_ends_at_once(tmp_path):
     """A command that a scheduler cannot end while it prepares or draws its report."""
 
-    def main(_: list[str]) -> int:
-        with Stop().on_signals():
-            (tmp_path / "ready").touch()
-            time.sleep(60)
-        return 0
-
-    running = Forked(main, [], 1, tmp_path / "said")
+    running = Forked(partial(preparing, tmp_path), [], 1, tmp_path / "said")
     wait_for((tmp_path / "ready").exists, running)
-    os.kill(*running.codes, signal.SIGTERM)
+    os.kill(*running.pids, signal.SIGTERM)
     assert running.wait(10) == [STOPPED]
     assert "stopped by SIGTERM; the same command goes on" in (tmp_path / "said").read_text()
 
@@ -69,20 +84,11 @@ def test_outside_the_loop_a_signal_ends_at_once(tmp_path):
 def test_a_stall_shows_its_stacks(tmp_path):
     """A run that hangs for ever on a disk or a peer, and does not say where."""
 
-    def main(_: list[str]) -> int:
-        stop = Stop()
-        with stop.watched(0.01, "process 0 of 1"):
-            for _ in range(8):  # longer than the limit in all
-                time.sleep(0.1)
-                stop.beat()
-            time.sleep(60)
-        return 0
-
     began = time.monotonic()
-    running = Forked(main, [], 1, tmp_path / "said")
+    running = Forked(stalling, [], 1, tmp_path / "said")
     assert running.wait(30) == [1] and time.monotonic() - began > 1
     said = (tmp_path / "said").read_text()
-    assert "error: process 0 of 1: nothing went on for 1 s" in said and " in main\n" in said
+    assert "error: process 0 of 1: nothing went on for 1 s" in said and " in stalling\n" in said
 
 
 def test_signals_are_handled_as_before_afterwards():
