@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,7 +21,7 @@ from m3ae.models import build_model
 from m3ae.scoring.predictions import read_predictions, read_trained_on, write_trained_on
 from m3ae.training.logs import read_log
 from tests.end_to_end.conftest import stop_after_saving
-from tests.recipe import ROOT
+from tests.faults.runs import Forked
 
 
 def scores(folder) -> dict:
@@ -348,24 +345,15 @@ def test_a_metric_that_cannot_select(tune, tmp_path, questions, capsys, monkeypa
 
 
 @pytest.mark.parametrize("freeze", ["null", "[image_encoder, text_encoder]"])
-def test_two_processes(tune, tmp_path, capfd, freeze):
+def test_two_processes(tune, tmp_path, freeze):
     """Rows that two processes evaluate twice or not at all, or a gradient of half a batch."""
     assert tune("train.epochs=1", f"train.freeze={freeze}", name="one") == 0
     arguments = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
     arguments |= {"output": str(tmp_path / "two")}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(arguments))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "run_finetune.py",
-        "--config",
-        str(tmp_path / "config.yaml"),
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    given = ["--config", str(tmp_path / "config.yaml")]
+    codes = Forked(run_finetune.main, given, 2, tmp_path / "said").wait()
+    assert codes == [0, 0], (tmp_path / "said").read_text()[-2000:]
     one, two = (
         read_predictions(tmp_path / name / "predictions-strict.jsonl") for name in ("one", "two")
     )

@@ -1,11 +1,10 @@
 """Runs of two processes, each in a folder of its own, as on two hosts that share no disk."""
 
 import json
-import os
+import runpy
 import shutil
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,31 +13,26 @@ from safetensors.torch import load_file
 
 import run_pretrain
 from m3ae.training.logs import read_log
-from tests.recipe import ROOT
+from tests.faults.runs import Forked
 
 HALF = ["train.batch_per_process=4", "eval.batch=4"]
 
 
-def two(tmp_path: Path, arguments: list[str], script: str = "run_pretrain.py") -> list[str]:
-    """What each of two processes says on stderr; `output` is relative to a folder of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
-    for rank in range(2):
-        place = tmp_path / f"host-{rank}"
-        place.mkdir(exist_ok=True)
-        given = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1}
-        given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        given["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-        environment = os.environ | {key: str(value) for key, value in given.items()}
-        command = [sys.executable, str(ROOT / script), *arguments]
-        running.append(
-            subprocess.Popen(command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True)
-        )
-    said = [process.communicate(timeout=240)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
+def two(tmp_path: Path, arguments: list[str], main: Callable = run_pretrain.main) -> list[str]:
+    """What each of two processes says; `output` is relative to a folder of its own."""
+    said = [tmp_path / f"said-{rank}" for rank in range(2)]
+    for path in said:
+        path.unlink(missing_ok=True)
+    codes = Forked(main, arguments, 2, hosts=tmp_path).wait()
+    said = [path.read_text() for path in said]
+    assert codes == [0, 0], said
     return said
+
+
+def run_file(path: str, _: list[str]) -> int:
+    """A file of Python, as a program."""
+    runpy.run_path(path, run_name="__main__")
+    return 0
 
 
 def interrupted(run: Path, into: Path) -> None:
@@ -151,7 +145,7 @@ def test_parts(tmp_path):
     """Frozen features that every process of a host keeps; a failed step of one process that the
     others do not learn of, do not name, or do not skip."""
     (tmp_path / "parts.py").write_text(PARTS)
-    said = two(tmp_path, [], str(tmp_path / "parts.py"))
+    said = two(tmp_path, [], partial(run_file, str(tmp_path / "parts.py")))
     found = [
         [json.loads(line) for line in text.splitlines() if line.startswith("[")] for text in said
     ]

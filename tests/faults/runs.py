@@ -33,16 +33,23 @@ _SERVER.set_forkserver_preload(["run_pretrain", "run_finetune"])
 class Forked:
     """A run of so many processes, begun at once; what they say goes to the file `place`.
 
-    main: a function of a module, or a partial of one, that takes the arguments.
+    main: a function of a module, or a partial of one, that takes the arguments. hosts: a folder
+    with one for each process, `host-RANK`, in which it runs as alone on its host, and `said-RANK`.
     """
 
     def __init__(
-        self, main: Callable, arguments: list[str], processes: int = 1, place: Path | None = None
+        self,
+        main: Callable,
+        arguments: list[str],
+        processes: int = 1,
+        place: Path | None = None,
+        hosts: Path | None = None,
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        given = [(main, arguments, rank, processes, port, place) for rank in range(processes)]
+        ranks = [_environment(rank, processes, port, hosts) for rank in range(processes)]
+        given = [(main, arguments, rank, place, hosts) for rank in ranks]
         self.processes = [_SERVER.Process(target=_run, args=one) for one in given]
         for process in self.processes:
             process.start()
@@ -72,18 +79,32 @@ class Forked:
         return self.wait()
 
 
+def _environment(rank: int, count: int, port: int, hosts: Path | None) -> dict[str, str]:
+    """What torchrun tells a process."""
+    given = {"RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    alone = {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    given |= alone if hosts else {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
+    return {key: str(value) for key, value in given.items()}
+
+
 def _run(
-    main: Callable, arguments: list[str], rank: int, count: int, port: int, place: Path | None
+    main: Callable,
+    arguments: list[str],
+    rank: dict[str, str],
+    place: Path | None,
+    hosts: Path | None,
 ) -> None:
     os.setpgid(0, 0)
+    if hosts:
+        place = hosts / f"said-{rank['RANK']}"
+        (hosts / f"host-{rank['RANK']}").mkdir(exist_ok=True)
+        os.chdir(hosts / f"host-{rank['RANK']}")
     output = os.open(place or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     torch.set_num_threads(1)
-    if count > 1:
-        given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
-        given |= {"LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({key: str(value) for key, value in given.items()})
+    if rank["WORLD_SIZE"] != "1":
+        os.environ.update(rank)
     sys.exit(main(arguments))
 
 

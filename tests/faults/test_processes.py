@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import run_pretrain
 from m3ae.training.logs import read_log
-from tests.end_to_end.test_two_processes import PARTS, two
+from tests.end_to_end.test_two_processes import PARTS, run_file, two
 from tests.faults.runs import TORCHRUN, TWO, Forked, differing, last_step, start, wait_for, workers
 from tests.long.test_hosts import ADDRESSES, NAMES, hosts  # noqa: F401
 from tests.recipe import ROOT
@@ -97,7 +98,7 @@ def test_not_finite_in_one_of_two(tmp_path, measured):
         place = tmp_path / str(number)
         place.mkdir()
         (place / "parts.py").write_text(PARTS)
-        said = two(place, [], str(place / "parts.py"))
+        said = two(place, [], partial(run_file, str(place / "parts.py")))
         found = [[x for x in text.splitlines() if x.startswith("[")] for text in said]
         assert found[0] == found[1] and len(found[0]) == 2
     measured("NaN on one of two processes", 10, "weights unchanged bit by bit, both agree")
