@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import run_finetune
 import run_pretrain
 from m3ae.checkpoints import checkpoints
 from m3ae.config import load_config
