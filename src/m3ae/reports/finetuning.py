@@ -149,9 +149,9 @@ def accuracy(test: Entry, entry: Entry, where: str) -> str:
         cells = (against(each, name, key) for each, key in found.values())
         rows.append([html.escape(BLIND.get(name, f"blind: {name}")), *cells])
     text = (
-        f"The test set with {weights(entry)}. Brackets are "
-        "95 % bootstrap intervals over images, their questions together; below 20 images there "
-        "is none."
+        f"The test set with {weights(entry)}. Brackets are 95 % intervals over images, their "
+        "questions together (bootstrap; of AUROC and average precision linearised); below 20 "
+        "images there is none."
     )
     if names:
         text += " Blind baselines know what was trained on and never see an image."
@@ -204,7 +204,7 @@ def recalls(entry: Entry, where: str) -> str:
     text = (
         f"The {entry.get('pool')} pool with {weights(entry)}; a hit has the same "
         f"{entry.get('same')}. "
-        "Brackets are 95 % bootstrap intervals over images."
+        "Brackets are 95 % intervals over images (bootstrap)."
     )
     table = parts.table(["", "R@1", "R@5", "R@10", "median rank"], rows)
     return section(f"Test results{where}", paragraph(text), table)
