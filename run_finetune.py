@@ -41,7 +41,7 @@ from m3ae.training.command import run_script
 from m3ae.training.distributed import Processes
 from m3ae.training.engine import Trainer
 from m3ae.training.logs import RunLog, log_facts, record_run, start_tracker
-from m3ae.training.loop import Loop, due_at
+from m3ae.training.loop import Loop
 from m3ae.training.optim import build_optimizer
 from m3ae.training.precision import resolve_precision
 from m3ae.training.saving import Saver
@@ -79,8 +79,7 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
     """A whole run: weights, data, model, optimiser, resume, loop, final evaluation."""
     run, train = Path(config.output), config.train
     if not dry_run and finished(run, config, processes):
-        if not (run / "report.html").exists():  # it ended in between, or before there were reports
-            report(run, processes)
+        report(run, processes, again=False)  # if it ended in between, or before there were reports
         return
 
     # ---------------------------------------------------------------- weights, data
@@ -96,8 +95,7 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
     model = build_downstream(config, init, answers).to(processes.device)
     start_head(config, model, rows, answers)
     precision = resolve_precision(train.precision, processes.device)
-    facts = facts_of(config, init, model, splits, answers, protocols, plan, precision)
-    log_facts(facts)
+    log_facts(facts := facts_of(config, init, model, splits, answers, protocols, plan, precision))
     if dry_run:
         return
     evaluation = Evaluation(config, model, splits, answers, known, protocols, processes, precision)
@@ -117,12 +115,8 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
         standardise_head(model, rows, config, processes, precision)
     record_run(run, config, facts, processes)
     run_log = RunLog(run, step, processes.first, start_tracker(train.tracker, config, processes))
-    epochs, every = Epochs(evaluation, tokenizer, run_log, per_epoch), per_epoch * config.eval.every
-    if step:
-        for epoch, measures in read_history(evaluation).items():
-            epochs.note(epoch, measures)
-        if due_at(step, plan.steps, every) and not processes.any(run_log.has("eval", step)):
-            epochs.end(step)  # it was broken off
+    epochs = Epochs(evaluation, tokenizer, run_log, per_epoch)
+    epochs.go_on(step, plan.steps)
 
     # ---------------------------------------------------------------- loop
     loader = train_loader(config, rows, plan, processes, step)
@@ -134,19 +128,18 @@ def finetune(config: FinetuneConfig, processes: Processes, dry_run: bool = False
                 loop.log(run_log)
             if loop.due(per_epoch * train.checkpoint_every):
                 saver.save(step)
-            if loop.due(every):
+            if loop.due(epochs.every):
                 epochs.end(step)
 
     # ---------------------------------------------------------------- final evaluation
-    best = {name: epoch for name, (_, epoch) in epochs.best.items()}
-    evaluation.finish(best, read_history(evaluation))
+    evaluation.finish(epochs.chosen, read_history(evaluation))
     run_log.close()
     report(run, processes)
 
 
-def report(run: Path, processes: Processes) -> None:
-    """Write the run's report.html, in the first process."""
-    if processes.first:
+def report(run: Path, processes: Processes, again: bool = True) -> None:
+    """Write the run's report.html, in the first process; `again`: also where there is one."""
+    if processes.first and (again or not (run / "report.html").exists()):
         from m3ae.reports.finetuning import write_report  # matplotlib, which --help does without
 
         log.info("report: %s", write_report(run))

@@ -24,7 +24,7 @@ from m3ae.data.datasets import EvalBatches, Pairs, eval_batches, train_loader
 from m3ae.data.sampler import Plan
 from m3ae.data.texts import check_tokenizer, load_tokenizer
 from m3ae.files import write_json
-from m3ae.models import build_model
+from m3ae.models import M3AE, build_model
 from m3ae.models.param_groups import param_groups
 from m3ae.pretraining import cost
 from m3ae.pretraining.card import write_pretrained_card
@@ -82,11 +82,9 @@ def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> Non
     step = resume(run, trainer, config)
     record_run(run, config, facts, processes)
     run_log = RunLog(run, step, processes.first, start_tracker(train.tracker, config, processes))
-    if (frozen := ", ".join(model.unreached())) and step == 0:
-        log.info("no loss reaches, so frozen: %s", frozen)
-        run_log.write("note", 0, message=f"no loss reaches, so frozen: {frozen}")
-    evaluated = processes.any(run_log.has("eval", step))  # else it was broken off
-    if not evaluated and (step == 0 or due_at(step, plan.steps, config.eval.every)):
+    if step == 0:
+        note_frozen(model, run_log)
+    if step == 0 or due_at(step, plan.steps, config.eval.every):  # unless it was broken off, done
         held_out_losses(config, trainer, held_out, run_log, step)
 
     # ---------------------------------------------------------------- loop
@@ -114,11 +112,21 @@ def pretrain(config: Config, processes: Processes, dry_run: bool = False) -> Non
         log.info("report: %s", write_report(run))
 
 
+def note_frozen(model: M3AE, run_log: RunLog) -> None:
+    """Say which parameters no loss reaches."""
+    if frozen := ", ".join(model.unreached()):
+        log.info("no loss reaches, so frozen: %s", frozen)
+        run_log.write("note", 0, message=f"no loss reaches, so frozen: {frozen}")
+
+
 def held_out_losses(
     config: Config, trainer: Trainer, held_out: Pairs | None, run_log: RunLog, step: int
 ) -> None:
-    """A line of losses on held-out pairs, always the same, and a picture of reconstructions."""
-    if held_out is None:
+    """A line of losses on held-out pairs, always the same, and a picture of reconstructions.
+
+    Nothing where the log has it.
+    """
+    if held_out is None or trainer.processes.any(run_log.has("eval", step)):
         return
     model, processes = trainer.whole(), trainer.processes
     options = config.eval

@@ -23,8 +23,8 @@ from m3ae.corpora.items import Drops, Item, is_inside
 from m3ae.corpora.papers import write_roco_papers
 from m3ae.corpora.prepare import corpus_parser, prepare
 from m3ae.corpora.report import say_missing
-from m3ae.corpora.roco_files import figure_names, image_files, image_id
-from m3ae.corpora.stored import SPLIT_NAMES, parquet_pairs, parquet_splits
+from m3ae.corpora.roco_files import figure_names, image_files, image_id, parquet_pairs
+from m3ae.corpora.stored import SPLIT_NAMES, parquet_splits
 from m3ae.corpora.tables import read_lines
 from m3ae.files import need
 

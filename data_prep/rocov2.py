@@ -17,12 +17,12 @@ from m3ae.command import run
 from m3ae.corpora.items import Drops, Item, is_inside
 from m3ae.corpora.prepare import corpus_parser, prepare
 from m3ae.corpora.report import say_missing
+from m3ae.corpora.roco_files import parquet_pairs
 from m3ae.corpora.stored import (
     SPLIT_NAMES,
     FileNames,
     InZip,
     has_images,
-    parquet_pairs,
     parquet_splits,
     plain_name,
     zip_names,

@@ -19,7 +19,8 @@ from data_prep import medicat, pairs, roco, roco_retrieval, rocov2
 from m3ae.corpora.items import Drops, Item
 from m3ae.corpora.own_table import OwnTable
 from m3ae.corpora.papers import medicat_dois, papers_by_doi, roco_papers
-from m3ae.corpora.stored import InParquet, InZip, parquet_pairs
+from m3ae.corpora.roco_files import parquet_pairs
+from m3ae.corpora.stored import InParquet, InZip
 from m3ae.corpora.tables import Row, read_table
 from tests.data_prep.test_corpora import save_image
 

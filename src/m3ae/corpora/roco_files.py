@@ -1,4 +1,4 @@
-"""ROCO's images by their two names: ROCO_00001.jpg, and the figure's in its article.
+"""ROCO's images by their two names, ROCO_00001.jpg and the figure's; the hub's copies of pairs.
 
 Downloads of before 2022, and copies of them, have PMC4608653_cro-0008-0385-g01.jpg: the archive's
 name and the figure's, which licences.txt has whole and dlinks.txt in two columns.
@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
-from m3ae.corpora.items import Drops
-from m3ae.corpora.stored import FileNames
+from m3ae.corpora.items import Drops, Item
+from m3ae.corpora.stored import FileNames, parquet_rows
 from m3ae.corpora.tables import read_lines
 from m3ae.data.exclusions import image_stem
 
@@ -62,3 +62,19 @@ def image_id(folder: Path, key: str, file: str) -> str:
     """Where an image lies, if its file is not called like its key; else ""."""
     place = PurePosixPath(folder.parent.name, folder.name, "images", file)
     return "" if image_stem(file) == key else str(place)
+
+
+def parquet_pairs(files: Iterable[Path], drops: Drops) -> list[Item]:
+    """Items of the hub's parquet copies, an image with its image_id and one caption a row."""
+    items: dict[str, Item] = {}
+    for place, row in parquet_rows(files, ("image_id", "caption"), image="image"):
+        name, text = row["image_id"], row["caption"]
+        if not isinstance(name, str) or not name.strip():
+            drops.add("row: no image_id", place.where)
+        elif not isinstance(text, str) or not text.strip():
+            drops.add("row: no caption", f"{place.where}: {name}")
+        elif name in items:
+            drops.add("row: image_id occurs twice, first one kept", f"{place.where}: {name}")
+        else:
+            items[name] = Item(name, place, (text,))
+    return list(items.values())

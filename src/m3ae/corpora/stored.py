@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
-from m3ae.corpora.items import Drops, Item, Stored
+from m3ae.corpora.items import Stored
 from m3ae.data.exclusions import IMAGE_SUFFIXES
 from m3ae.files import most_expanded, one_line, printable
 
@@ -390,19 +390,3 @@ def _check_parts(raw: Path, split: str, files: list[Path]) -> None:
         said = f"{raw}: split {split} should be {total} parquet files by their names, found "
         said += ", ".join(path.name for path in files)
         raise ValueError(f"{said}; download the missing, remove others")
-
-
-def parquet_pairs(files: Iterable[Path], drops: Drops) -> list[Item]:
-    """Items of the hub's parquet copies, an image with its image_id and one caption a row."""
-    items: dict[str, Item] = {}
-    for place, row in parquet_rows(files, ("image_id", "caption"), image="image"):
-        name, text = row["image_id"], row["caption"]
-        if not isinstance(name, str) or not name.strip():
-            drops.add("row: no image_id", place.where)
-        elif not isinstance(text, str) or not text.strip():
-            drops.add("row: no caption", f"{place.where}: {name}")
-        elif name in items:
-            drops.add("row: image_id occurs twice, first one kept", f"{place.where}: {name}")
-        else:
-            items[name] = Item(name, place, (text,))
-    return list(items.values())

@@ -12,6 +12,7 @@ from m3ae.data.shards import read_manifest
 from m3ae.downstream.evaluation import Evaluation
 from m3ae.downstream.model import write_facts
 from m3ae.training.logs import RunLog, read_log
+from m3ae.training.loop import due_at
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,29 @@ class Epochs:
     run_log: RunLog
     steps: int  # an epoch
     best: dict[str, tuple[float, int]] = field(default_factory=dict)  # value, epoch
+
+    @property
+    def every(self) -> int:
+        """Steps from one evaluation to the next."""
+        return self.steps * self.evaluation.config.eval.every
+
+    @property
+    def chosen(self) -> dict[str, int]:
+        """The best epoch under each protocol."""
+        return {name: epoch for name, (_, epoch) in self.best.items()}
+
+    def go_on(self, step: int, last: int) -> None:
+        """Take up a run after `step` of `last` steps; every process must call it.
+
+        Its epochs so far are noted, one whose evaluation was broken off is measured.
+        """
+        if not step:
+            return
+        for epoch, measures in read_history(self.evaluation).items():
+            self.note(epoch, measures)
+        evaluated = self.evaluation.processes.any(self.run_log.has("eval", step))
+        if due_at(step, last, self.every) and not evaluated:
+            self.end(step)
 
     def end(self, step: int) -> None:
         """Measure the epoch that ended with this step; every process must call it."""
