@@ -414,3 +414,10 @@ def test_frozen_and_build():
         build(ModelConfig, section | {"extra": 1})
     with pytest.raises(ValueError, match="missing key mlm"):
         build(ModelConfig, {key: x for key, x in section.items() if key != "mlm"})
+
+
+@pytest.mark.parametrize("key", ["seed", "optim.lr", "train.steps"])
+def test_numbers_too_large_for_a_float(key):
+    """An OverflowError of four hundred digits."""
+    with pytest.raises(ValueError, match=key):
+        load_config(ROOT / "configs/pretrain/m3ae.yaml", [f"{key}={'9' * 400}"])

@@ -6,13 +6,12 @@ disk but YAML is read here: no data folder, no weights, no process count.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from m3ae.strict_yaml import build, dump, flat, merge, parse, read
+from m3ae.strict_yaml import build, dump, flat, is_finite, merge, parse, read
 
 TEXT_TOKENS = 64  # the paper's text length, special tokens included
 Decoder = Literal["mlp", "transformer"]
@@ -309,7 +308,7 @@ def check_ranges(config: Any) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not isinstance(number, bool):
                 wrong, holds = _RULE_OF[key.rpartition(".")[2]]
-                require(math.isfinite(number) and holds(number), f"{key}: {number} {wrong}")
+                require(is_finite(number) and holds(number), f"{key}: {number} {wrong}")
 
 
 def check_run(config: Any) -> None:

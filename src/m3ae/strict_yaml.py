@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import difflib
 import functools
+import math
 import re
 import types
 import typing
@@ -176,10 +177,20 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             str(key): _typed(item, arguments[1], f"{where}.{key}") for key, item in value.items()
         }
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if not is_finite(value):
+            raise ValueError(f"{where}: a number of {len(str(value))} digits")
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def is_finite(number: int | float) -> bool:
+    """Whether a number is neither nan nor infinite, nor too large for a float."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -171,7 +171,7 @@ def _open_parquet(path: Path) -> Any:
         return _parquet(path, _stamp(path))
     except FileNotFoundError:
         raise
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise ValueError(
             f"{path}: not a parquet file ({one_line(error)}); download it again"
         ) from error

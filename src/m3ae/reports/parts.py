@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from PIL import Image
 
 from m3ae.files import read_json_object, read_text
+from m3ae.strict_yaml import is_finite
 
 NOT_MEASURED = "not measured"
 LARGE_PICTURE = 1_000_000  # bytes above which a picture is inlined as JPEG
@@ -117,7 +117,7 @@ def by_step(lines: list[dict], kind: str) -> list[dict]:
 
 def is_number(value: object) -> bool:
     """True of a finite number; null, nan, text and booleans are not measurements."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
 
 
 def percentage(value: object, signed: bool = False) -> str:

@@ -92,7 +92,7 @@ def _speeds(log: Path) -> list[float]:
     try:
         lines = [json.loads(line) for line in read_text(log).split("\n") if line]
         return [float(line["samples_per_s"]) for line in lines if line["kind"] == "train"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{log}: not a run's log ({error!r})") from error
 
 
