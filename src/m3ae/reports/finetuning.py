@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from m3ae.command import exit_status, parser_for
-from m3ae.files import write_text
 from m3ae.reports import parts
 from m3ae.reports.examples import calibration, confusion, predictions_of, questions, ranked
 from m3ae.reports.parts import Series, absent, is_number, paragraph, section
@@ -346,17 +344,12 @@ def write_report(run: Path) -> Path:
     a log the line, that is corrupt; FileNotFoundError the folder.
     """
     contents = Run(Path(run))
-    path = contents.folder / "report.html"
-    write_text(path, parts.page(contents.name, "".join(part(contents) for part in SECTIONS)))
-    return path
+    return parts.write_page(contents, SECTIONS)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the report of a run folder again; 2 if it cannot be read."""
-    parser = parser_for(__doc__)
-    parser.add_argument("run", type=Path, help="run folder")
-    run = parser.parse_args(arguments).run
-    return exit_status(lambda: print(write_report(run)), mistake=2)
+    return parts.command(__doc__, write_report, arguments)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,18 @@ import html
 import io
 import json
 import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from PIL import Image
 
-from m3ae.files import read_json_object, read_text
+from m3ae.command import exit_status, parser_for
+from m3ae.files import one_line, read_json_object, read_text, write_text
 from m3ae.strict_yaml import is_finite
 
 NOT_MEASURED = "not measured"
@@ -355,3 +358,26 @@ def page(title: str, body: str) -> str:
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
         f"<body><main>{body}</main></body></html>\n"
     )
+
+
+def write_page(contents: Any, sections: Iterable[Callable[[Any], str]]) -> Path:
+    """`report.html` of a run's contents (with `folder` and `name`), from its sections.
+
+    ValueError where its files are not what they should be.
+    """
+    path = contents.folder / "report.html"
+    try:
+        body = "".join(section(contents) for section in sections)
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        wrong = f"not the files of a run, or damaged ({one_line(repr(error))})"
+        raise ValueError(f"{contents.folder}: {wrong}") from error
+    write_text(path, page(contents.name, body))
+    return path
+
+
+def command(text: str, write: Callable[[Path], Path], arguments: Sequence[str] | None) -> int:
+    """The command that writes the report of a run folder again; 2 if it cannot be read."""
+    parser = parser_for(text)
+    parser.add_argument("run", type=Path, help="run folder")
+    run = parser.parse_args(arguments).run
+    return exit_status(lambda: print(write(run)), mistake=2)

@@ -13,8 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from m3ae import strict_yaml
-from m3ae.command import exit_status, parser_for
-from m3ae.files import one_line, read_text, write_text
+from m3ae.files import read_text
 from m3ae.reports import parts
 from m3ae.reports.parts import Series, absent, is_number, paragraph, section
 
@@ -376,22 +375,12 @@ def write_report(run: Path) -> Path:
     ValueError names the file, and of a log the line, that is corrupt; FileNotFoundError the folder.
     """
     contents = Run(Path(run))
-    path = contents.folder / "report.html"
-    try:
-        body = "".join(part(contents) for part in SECTIONS)
-    except (LookupError, TypeError, AttributeError, OverflowError) as error:
-        wrong = f"not the files of a run, or damaged ({one_line(repr(error))})"
-        raise ValueError(f"{contents.folder}: {wrong}") from error
-    write_text(path, parts.page(contents.name, body))
-    return path
+    return parts.write_page(contents, SECTIONS)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the report of a run folder again; 2 if it cannot be read."""
-    parser = parser_for(__doc__)
-    parser.add_argument("run", type=Path, help="run folder")
-    run = parser.parse_args(arguments).run
-    return exit_status(lambda: print(write_report(run)), mistake=2)
+    return parts.command(__doc__, write_report, arguments)
 
 
 if __name__ == "__main__":
