@@ -58,19 +58,22 @@ def test_a_signal_loses_nothing(long_run, tmp_path, measured, processes, number)
 def test_fine_tuning(long_tune, tmp_path, measured):
     """The same of epochs, which are measured, kept and told of anew."""
     main, chance, lost, tries = run_finetune.main, random.Random(0), [], 0
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert Forked(main, long_tune(name="whole")).wait() == [0]
+    whole, cut, longer = tmp_path / "whole", tmp_path / "cut", "train.epochs=40"
+    assert Forked(main, long_tune(longer, name="whole")).wait() == [0]
     while tries < TRIES:
-        running, began = Forked(main, long_tune(name="cut"), 1, tmp_path / "stderr"), last_step(cut)
+        running, began = (
+            Forked(main, long_tune(longer, name="cut"), 1, tmp_path / "stderr"),
+            last_step(cut),
+        )
         wait_for(lambda began=began: last_step(cut) > began, running)
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, 0.1))
         os.kill(*running.pids, chance.choice([signal.SIGTERM, signal.SIGUSR1]))
         if running.wait() == [0]:
             break
         assert running.wait() == [STOPPED], (tmp_path / "stderr").read_text()[-2000:]
         lost.append(last_step(cut) - step_of(newest_whole(cut)))
         tries += 1
-    assert Forked(main, long_tune(name="cut")).wait() == [0]
+    assert Forked(main, long_tune(longer, name="cut")).wait() == [0]
     found = differing(whole, cut)
     told = f"{max(lost)} steps lost, {len(found)} differing"
     measured("SIGTERM or SIGUSR1, fine-tuning", tries, told)
