@@ -32,8 +32,7 @@ def writing(final: Path, **state: Any) -> Iterator[Path]:
     """A folder to be filled in the block, which then takes the place of `final`, synced.
 
     Under the name of `final` there is nothing, the old folder or the whole new one, with `state`
-    in its state.json. What a killed process left of its
-    kind (step-..., best-...) is removed.
+    in its state.json. What a killed process left of its kind (step-..., best-...) is removed.
     """
     part, kind = _aside(final, "part"), final.name.rpartition("-")[0]
     for end in ("part", "old"):
@@ -47,9 +46,12 @@ def writing(final: Path, **state: Any) -> Iterator[Path]:
         (part / STATE).write_text(text, encoding="utf-8")
         for path in [*part.iterdir(), part]:
             _sync(path)
-        remove_folder(final)
+        old = _aside(final, "old")
+        if final.exists():  # moved, not removed: between the two names nothing takes time
+            os.rename(final, old)
         os.rename(part, final)
         _sync(final.parent)
+        _remove(old)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)  # another error would hide this one
         raise

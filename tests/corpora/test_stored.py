@@ -148,7 +148,7 @@ def test_rows_and_images_of_parquet(tmp_path):
     assert found[4][1] == {"caption": None, "id": 4} and found[3][1]["caption"] == "c3"
     assert found[4][0].where == "a.parquet row group 2 row 0"
     # As they go to a worker.
-    images = [pickle.loads(pickle.dumps(place)) for place, _ in found]
+    images = [pickle.loads(pickle.dumps(place)) for place, _ in found]  # as they go to a worker
     assert [image.read_bytes() for image in images] == [b"0", b"1", b"2", b"", b"", b"0"]
     assert [image.name for image in images[2:4]] == ["a-1-0", "a-1-1"]
 

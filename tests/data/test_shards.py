@@ -419,18 +419,23 @@ def opens_or_names(folder: Path, name: str) -> None:
         verification.find_problems(folder)
 
 
+def changed_file(blob: bytes, data) -> bytes:
+    """A safetensors file with a few bytes, or the header or its length, changed."""
+    length = int.from_bytes(blob[:8], "little")
+    if data.draw(st.booleans()):
+        return changed_bytes(blob, 8 + length, data)
+    text = json.dumps(mutated(json.loads(blob[8 : 8 + length]), data)).encode()
+    size = data.draw(st.sampled_from([len(text)] * 4 + [0, length, 2**63, 2**64 - 1]))
+    return size.to_bytes(8, "little") + text + blob[8 + length :]
+
+
 @settings(FUZZ, max_examples=60)
 @given(data=st.data())
 def test_any_damage_of_the_token_file_is_named(sound, data):
     """Another exception than ValueError for a header or metadata that nobody wrote."""
     path = sound / "tokens-1.safetensors"
     blob = path.read_bytes()
-    length = int.from_bytes(blob[:8], "little")
-    if data.draw(st.booleans()):
-        new = changed_bytes(blob, 8 + length, data)
-    else:
-        text = json.dumps(mutated(json.loads(blob[8 : 8 + length]), data)).encode()
-        new = len(text).to_bytes(8, "little") + text + blob[8 + length :]
+    new = changed_file(blob, data)
     try:
         path.write_bytes(new)
         opens_or_names(sound, path.name)
@@ -444,13 +449,7 @@ def test_any_damage_of_a_header_is_named(sound, data):
     """A header that ends in another exception than ValueError, or in values of another tensor."""
     path = sound / "shard-00001.safetensors"
     blob = path.read_bytes()
-    length = int.from_bytes(blob[:8], "little")
-    if data.draw(st.booleans()):
-        new = changed_bytes(blob, 8 + length, data)
-    else:
-        text = json.dumps(mutated(json.loads(blob[8 : 8 + length]), data)).encode()
-        size = data.draw(st.sampled_from([len(text)] * 4 + [0, length, 2**63, 2**64 - 1]))
-        new = size.to_bytes(8, "little") + text + blob[8 + length :]
+    new = changed_file(blob, data)
     try:
         path.write_bytes(new)
         try:

@@ -48,7 +48,7 @@ def cost(work: Callable[[], object]) -> tuple[object, int]:
         try:
             after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             message = pickle.dumps((found, 1024 * (after - before)))
-        except Exception:
+        except Exception:  # what was found cannot be sent
             message = pickle.dumps((AssertionError(traceback.format_exc()), 0))
         os.write(writer, message)
         os._exit(0)

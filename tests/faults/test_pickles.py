@@ -60,38 +60,72 @@ def calls(command: str) -> dict[str, bytes]:
         "inst": b"(" + text(command) + b"ios\nsystem\n.",
         "obj": b"(" + run + text(command) + b"o.",
         "newobj": named("subprocess", "Popen") + b"(" + text(command) + b"t\x81.",
-        "newobj_ex": b"\x80\x04" + named("subprocess", "Popen")
-        + b"(" + text(command) + b"t}" + text("shell") + b"\x88s\x92.",
+        "newobj_ex": b"\x80\x04"
+        + named("subprocess", "Popen")
+        + b"("
+        + text(command)
+        + b"t}"
+        + text("shell")
+        + b"\x88s\x92.",
         "build": named("tests.faults.test_pickles", "Trap") + b")\x81" + text(command) + b"b.",
-        "build_of_a_class": named("collections", "OrderedDict") + b"N" + state + b"\x86b0"
-        + run + argument + b"R.",
-        "build_of_a_function": named("torch._utils", "_rebuild_tensor_v2") + b"N"
-        + b"}" + text("__defaults__") + b")s\x86b.",
+        "build_of_a_class": named("collections", "OrderedDict")
+        + b"N"
+        + state
+        + b"\x86b0"
+        + run
+        + argument
+        + b"R.",
+        "build_of_a_function": named("torch._utils", "_rebuild_tensor_v2")
+        + b"N"
+        + b"}"
+        + text("__defaults__")
+        + b")s\x86b.",
         "eval": named("builtins", "eval") + b"(" + text(code) + b"tR.",
         "exec_of_python_2": named("__builtin__", "eval") + b"(" + text(code) + b"tR.",
         "getattr": evaluate + text("__subclasses__") + b"tR)R.",
         "partial": named("functools", "partial") + b"(" + run + text(command) + b"tR)R.",
         "map": named("builtins", "map") + b"(" + run + b"(" + text(command) + b"ltR.",
         "dotted": named("torch", "os.system") + argument + b"R.",
-        "dotted_stack": b"\x80\x04" + text("torch") + text("_utils.os.system") + b"\x93"
-        + argument + b"R.",
+        "dotted_stack": b"\x80\x04"
+        + text("torch")
+        + text("_utils.os.system")
+        + b"\x93"
+        + argument
+        + b"R.",
         "torch_load": named("torch", "load") + argument + b"R.",
         "torch_hub": named("torch.hub", "load") + b"(" + text("a/b") + text("c") + b"tR.",
         "torch_jit": named("torch.jit", "load") + argument + b"R.",
         "torch_storage": named("torch.storage", "_load_from_bytes") + b"(C\x02(N" + b"tR.",
         "from_file": named("torch", "UntypedStorage") + b"(" + big(2**40) + b"tR.",
-        "numpy_object": named("numpy.core.multiarray", "_reconstruct") + b"("
-        + named("numpy", "ndarray") + b"K\x00\x85C\x01btR(K\x01K\x01\x85"
-        + named("numpy", "dtype") + b"(" + text("O8") + b"\x89\x88tR\x89]("
-        + run + argument + b"Retb.",
-        "copyreg": named("copyreg", "_reconstructor") + b"(" + run + named("builtins", "str")
-        + text(command) + b"tR.",
+        "numpy_object": named("numpy.core.multiarray", "_reconstruct")
+        + b"("
+        + named("numpy", "ndarray")
+        + b"K\x00\x85C\x01btR(K\x01K\x01\x85"
+        + named("numpy", "dtype")
+        + b"("
+        + text("O8")
+        + b"\x89\x88tR\x89]("
+        + run
+        + argument
+        + b"Retb.",
+        "copyreg": named("copyreg", "_reconstructor")
+        + b"("
+        + run
+        + named("builtins", "str")
+        + text(command)
+        + b"tR.",
         "persistent_text": b"Pos.system " + command.encode() + b"\n.",
-        "persistent_call": b"(" + text("storage") + run + argument + b"R" + text("0")
-        + text("cpu") + b"K\x01tQ.",
+        "persistent_call": b"("
+        + text("storage")
+        + run
+        + argument
+        + b"R"
+        + text("0")
+        + text("cpu")
+        + b"K\x01tQ.",
         "persistent_module": b"(" + text("module") + run + text("source") + text(code) + b"tQ.",
         "protocol_0": b"cos\nsystem\np0\n(S" + repr(command).encode() + b"\np1\ntp2\nRp3\n.",
-    }  # fmt: skip
+    }  # fmt: skip  (a line a few opcodes, as they are read)
     for opcode, size in ((b"\x82", 1), (b"\x83", 2), (b"\x84", 4)):
         parts[f"extension_{size}"] = opcode + (1).to_bytes(size, "little") + argument + b"R."
     # The same beside weights, so that the whole is read on.
@@ -120,7 +154,10 @@ def bombs() -> dict[str, bytes]:
         "tuple_as_key": b"}" + laugh + b"Ns.",
         "tuple_in_set": b"\x80\x04\x8f(" + laugh + b"\x90.",
         "tuple_in_frozen_set": b"\x80\x04(" + laugh + b"\x91.",
-        "tuple_as_storage": b"(" + text("storage") + named("torch", "FloatStorage") + laugh
+        "tuple_as_storage": b"("
+        + text("storage")
+        + named("torch", "FloatStorage")
+        + laugh
         + b"NK\x01tQ.",
         "tuple_in_dict": b"(" + laugh + b"Nd.",
         "pairs": named("collections", "OrderedDict") + b"(](" + laugh + b"N\x86etR.",
@@ -134,7 +171,7 @@ def bombs() -> dict[str, bytes]:
         "no_stop": b"N" * 1000,
         "pops": b"0" * 1000 + b".",
         "next_buffer": b"\x80\x05\x97\x98.",
-    }  # fmt: skip
+    }  # fmt: skip  (a line a few opcodes, as they are read)
     return found
 
 

@@ -84,7 +84,7 @@ class Index:
         self.descriptors = descriptors[self.numbers]
         keypoints.descriptors = descriptors[:0]  # held once
         ends = torch.bincount(word, minlength=words).cumsum(0).tolist()
-        self.words = list(zip([0, *ends], ends, strict=False))
+        self.words = list(zip([0, *ends][:-1], ends, strict=True))
 
     def match(self, keypoints: Keypoints, first: int) -> tuple[Tensor, ...]:
         """Matches of pictures' keypoints with those of the index from picture `first` on.
@@ -102,7 +102,7 @@ class Index:
             row = torch.argsort(word, stable=True)
             ends = torch.bincount(word, minlength=len(self.centres)).cumsum(0).tolist()
             row = row // probes
-            for (start, stop), low, high in zip(self.words, [0, *ends], ends, strict=False):
+            for (start, stop), low, high in zip(self.words, [0, *ends][:-1], ends, strict=True):
                 if first and stop > start:
                     start += int(torch.searchsorted(self.numbers[start:stop], first))
                 if low == high or start == stop:
