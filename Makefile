@@ -18,6 +18,8 @@ PHANTOMS ?= data/phantoms
 # lends everything else from $(VENV).
 PAGE ?= .venv-page
 BIN := $(VENV)/bin
+# Tests side by side, one a core.
+SIDE_BY_SIDE = -n auto --maxprocesses 4
 FINETUNE = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 run_finetune.py \
   --config configs/finetune/quickstart.yaml
 TABLE = $(BIN)/python data_prep/table.py --raw data/tables/raw/tables/images --px 96 --tokenizer data/tables/pairs/tokenizer
@@ -64,14 +66,14 @@ tables-small: environment
 test: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-long: environment
 	$(BIN)/python -m pytest tests/long
 
 test-faults: environment
 	rm -f runs/faults.jsonl
-	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest tests/faults $(SIDE_BY_SIDE) --dist worksteal
 
 test-gpu: environment
 	M3AE_TEST_DEVICE=$${M3AE_TEST_DEVICE:-cuda} $(BIN)/python -m pytest tests/on_gpu

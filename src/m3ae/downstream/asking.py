@@ -11,25 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-from m3ae.data.datasets import stack_texts
 from m3ae.data.dicom import is_dicom
 from m3ae.data.images import Window, decode, resize_crop
 from m3ae.data.questions import read_questions
-from m3ae.data.texts import assemble, encode, special_ids
+from m3ae.data.texts import encode
 from m3ae.downstream.attention import picture_of_words
 from m3ae.downstream.evaluation import TRAINED_ON
-from m3ae.downstream.predictions import probabilities, rank_answers, scores_of
-from m3ae.downstream.retrieval import retrieval_scores
+from m3ae.downstream.inference import answers_to, match_head, match_scores
 from m3ae.downstream.trained import Trained
 from m3ae.files import is_unicode
 from m3ae.scoring.baselines import blind_baselines
 from m3ae.scoring.predictions import Row, read_trained_on, rows_trained_on
 from m3ae.strict_yaml import read_file
-from m3ae.training.engine import evaluating, to_device
-from m3ae.training.precision import autocast
 
 MOST_BYTES, MOST_PIXELS = 50_000_000, 50_000_000  # of an uploaded file, of its picture
 MOST_CAPTIONS, MOST_LETTERS = 200, 2_000  # of a ranking, of a text
@@ -139,7 +134,8 @@ class Asker:
         question = clean_text(question, "a question")
         pixels, notes = picture.pixels[trained.image_px], list(picture.notes)
         with self._lock:
-            first = answer(trained, pixels, question, top, self.precision)
+            (found,) = answers_to(trained, [pixels], [question], top, self.precision)
+            first = [(text, score) for text, score in found["top"]]
             attention, more = self._attention(pixels, question, first[0])
         notes += [*more, *cut_note(trained, question)]
         said = self.blind(question)
@@ -168,26 +164,6 @@ class Asker:
         return {name: said[0]["prediction"] for name, said in made.items()}
 
 
-def answer(
-    trained: Trained, pixels: np.ndarray, question: str, top: int, precision: str
-) -> list[tuple[str, float]]:
-    """The likeliest answers, or classes, with their probabilities; pixels uint8 (C, px, px)."""
-    batch = {"image": torch.from_numpy(pixels)[None], **tokens_of(trained, [question])}
-    if trained.image == "none":
-        batch["image"] = torch.zeros(1, 3, trained.image_px, trained.image_px)
-    logits = scores_of(trained.model, batch, trained.model.pixel_mean.device, precision)
-    chances = probabilities(logits, trained.model.exclusive)
-    (said,) = rank_answers(chances, trained.facts["answers"], trained.known, top)
-    return [(text, score) for text, score in said["top"]]
-
-
-def tokens_of(trained: Trained, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """`text_ids` and `text_keep` (B, L) of texts."""
-    special = special_ids(trained.tokenizer)
-    tokens = encode(trained.tokenizer, texts)
-    return stack_texts([assemble(*both, trained.text_length, special) for both in tokens])
-
-
 def cut_note(trained: Trained, text: str) -> list[str]:
     """That a text is longer than the model takes, if it is."""
     taken = trained.text_length - 2
@@ -206,15 +182,8 @@ class Ranker:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        self._lock, model, task = threading.Lock(), self.trained.model, self.trained.task
-        if task == "retrieval":
-            self.head = model.head
-        elif task is None and hasattr(model, "itm_head"):
-            self.head = model.itm_head
-        else:
-            what = f"fine-tuned for {task}" if task else "pre-trained without image-text matching"
-            hint = "give a pre-trained model with it, or one fine-tuned for retrieval"
-            raise ValueError(f"{self.trained.folder}: {what}, so it ranks no captions; {hint}")
+        self._lock = threading.Lock()
+        match_head(self.trained)  # a model that cannot is told at once
 
     def rank(self, picture: Picture, captions: str) -> tuple[list[tuple[str, float]], list[str]]:
         """Captions, one a line, with their log-odds of a match, the best first; and notes."""
@@ -224,15 +193,11 @@ class Ranker:
             raise RefusedError(f"These are {said} that this page takes.")
         texts = [clean_text(line, "captions") for line in lines or [""]]
         texts = list(dict.fromkeys(texts))
-        tokens = {key: x[None] for key, x in tokens_of(trained, texts).items()}
-        pixels = torch.from_numpy(picture.pixels[trained.image_px])[None]
-        device = trained.model.pixel_mean.device
-        batch = to_device({"image": pixels, **tokens}, device)
-        with self._lock, evaluating(trained.model), autocast(device, self.precision):
-            scores = retrieval_scores(
-                trained.model, self.head, batch["image"], batch["text_ids"], batch["text_keep"]
+        with self._lock:
+            (scores,) = match_scores(
+                trained, [picture.pixels[trained.image_px]], texts, self.precision
             )
-        ranked = zip(texts, scores[0].float().cpu().tolist(), strict=True)
+        ranked = zip(texts, scores.tolist(), strict=True)
         notes = [note for text in texts for note in cut_note(trained, text)]
         return sorted(ranked, key=lambda pair: -pair[1]), [*picture.notes, *notes]
 

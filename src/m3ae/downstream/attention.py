@@ -85,7 +85,7 @@ def attention_of_words(
     tokens, special = encode(tokenizer, [text])[0], special_ids(tokenizer)
     ids, words = assemble(*tokens, trained.text_length, special)
     batch = {"image": torch.from_numpy(image)[None], **stack_texts([(ids, words)])}
-    batch = to_device(batch, model.pixel_mean.device)
+    batch = to_device(batch, trained.device)
     with evaluating(model):
         model.encode_pair(batch["image"], batch["text_ids"], batch["text_keep"], maps)
     merged = merge_words(text_to_image(maps, layer, head)[0].float().cpu(), words)

@@ -48,7 +48,7 @@ def extract(
         trained.need_fusion("it has no features of a pair; take --what image or text")
     pairs = Pairs([folder], trained.tokenizer, trained.text_length, trained.image_px)
     shards, model = pairs.corpora[0], trained.model
-    device = model.pixel_mean.device
+    device = trained.device
 
     def compute(rows: list[int]) -> Tensor:
         shown = rows if what == "image" else shards.image_of_text[rows]

@@ -39,6 +39,11 @@ class Trained:
         return self.model.config.image_encoder.image_px
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.model.pixel_mean.device
+
+    @property
     def task(self) -> str | None:
         """vqa, classification, multilabel, retrieval, or None for a pre-trained model."""
         return self.facts.get("task")
