@@ -9,7 +9,8 @@ what the logits mean. To run one:
     program = torch.export.load("DIR/pair.pt2").module()
     text, image, pooled = program(image=image, text_ids=text_ids, text_keep=text_keep)
 
-The programs are of the CPU unless --device says otherwise, in float32.
+The programs are of the CPU unless --device says otherwise, in float32. With --onnx each is also
+written as NAME.onnx, by torch.onnx (pip install -e .[onnx]); its outputs have export.json's order.
 """
 
 import argparse
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", required=True, type=Path, metavar="DIR", help="a folder")
     add("--protocol", metavar="NAME", help="whose best epoch (default: strict before the others)")
     add("--device", default="cpu", metavar="NAME", help="of the programs (default: %(default)s)")
+    add("--onnx", action="store_true", help="ONNX files beside them")
     args = parser.parse_args(argv)
     return exit_status(lambda: _export(args), mistake=2)
 
@@ -48,7 +50,7 @@ def _export(args: argparse.Namespace) -> None:
         about |= {"answers": answers, "exclusive": trained.model.exclusive}
     if (known := trained.known) is not None:
         about["known"] = sorted(known)
-    paths = export(trained.model, args.out, about)
+    paths = export(trained.model, args.out, about, args.onnx)
     trained.tokenizer.save_pretrained(args.out)
     print("\n".join(map(str, paths)))
 

@@ -104,20 +104,28 @@ def export_program(model: M3AE, name: str) -> ExportedProgram:
 
 
 def export(
-    model: M3AE, folder: str | Path, about: Mapping[str, object] | None = None
+    model: M3AE,
+    folder: str | Path,
+    about: Mapping[str, object] | None = None,
+    onnx: bool = False,
 ) -> list[Path]:
     """Write every program of a model to `folder` as NAME.pt2, and export.json that says of them.
 
     `torch.export.load(path).module()(image=..., ...)` runs one. about: more facts for export.json.
+    onnx: NAME.onnx beside each, as PyTorch translates it. Raises ImportError without onnxscript.
     """
     folder, written = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
     for name in programs_of(model):
-        path = folder / f"{name}.pt2"
+        program, path = export_program(model, name), folder / f"{name}.pt2"
         with replacing(path) as temporary, open(temporary, "wb") as file:
-            torch.export.save(export_program(model, name), file)
+            torch.export.save(program, file)
         written.append(path)
-    kinds = {path.stem: PROGRAMS[path.stem] for path in written}
+        if onnx:
+            translated = torch.onnx.export(program, dynamo=True, verbose=False)
+            written.append(path.with_suffix(".onnx"))
+            translated.save(written[-1])  # weights above 2 GB in a file beside it
+    kinds = {name: PROGRAMS[name] for name in programs_of(model)}
     programs = {
         name: {"inputs": {key: INPUTS[key] for key in kind.inputs}, "outputs": list(kind.outputs)}
         for name, kind in kinds.items()
