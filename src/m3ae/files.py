@@ -58,14 +58,27 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file so that it is either the old one or the whole new one."""
+    """Write a UTF-8 file so that it is either the old one or the whole new one.
+
+    Raises ValueError naming it for a text that UTF-8 cannot hold.
+    """
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        wrong = printable(text[max(0, error.start - 40) : error.end])
+        raise ValueError(f"{path}: cannot hold what is not UTF-8: {wrong}") from error
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    """Write a JSON file as `write_text` does."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    """Write a JSON file as `write_text` does; half a character as the escape that JSON has."""
+    write_text(path, escaped(json.dumps(value, indent=indent, ensure_ascii=False)) + "\n")
+
+
+def escaped(text: str) -> str:
+    r"""A text whose lone surrogates, which UTF-8 cannot hold, are shown as \ud800."""
+    return text if is_unicode(text) else text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:

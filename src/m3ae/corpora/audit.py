@@ -22,7 +22,7 @@ from m3ae.corpora import near_duplicates as near
 from m3ae.corpora.audit_work import PictureFile, StoredPictures, near_images
 from m3ae.corpora.match_kinds import KINDS, MOST_MATCHES
 from m3ae.corpora.prepare import finished_splits
-from m3ae.data.exclusions import IMAGE_SUFFIXES, image_stem
+from m3ae.data.exclusions import image_files, image_stem
 from m3ae.data.images import ImageError, decode
 from m3ae.data.shards import WITH_FIELDS, Shards, row_bytes
 from m3ae.files import need
@@ -94,7 +94,7 @@ def read_inputs(folders: Sequence[Path], stem: bool, questions: bool) -> list[En
         splits = [folder] if (folder / "manifest.json").exists() else finished_splits(folder)
         found = [entry for split in splits for entry in read_split(split, questions)]
         if not splits:
-            paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES]
+            paths = image_files(folder)
             stems = Counter(path.stem for path in paths)
             # A stem that several files have would be read as all of them, or as none.
             names = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from m3ae.corpora.items import Drops, Stored
 from m3ae.corpora.tables import cell, image_of, read_column_names, read_table
-from m3ae.data.exclusions import IMAGE_SUFFIXES
+from m3ae.data.exclusions import IMAGE_SUFFIXES, image_files
 from m3ae.files import need
 
 
@@ -71,8 +71,7 @@ def _with_answer(row: Unanswered) -> Unanswered:
 def folder_rows(folder: Path, question: str) -> list[Unanswered]:
     """A row for each image file below a folder, by path; ValueError where there is none."""
     need(folder, "a folder of images")
-    files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES)
-    names = [path.relative_to(folder).as_posix() for path in files if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in image_files(folder) if path.is_file()]
     if not names:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ValueError(f"{folder}: no image file in it ({suffixes})")

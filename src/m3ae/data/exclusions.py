@@ -13,11 +13,23 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from m3ae.data.shards import Shards
-from m3ae.files import need, printable, read_json_object, read_text
+from m3ae.files import is_unicode, need, printable, read_json_object, read_text
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".dcm"}
 IMAGE_FILES = "images.json"  # of a split whose keys are not the names of the images' files
 _MOST = 5  # ids named in a message
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files below a folder, by path.
+
+    Raises ValueError naming one whose name is not UTF-8: no list or table could hold it.
+    """
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if foreign := [path for path in paths if not is_unicode(str(path.relative_to(folder)))]:
+        more = f" ({len(foreign)} such names in all)" if len(foreign) > 1 else ""
+        raise ValueError(f"{printable(foreign[0])}: its name is not UTF-8; rename it{more}")
+    return paths
 
 
 def image_stem(key: str) -> str:

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from PIL import Image
 
 from m3ae.command import exit_status, parser_for
-from m3ae.files import one_line, read_json_object, read_text, write_text
+from m3ae.files import escaped, one_line, read_json_object, read_text, write_text
 from m3ae.strict_yaml import is_finite
 
 NOT_MEASURED = "not measured"
@@ -352,7 +352,7 @@ def jpeg(image: Image.Image) -> str:
 
 def page(title: str, body: str) -> str:
     """A whole HTML page that needs no other file."""
-    return (
+    return escaped(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
