@@ -3,7 +3,7 @@
 # make tables-small phantoms, then the paper's Table 4 and Figure 2 on them, three seeds (an hour and a half on two cores)
 # make test         lint and the whole test suite; hides GPUs
 # make test-long    what takes longer: compilation, two hosts (network namespaces, as root), a file of 2 GiB
-# make test-faults  kills, signals, full disks, hostile and damaged files, all tries (as root, about 40 minutes)
+# make test-faults  kills, signals, full disks, hostile and damaged files, all tries (as root, about 20 minutes on two cores)
 # make test-gpu     what only a GPU can show
 # make bench        the optimisations one by one, measured on this machine (GPU or CPU), and the roofline
 # make results      the tables of docs/results that rest on predictions, from the kept files

@@ -323,7 +323,8 @@ class Shards:
         shard, row = self._find(self.image_starts, j, "image")
         if self.manifest["encoding"] == "raw":
             if px != (side := self.manifest["px"]):
-                hint = f"prepare with --px {px}, or with --encoding jpeg or original for any size"
+                hint = f"prepare with --px {px}, or with --encoding jpeg or original for any size; "
+                hint += f"or fine-tune with data.image_px={side}"
                 wrong = f"raw shards of {side} px cannot give {px} px"
                 raise ValueError(f"{self.folder}: {wrong}; {hint}")
             return np.array(_fetch(shard["images"][row]))
