@@ -1,5 +1,6 @@
 """SIGKILL at random moments, and at chosen ones: the run that goes on ends with the same bits."""
 
+import json
 import random
 import shutil
 import time
@@ -13,7 +14,7 @@ import run_finetune
 import run_pretrain
 from m3ae.checkpoints import checkpoints
 from tests.faults.conftest import EPOCHS, EVERY
-from tests.faults.runs import TWO, Forked, differing, last_step, phase, wait_for
+from tests.faults.runs import TWO, Forked, differing, last_step, lines, phase, wait_for
 
 KILLS = 22
 
@@ -25,31 +26,38 @@ def moments(
     yield lambda: last_step(run) == 1
     while True:
         for _ in range(2):
-            pause, began = chance.uniform(0, 2.5), time.monotonic()
-            yield lambda pause=pause, began=began: time.monotonic() > began + pause
+            step, pause = chance.randrange(steps), chance.uniform(0, 0.1)
+            yield lambda step=step, pause=pause: last_step(run) >= step and not time.sleep(pause)
         yield lambda: phase(run, every) == "save"
         yield lambda: phase(run, every) == "evaluation"
         yield lambda: last_step(run) == steps
 
 
-def rewind(run: Path) -> None:
-    """A finished run as it was half-way."""
-    (run / "evaluation.json").unlink()
+def rewind(run: Path, every: int) -> None:
+    """A run as it was some steps after the checkpoint half-way to its last one."""
+    (run / "evaluation.json").unlink(missing_ok=True)
     saved = checkpoints(run)
-    for folder in saved[len(saved) // 2 :]:
+    kept = saved[: max(1, len(saved) // 2)]
+    for folder in saved[len(kept) :]:
         shutil.rmtree(folder)
+    end = int(kept[-1].name.removeprefix("step-")) + every // 2
+    logged = [json.dumps(line) + "\n" for line in lines(run) if line["step"] <= end]
+    (run / "log.jsonl").write_text("".join(logged))
 
 
 def killed_often(
     main: Callable, arguments: list[str], run: Path, count: int, steps: int, every: int
 ) -> Counter:
     """Begin a run again and again, each time killed; what it was at then, by what it left."""
-    hit = Counter()
-    for moment in moments(run, steps, every, random.Random(0)):
+    hit, chance = Counter(), random.Random(0)
+    for moment in moments(run, steps, every, chance):
         if sum(hit.values()) == KILLS:
             break
-        if (run / "evaluation.json").exists():
-            rewind(run)
+        # Every other time at its end, so that ends are resumed and not only ends.
+        if (run / "evaluation.json").exists() or (
+            last_step(run) == steps and chance.random() < 0.5
+        ):
+            rewind(run, every)
         running = Forked(main, arguments, count)
         wait_for(moment, running, 300)
         if -9 in running.kill():
