@@ -125,6 +125,20 @@ def test_bytes_that_are_not_utf8(tmp_path, raw):
     assert list(contents(raw.parent / "out" / "train").values()) == ["a clean text here"]
 
 
+def test_names_that_no_file_can_have(tmp_path, raw, capsys):
+    """A long name ends the work, or hides that a picture that was missing has come since."""
+    table, long = tmp_path / "pairs.csv", "a" * 300
+    names = ["a.png", f"{long}/a.png", f"{long}.png", "late.png"]
+    table.write_text("image,text\n" + "".join(f"{name},one two three\n" for name in names))
+    for images, lost in ((1, {"missing": 1, "unreadable": 2}), (2, {"unreadable": 2})):
+        assert run(table, raw) == 0
+        split = Shards(raw.parent / "out" / "train")
+        dropped = split.manifest["report"]["dropped"]
+        found = {k.removeprefix("image: "): x["count"] for k, x in dropped.items() if "image:" in k}
+        assert split.num_images == images and found == lost
+        (raw / "late.png").write_bytes(as_bytes(7))
+
+
 def test_images_in_two_splits_are_named(tmp_path, raw, capsys):
     """A user's own split leaks without a word."""
     table = tmp_path / "pairs.csv"

@@ -272,8 +272,19 @@ def come_back(items: list[Item], result: dict[str, Any], settings: Settings) -> 
         return 0
     looked_for = (item for item in items if clean(item, settings.min_words, Drops()))
     files = (item.image for item in looked_for if isinstance(item.image, Path))
-    still = sum(not file.is_file() and on_disk(file) == file for file in files)
+    still = sum(map(_is_missing, files))
     return max(0, missing - still) if any(isinstance(i.image, Path) for i in items) else 0
+
+
+def _is_missing(file: Path) -> bool:
+    """Whether it would be dropped as missing, rather than as a name that no file can have."""
+    try:
+        file.stat()
+    except FileNotFoundError:
+        return on_disk(file) == file
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 def _finished(

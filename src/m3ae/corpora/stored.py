@@ -106,7 +106,7 @@ def on_disk(image: Path | Stored) -> Path | Stored:
         members = _zip_members(image.archive, _stamp(image.archive))
         names = members.get(plain_name(image.member).casefold(), [])
         return replace(image, member=names[0]) if len(names) == 1 else image
-    if isinstance(image, Path) and image.parent.is_dir():
+    if isinstance(image, Path) and os.path.isdir(image.parent):  # False for a name that is too long
         names = _folder_names(image.parent, _stamp(image.parent))
         names = names.get(image.name.casefold(), [])
         return image.with_name(names[0]) if len(names) == 1 else image

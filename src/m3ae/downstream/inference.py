@@ -7,6 +7,7 @@ Letters: `B` pairs, `I` images, `T` texts, `L` text tokens, `C` channels.
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def read_image(
     name, source = f"an image ({type(image).__name__})", image
     if isinstance(image, str | Path):
         name, source = str(image), Path(image)
-        if not source.is_file():
+        if not os.path.isfile(source):  # False also for a name that is too long
             raise FileNotFoundError(f"{name}: no such image")
     try:
         if isinstance(source, Image.Image | np.ndarray):
