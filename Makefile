@@ -2,7 +2,8 @@
 #                   initial weights on phantom questions, write a report
 # make tables-small phantoms, then the paper's Table 4 and Figure 2 on them, three seeds (an hour and a half on two cores)
 # make test         lint and the whole test suite; hides GPUs
-# make test-long    what takes longer: compilation, two hosts (network namespaces, as root), a file of 2 GiB
+# make test-long    what takes longer: compilation, two hosts (network namespaces, as root), a file of 2 GiB, ONNX,
+#                   and new examples for every property test
 # make test-faults  kills, signals, full disks, hostile and damaged files, all tries (as root, about 20 minutes on two cores)
 # make test-gpu     what only a GPU can show
 # make bench        the optimisations one by one, measured on this machine (GPU or CPU), and the roofline
@@ -70,6 +71,7 @@ test: environment
 
 test-long: environment
 	$(BIN)/python -m pytest tests/long
+	M3AE_RANDOM=1 $(BIN)/python -m pytest -m hypothesis $(SIDE_BY_SIDE)
 
 test-faults: environment
 	rm -f runs/faults.jsonl
