@@ -4,7 +4,7 @@
 # make test         lint and the whole test suite; hides GPUs
 # make test-long    what takes longer: compilation, two hosts (network namespaces, as root), a file of 2 GiB, ONNX,
 #                   and new examples for every property test
-# make test-faults  kills, signals, full disks, hostile and damaged files, all tries (as root, about 20 minutes on two cores)
+# make test-faults  kills, signals, full disks, hostile and damaged files, all tries (as root, some 22 minutes on two cores)
 # make test-gpu     what only a GPU can show
 # make bench        the optimisations one by one, measured on this machine (GPU or CPU), and the roofline
 # make results      the tables of docs/results that rest on predictions, from the kept files
