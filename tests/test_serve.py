@@ -131,8 +131,9 @@ def test_bad_files_are_refused_in_a_sentence(page, tmp_path):
     assert page.upload(address(tmp_path / "grey.png"), 1)[0].pixels[32].max() == 128
 
 
-def test_texts_are_refused_in_a_sentence(page):
-    """A question about no picture, without words, or without end."""
+def test_texts_are_refused_in_a_sentence(page, caplog):
+    """A question about no picture, without words, or without end; one that is kept in a log."""
+    caplog.set_level("INFO", logger="m3ae")
     picture, _ = page.pick("0.png")
     assert "Choose a picture first" in page.ask(None, QUESTION)
     assert "Choose a picture first" in page.pick("../../secret")[1] == page.pick(None)[1]
@@ -143,7 +144,9 @@ def test_texts_are_refused_in_a_sentence(page):
     assert "no word in it" in page.ask(picture, "???")  # but for the attention, an answer
     text = page.ask(picture, "<script>alert(1)</script>")
     assert "<script>" not in text and "&lt;script&gt;" in text
-    assert "cut to the first 10 of" in page.ask(picture, "mass " * 30)
+    for say in (page.ask, page.rank):
+        assert "cut to the first" in say(picture, "mass " * 30)
+    assert "mass" not in caplog.text
 
 
 def test_blind_baselines_are_of_the_rows_trained_on(models, corpus, tmp_path):  # noqa: F811

@@ -10,6 +10,7 @@ an array uint8 (H, W) or (H, W, 3). Not a medical device.
 Letters: `I` images, `T` texts, `C` channels.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from m3ae.downstream.inference import (
     Answer,
     ImageLike,
     answers_to,
+    cut_notes,
     match_scores,
     read_image,
     tokens_of,
@@ -35,6 +37,8 @@ from m3ae.downstream.predictions import predict, prediction_rows
 from m3ae.downstream.trained import Trained, find_checkpoint, load_trained, pick_device
 from m3ae.training.distributed import Processes
 from m3ae.training.precision import resolve_precision
+
+log = logging.getLogger("m3ae")
 
 
 class Predictor:
@@ -128,6 +132,7 @@ class Predictor:
                 read.append(wrong_text(text, keep_going) or last[1])
             usable = [k for k, pixels in enumerate(read) if isinstance(pixels, np.ndarray)]
             texts = [some[k][1] for k in usable]
+            self._say_cut(texts)
             shown = [read[k] for k in usable]
             said = iter(answers_to(self.trained, shown, texts, top, self.precision, strict))
             for (_, text), pixels in zip(some, read, strict=True):
@@ -153,6 +158,7 @@ class Predictor:
 
     def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """`text_ids` int64 and `text_keep` bool (T, L) of texts; ValueError for an empty one."""
+        self._say_cut(texts)
         return trim(tokens_of(self.trained, texts))
 
     # ------------------------------------------------------------------------------ ranking
@@ -163,6 +169,7 @@ class Predictor:
         Of a pre-trained model by its ITM head, of a retrieval model by its own. Each image and
         each text is encoded once. Raises ValueError for a model that has neither.
         """
+        self._say_cut(captions)
         return match_scores(self.trained, _Read(self, images), captions, self.precision)
 
     def rank_captions(self, image: ImageLike, captions: Sequence[str]) -> list[Answer]:
@@ -176,6 +183,10 @@ class Predictor:
         scores = self.match_scores(images, [caption])[:, 0].tolist()
         found = [{"number": number, "score": score} for number, score in enumerate(scores)]
         return sorted(found, key=lambda entry: -entry["score"])
+
+    def _say_cut(self, texts: Sequence[str]) -> None:
+        for note in cut_notes(self.trained, texts):
+            log.info(note)
 
     def _need_answers(self) -> None:
         if self.trained.task is None:

@@ -16,10 +16,9 @@ from PIL import Image
 from m3ae.data.dicom import is_dicom
 from m3ae.data.images import Window, decode, resize_crop
 from m3ae.data.questions import read_questions
-from m3ae.data.texts import encode
 from m3ae.downstream.attention import picture_of_words
 from m3ae.downstream.evaluation import TRAINED_ON
-from m3ae.downstream.inference import answers_to, match_head, match_scores
+from m3ae.downstream.inference import answers_to, cut_notes, match_head, match_scores
 from m3ae.downstream.trained import Trained
 from m3ae.files import is_unicode
 from m3ae.scoring.baselines import blind_baselines
@@ -137,7 +136,7 @@ class Asker:
             (found,) = answers_to(trained, [pixels], [question], top, self.precision)
             first = [(text, score) for text, score in found["top"]]
             attention, more = self._attention(pixels, question, first[0])
-        notes += [*more, *cut_note(trained, question)]
+        notes += [*more, *cut_notes(trained, [question])]
         said = self.blind(question)
         return Answered(question, first, trained.model.exclusive, said, attention, notes)
 
@@ -162,13 +161,6 @@ class Asker:
         asked |= {"type": "open"} if "type" in rows[0] else {}
         made, _ = blind_baselines(rows, [asked])
         return {name: said[0]["prediction"] for name, said in made.items()}
-
-
-def cut_note(trained: Trained, text: str) -> list[str]:
-    """That a text is longer than the model takes, if it is."""
-    taken = trained.text_length - 2
-    length = len(encode(trained.tokenizer, [text])[0][0])
-    return [f"cut to the first {taken} of {length} tokens: {text}"] if length > taken else []
 
 
 # ------------------------------------------------------------------------------ ranking
@@ -198,8 +190,8 @@ class Ranker:
                 trained, [picture.pixels[trained.image_px]], texts, self.precision
             )
         ranked = zip(texts, scores.tolist(), strict=True)
-        notes = [note for text in texts for note in cut_note(trained, text)]
-        return sorted(ranked, key=lambda pair: -pair[1]), [*picture.notes, *notes]
+        notes = [*picture.notes, *cut_notes(trained, texts)]
+        return sorted(ranked, key=lambda pair: -pair[1]), notes
 
 
 # ------------------------------------------------------------------------------ training rows

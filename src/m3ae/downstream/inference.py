@@ -92,17 +92,25 @@ def wrong_text(text: str, keep_going: bool = False) -> ValueError | None:
 def tokens_of(trained: Trained, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     """`text_ids` int64 and `text_keep` bool (T, L) of texts; white space is collapsed as prepared.
 
-    A text that is cut is named in the log. Raises ValueError for an empty one.
+    Raises ValueError for an empty one; `cut_notes` says which are cut.
     """
     texts = [" ".join(text.split()) for text in texts]
     for text in texts:
         wrong_text(text)
     length, special = trained.text_length, special_ids(trained.tokenizer)
     tokens = encode(trained.tokenizer, texts)
-    for text, (ids, _) in zip(texts, tokens, strict=True):
-        if len(ids) > length - 2:
-            log.info("cut to the %d tokens that the model takes: %s", length - 2, text)
     return stack_texts([assemble(*both, length, special) for both in tokens])
+
+
+def cut_notes(trained: Trained, texts: Sequence[str]) -> list[str]:
+    """Which texts are longer than the model takes, for whoever sent them.
+
+    Not logged here: what is asked on a page is nobody else's business.
+    """
+    taken = trained.text_length - 2
+    lengths = [len(ids) for ids, _ in encode(trained.tokenizer, list(texts))]
+    cut = [(text, n) for text, n in zip(texts, lengths, strict=True) if n > taken]
+    return [f"cut to the first {taken} of {n} tokens: {text}" for text, n in cut]
 
 
 def make_batch(
